@@ -1,0 +1,45 @@
+# make demo · make test · make check · make bench: each sets up all it needs, and is quick the second time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+# Train the demo model under ROOT with its dashboard beside it: make demo DEMO_ARGS="--steps 200 --no-open"
+demo: $(VENV)/.demo
+	$(BIN)/root-dash demo $(DEMO_ARGS)
+
+# One pytest for everything; TEST_ARGS narrows it: make test TEST_ARGS="-k orthogonalize"
+test: $(VENV)/.develop
+	@$(BIN)/python -m tests.browser.chromium
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: $(VENV)/.develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.develop
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "root-dash needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing root-dash into $(VENV) (once; torch is large)"
+	@$(PIP) --editable ".[torch]"
+	@touch $@
+
+$(VENV)/.develop: $(VENV)/.demo
+	@echo "installing the test and check tools into $(VENV) (once)"
+	@$(PIP) --editable ".[torch,test,check]"
+	@touch $@

@@ -1,0 +1,1 @@
+"""One file per figure: records in, a Plotly figure out, nothing else."""

@@ -1,0 +1,26 @@
+"""A microscope for people who train networks with matrix optimisers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from root_dash.optim.root import ROOT
+    from root_dash.recording import open, watch
+
+__version__ = "0.1.0"
+
+__all__ = ["ROOT", "__version__", "open", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that the server and the dashboard import root_dash without torch.
+    if name == "ROOT":
+        from root_dash.optim.root import ROOT
+
+        return ROOT
+    if name in ("open", "watch"):
+        from root_dash import recording
+
+        return getattr(recording, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,357 @@
+"""The records that travel: from the trainer to the store, and from the store to the server and the dashboard.
+
+Frozen dataclasses of NumPy arrays, and the vocabulary that names every recorded number. Standard library and NumPy
+only, so that a dashboard host needs no torch and a trainer needs no SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+CountArray = NDArray[np.uint32]
+
+Kind = Literal["statistics", "histograms", "quantiles", "spectra", "masks", "scalars"]
+"""What a frame can hold; each kind has a cadence and a table of its own."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Tensor = Literal["gradient", "momentum"]
+"""Which tensor's entries a histogram or a set of quantiles describes."""
+
+TENSORS: tuple[Tensor, ...] = get_args(Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A number defined for one layer at one step.
+
+    `kind` says with which recording it comes and so at which cadence: a statistic of kind `"spectra"` exists only at
+    the steps whose spectrum was taken.
+    """
+
+    name: str
+    label: str
+    definition: str
+    kind: Kind = "statistics"
+    log: bool = False
+    """Whether it is best read on a logarithmic axis: positive, over orders of magnitude."""
+
+
+# M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected where that is on), B = clamp(M, -ε, ε)
+# its base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
+STATISTICS: tuple[Statistic, ...] = (
+    Statistic("grad_norm", "gradient norm", "‖G‖, Frobenius", log=True),
+    Statistic("momentum_norm", "momentum norm", "‖M‖, Frobenius", log=True),
+    Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate", log=True),
+    Statistic("weight_norm", "weight norm", "‖W‖, Frobenius, before the step", log=True),
+    Statistic("update_to_weight", "update / weight", "scaled learning rate × ‖X‖ / ‖W‖", log=True),
+    Statistic("grad_abs_max", "largest gradient entry", "max |G|", log=True),
+    Statistic("grad_mean", "gradient mean", "mean of G's finite entries"),
+    Statistic("grad_std", "gradient deviation", "standard deviation of G's finite entries", log=True),
+    Statistic("grad_skewness", "gradient skewness", "third standardized moment of G"),
+    Statistic("grad_kurtosis", "excess kurtosis", "fourth standardized moment of G, less 3"),
+    Statistic("grad_nan", "NaN entries", "entries of G that are NaN"),
+    Statistic("grad_inf", "infinite entries", "entries of G that are ±Inf"),
+    Statistic("grad_zero", "zero entries", "entries of G that are exactly 0"),
+    Statistic("alignment", "alignment", "cosine of G and M"),
+    Statistic("threshold", "threshold ε", "the outlier quantile of |M|", log=True),
+    Statistic("outlier_fraction", "outlier fraction", "share of entries with |M| > ε"),
+    Statistic("outlier_energy", "outlier energy", "‖O‖² / ‖M‖²"),
+    Statistic("base_alignment", "base alignment", "cosine of M and B"),
+    Statistic("orthogonality_error", "orthogonality error", "‖X Xᵀ − I‖ / √m over X's non-zero rows", log=True),
+    Statistic("sigma_max", "largest singular value", "σ₁ of M", "spectra", log=True),
+    Statistic("sigma_min", "smallest singular value", "σₘ of M", "spectra", log=True),
+    Statistic("stable_rank", "stable rank", "‖M‖² / σ₁²", "spectra"),
+    Statistic("effective_rank", "effective rank", "exp of the entropy of σ² / Σσ²", "spectra"),
+    Statistic("condition", "condition number", "σ₁ / σₘ of M", "spectra", log=True),
+    Statistic("polar_error", "polar error", "‖X − UVᵀ‖ / ‖UVᵀ‖, UVᵀ the polar factor of B", "spectra", log=True),
+    Statistic("outlier_row_share", "worst rows' share", "share of the outliers in the worst 1 % of rows", "masks"),
+    Statistic(
+        "outlier_col_share", "worst columns' share", "share of the outliers in the worst 1 % of columns", "masks"
+    ),
+    Statistic("mask_overlap", "mask overlap", "Jaccard index with the mask recorded before", "masks"),
+)
+
+
+@cache
+def statistic(name: str) -> Statistic:
+    """The statistic of that name.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return {s.name: s for s in STATISTICS}[name]
+
+
+@cache
+def statistic_names(kind: Kind) -> tuple[str, ...]:
+    """The names of the statistics that come with a kind, in the order of `STATISTICS`."""
+    return tuple(s.name for s in STATISTICS if s.kind == kind)
+
+
+# The edges of every histogram of a run. Each octave (power of two) from 2^-48 to 2^16 is cut into four equal bins, on
+# both sides of zero, as an HDR histogram does: the edges are exact in float32, a bin index is a shift of the float's
+# bits, and histograms of different steps, layers and ranks add up. The middle bin holds |x| < 2^-48 and the two
+# outermost ones |x| >= 2^16, so that the counts always sum to the number of finite entries.
+HISTOGRAM_OCTAVES = (-48, 16)
+HISTOGRAM_BINS_PER_OCTAVE = 4
+
+
+@cache
+def histogram_edges() -> Float64Array:
+    """The 516 ascending edges of the 515 bins, from -inf to inf, symmetric about zero; read-only."""
+    low, high = HISTOGRAM_OCTAVES
+    steps = np.arange((high - low) * HISTOGRAM_BINS_PER_OCTAVE)
+    octave, part = np.divmod(steps, HISTOGRAM_BINS_PER_OCTAVE)
+    positive = np.append(np.ldexp(1.0 + part / HISTOGRAM_BINS_PER_OCTAVE, octave + low), [np.ldexp(1.0, high), np.inf])
+    edges = np.concatenate([-positive[::-1], positive])
+    edges.flags.writeable = False
+    return edges
+
+
+# Probabilities of the Q-Q plot: equidistant as quantiles of the standard normal from -4.265 (p = 1e-5) to +4.265.
+QUANTILE_COUNT = 65
+QUANTILE_REACH = 4.264890793922825  # the standard normal's quantile of 1 - 1e-5
+
+
+@cache
+def quantile_positions() -> Float64Array:
+    """The 65 standard-normal quantiles at which a distribution's own quantiles are recorded; read-only."""
+    positions = np.linspace(-QUANTILE_REACH, QUANTILE_REACH, QUANTILE_COUNT)
+    positions.flags.writeable = False
+    return positions
+
+
+@cache
+def quantile_probabilities() -> Float64Array:
+    """The 65 probabilities Φ(z) of `quantile_positions`, from 1e-5 to 1 - 1e-5; read-only."""
+    from statistics import NormalDist
+
+    probabilities = np.array([NormalDist().cdf(z) for z in quantile_positions()])
+    probabilities.flags.writeable = False
+    return probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One named parameter tensor of the model.
+
+    `position` is its place in the model's order, from 0; `id` is the store's key (0 before it was stored). `algorithm`
+    is `"root"`, `"adamw"`, or the lower-case name of the optimizer that steps it. `shape` is the parameter's own;
+    `rows` x `cols` is the matrix it is seen as (trailing dimensions flattened; a vector is one row).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    algorithm: str
+    position: int = 0
+    id: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix that the layer is seen as."""
+        return self.shape[0] if len(self.shape) >= 2 else 1
+
+    @property
+    def cols(self) -> int:
+        """Columns of the matrix that the layer is seen as."""
+        return self.size // self.rows if self.rows else 0
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has at least two rows and two columns, and so a spectrum and a mask."""
+        return self.rows >= 2 and self.cols >= 2
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training job. `id` is the store's key (0 before it was stored), `uid` is unique across stores.
+
+    `config` is what the user passed to `watch`; `cadence` maps each kind to its interval in steps. Times are seconds
+    since the epoch; `ended_at` is None while the run trains or where it died without a word.
+    """
+
+    uid: str
+    name: str
+    started_at: float
+    config: Mapping[str, Any] = field(default_factory=dict)
+    cadence: Mapping[str, int] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """The optimizer's class and, under ROOT, its coefficients, normalization and quantile: plain JSON values."""
+    ended_at: float | None = None
+    id: int = 0
+    frames: int = 0
+    lost: int = 0
+    """Frames that were taken but could not be stored: counted, never hidden."""
+    last_step: int | None = None
+    last_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of a tensor's entries between fixed edges.
+
+    `counts[i]` entries lie in `[edges[i], edges[i+1])` on the positive side and in `(edges[i], edges[i+1]]` on the
+    negative one (the bins mirror each other); `counts.sum() + nan + inf` is the tensor's size.
+    """
+
+    counts: CountArray
+    nan: int = 0
+    inf: int = 0
+    step: int = 0
+    edges: Float64Array = field(default_factory=histogram_edges)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """A tensor's quantiles at `quantile_probabilities()`, over its `count` finite entries."""
+
+    values: Float32Array
+    count: int
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Singular values, descending, of the momentum M, its base B and the update X (empty where there is none)."""
+
+    momentum: Float32Array
+    base: Float32Array
+    update: Float32Array
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Where |M| > ε, in the layer's own orientation: `rows` x `cols`.
+
+    `packed` is the exact mask, row-major, eight entries a byte as `np.packbits` does (empty where only the map was
+    kept). `pooled[i, j]` counts the outliers in a block of the map of at most 64 x 64 blocks; block i covers the rows
+    from `i * rows // pooled.shape[0]` up to `(i + 1) * rows // pooled.shape[0]`, columns likewise. `largest` are the
+    entries of greatest |M|, `(row, col)` beside `largest_values`.
+    """
+
+    rows: int
+    cols: int
+    pooled: CountArray
+    row_totals: CountArray
+    col_totals: CountArray
+    largest: IntArray
+    largest_values: Float32Array
+    packed: bytes = b""
+    step: int = 0
+
+    def dense(self) -> NDArray[np.bool_]:
+        """The exact mask as a `rows` x `cols` array of booleans.
+
+        Raises:
+            ValueError: only the map was kept.
+        """
+        if not self.packed:
+            raise ValueError(f"the mask at step {self.step} was kept as a map only: record it with exact masks on")
+        bits = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=self.rows * self.cols)
+        return bits.astype(np.bool_).reshape(self.rows, self.cols)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """All that was recorded at one step: the unit of writing, of streaming and of resuming.
+
+    Arrays of layers are indexed by the layer's `position`. `seq` counts the attempt's frames from 0 and with the
+    attempt makes the frame unique, so that storing it twice stores it once. `lost` counts the frames before this one
+    that could not be kept; `cost` is the time in seconds that recording took of the training thread.
+    """
+
+    seq: int
+    step: int
+    time: float
+    layers: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Positions of the layers in `statistics`, ascending."""
+    statistics: Float32Array = field(
+        default_factory=lambda: np.empty((0, len(statistic_names("statistics"))), np.float32)
+    )
+    """One row per entry of `layers`, one column per name of `statistic_names("statistics")`; NaN: not recorded."""
+    histograms: Mapping[int, Mapping[Tensor, Histogram]] = field(default_factory=dict)
+    quantiles: Mapping[int, Mapping[Tensor, Quantiles]] = field(default_factory=dict)
+    spectra: Mapping[int, tuple[Spectrum, Mapping[str, float]]] = field(default_factory=dict)
+    """With the statistics of kind `"spectra"` by name."""
+    masks: Mapping[int, tuple[Mask, Mapping[str, float]]] = field(default_factory=dict)
+    """With the statistics of kind `"masks"` by name."""
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    lost: int = 0
+    cost: float = 0.0
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds that this frame holds, in the order of `KINDS`."""
+        held: dict[Kind, bool] = {
+            "statistics": len(self.layers) > 0,
+            "histograms": bool(self.histograms),
+            "quantiles": bool(self.quantiles),
+            "spectra": bool(self.spectra),
+            "masks": bool(self.masks),
+            "scalars": bool(self.scalars),
+        }
+        return tuple(kind for kind in KINDS if held[kind])
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """That a frame was stored: `id` is the cursor. What the stream carries instead of the data."""
+
+    id: int
+    run: int
+    seq: int
+    step: int
+    time: float
+    kinds: tuple[Kind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """One statistic or scalar over the steps: `values[i]` was recorded at `steps[i]`, ascending; NaN: not recorded."""
+
+    name: str
+    steps: IntArray
+    values: Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """One statistic of all layers over the steps.
+
+    `values[i, j]` belongs to `layers[i]` and to the steps from `starts[j]` to `ends[j]`, both included: the value of
+    largest magnitude recorded in that bucket; NaN where nothing was. `shown` of `total` recorded steps are columns
+    of their own or share one: `total > shown` means that buckets hold several steps.
+    """
+
+    name: str
+    layers: tuple[Layer, ...]
+    starts: IntArray
+    ends: IntArray
+    values: Float64Array
+    shown: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramHistory:
+    """One layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`."""
+
+    steps: IntArray
+    counts: CountArray
+    edges: Float64Array = field(default_factory=histogram_edges)

@@ -1,0 +1,1 @@
+"""The only place that knows SQL: frames in, records out."""

@@ -1,0 +1,1 @@
+"""Tests, one folder per package; heavy and browser tests run last."""
