@@ -1,0 +1,122 @@
+"""What all figures share: the empty figure, axes over steps, bent colour scales, labels at line ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from root_dash.frontend.theme import Stops, Theme
+from root_dash.records import Float64Array
+
+STEP_AXIS = {"tickformat": "~s", "nticks": 7, "hoverformat": ","}
+
+
+def figure(theme: Theme, plot: str) -> go.Figure:
+    """A figure on a theme's paper; `plot` names it, so that zoom and hidden traces survive an update."""
+    return go.Figure(layout={"template": theme.template, "uirevision": plot, "hovermode": "closest"})
+
+
+def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
+    """Axes, and a sentence that says why nothing is drawn or what to do."""
+    drawn = figure(theme, plot)
+    drawn.update_xaxes(range=[0, 1], showticklabels=False, fixedrange=True)
+    drawn.update_yaxes(range=[0, 1], showticklabels=False, fixedrange=True)
+    drawn.add_annotation(
+        text=wrap(sentence), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second}
+    )
+    return drawn
+
+
+def wrap(sentence: str, width: int = 44) -> str:
+    """A sentence broken into lines for an annotation."""
+    lines = [""]
+    for word in sentence.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "<br>".join(lines)
+
+
+def edges_of(steps: Any) -> Float64Array:
+    """Edges of cells about ascending steps: each cell lasts until the next one, the last as long as is usual."""
+    starts = np.asarray(steps, np.float64)
+    usual = float(np.median(np.diff(starts))) if len(starts) > 1 else 1.0
+    return np.append(starts, starts[-1] + usual)
+
+
+def warped(stops: Stops, low: float, middle: float, high: float, log: bool, count: int = 24) -> list[list[Any]]:
+    """A two-sided colour scale for raw values between `low` and `high`, with its centre at `middle`.
+
+    Plotly has no logarithmic colour axis; bending the scale instead keeps the values themselves in the figure, for the
+    hover and for whoever reads it.
+    """
+    side = np.linspace(-1.0, 1.0, 2 * count + 1)
+    a, b, c = (np.log10(v) for v in (low, middle, high)) if log else (low, middle, high)
+    at = np.where(side < 0, b + side * (b - a), b + side * (c - b))
+    raw = 10.0**at if log else at
+    position = np.clip((raw - raw[0]) / (raw[-1] - raw[0]), 0.0, 1.0)
+    position[0], position[-1] = 0.0, 1.0
+    return [[float(p), _colour(stops, s)] for p, s in zip(np.maximum.accumulate(position), side, strict=True)]
+
+
+def _colour(stops: Stops, at: float) -> str:
+    positions = [position for position, _ in stops]
+    channels = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in stops])
+    red, green, blue = (round(float(np.interp(at, positions, channels[:, i]))) for i in range(3))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def log_range(values: Any, decades: float = 12.0, pad: float = 0.08) -> tuple[float, float] | None:
+    """The range in powers of ten that holds all positive finite values, at most so many decades below the largest."""
+    finite = np.asarray(values, np.float64)
+    finite = finite[np.isfinite(finite) & (finite > 0)]
+    if not len(finite):
+        return None
+    low, high = np.log10(finite.min()), np.log10(finite.max())
+    low = max(low, high - decades)
+    space = max(pad * (high - low), 0.05)
+    return float(low - space), float(high + space)
+
+
+def log_ticks(low: float, high: float) -> dict[str, Any]:
+    """Few ticks on a logarithmic axis between two powers of ten: whole decades, or 1-2-5 on a short one."""
+    whole = high - low
+    if whole >= 1.6:
+        return {"dtick": max(1, int(np.ceil(whole / 5)))}
+    return {"dtick": "D2"} if whole >= 0.5 else {"dtick": None, "nticks": 4}
+
+
+def end_labels(
+    drawn: go.Figure, ends: Sequence[tuple[str, str, float]], span: tuple[float, float], gap: float = 0.085
+) -> None:
+    """Name lines at their right end instead of in a legend, pushed apart where they would cover each other.
+
+    `ends` are text, colour and height on the axis (a power of ten on a logarithmic one), `span` is the axis' range.
+    """
+    low, high = span
+    wanted = sorted((np.clip((y - low) / (high - low), 0.03, 0.97), text, colour) for text, colour, y in ends)
+    heights = [float(y) for y, _, _ in wanted]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    overshoot = max(0.0, heights[-1] - 0.98) if heights else 0.0
+    if overshoot:
+        heights[-1] -= overshoot
+        for i in range(len(heights) - 2, -1, -1):
+            heights[i] = min(heights[i], heights[i + 1] - gap)
+    for height, (_, text, colour) in zip(heights, wanted, strict=True):
+        drawn.add_annotation(
+            text=text, x=1.0, xref="paper", xanchor="left", xshift=5, y=height, yref="paper", yanchor="middle",
+            font={"color": colour, "size": 11},
+        )  # fmt: skip
+
+
+def marker(drawn: go.Figure, step: int | None, theme: Theme, **place: Any) -> None:
+    """A dotted line at the step that the page shows."""
+    if step is not None:
+        drawn.add_shape(
+            type="line", x0=step, x1=step, y0=0, y1=1, yref="y domain",
+            line={"color": theme.ink, "width": 1, "dash": "dot"}, **place,
+        )  # fmt: skip

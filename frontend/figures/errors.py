@@ -1,0 +1,52 @@
+"""The error of the orthogonalization over the steps, beside other coefficients on the same recorded spectra."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from root_dash.frontend import theme as colours
+from root_dash.frontend.figures import base
+from root_dash.frontend.theme import Theme
+from root_dash.records import History
+
+
+def errors(
+    own: History | None,
+    muon: History | None,
+    paper: History | None,
+    theme: Theme,
+    *,
+    step: int | None = None,
+    algorithm: str = "root",
+    sentence: str = "",
+) -> go.Figure:
+    """Three curves on a logarithmic axis: this run's, Muon's and the paper's, named at their ends."""
+    name = "ROOT" if algorithm == "root" else algorithm
+    named = ((own, name, colours.GREEN), (muon, "Muon", colours.AMBER), (paper, "paper", colours.PURPLE))
+    curves = [(h, text, colour) for h, text, colour in named if h is not None and np.isfinite(h.values).any()]
+    span = base.log_range(np.concatenate([h.values for h, _, _ in curves])) if curves else None
+    if span is None:
+        return base.empty(theme, "errors", sentence or "No spectra yet: the error is computed from them.")
+    drawn = base.figure(theme, "errors")
+    for history, text, colour in reversed(curves):
+        drawn.add_scatter(
+            x=history.steps, y=np.where(history.values > 0, history.values, np.nan), name=text,
+            mode="lines" if len(history.steps) > 1 else "markers",
+            line={"color": colour, "width": 2 if colour == colours.GREEN else 1.5},
+            hovertemplate="step %{x:,}: %{y:.3~g}",
+        )  # fmt: skip
+    drawn.update_layout(
+        xaxis={**base.STEP_AXIS, "showgrid": False},
+        yaxis={"type": "log", "range": list(span), **base.log_ticks(*span)},
+        margin={"r": 52},
+    )
+    ends = [(text, colour, _last(history)) for history, text, colour in curves]
+    base.end_labels(drawn, ends, span)
+    base.marker(drawn, step, theme)
+    return drawn
+
+
+def _last(history: History) -> float:
+    usable = history.values[np.isfinite(history.values) & (history.values > 0)]
+    return float(np.log10(usable[-1])) if len(usable) else -np.inf

@@ -1,0 +1,110 @@
+"""The distribution of a tensor's entries over the Gaussian of the same moments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from root_dash.frontend import theme as colours
+from root_dash.frontend.figures import base
+from root_dash.frontend.theme import Theme
+from root_dash.records import Float64Array, Histogram
+
+FINEST = 120
+"""No bar is narrower than the range divided by this: near zero the recorded bins are finer than a pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars of density: recorded bins, joined where they were too fine to see."""
+
+    edges: Float64Array
+    counts: Float64Array
+    density: Float64Array
+
+
+def histogram(
+    recorded: Histogram | None,
+    theme: Theme,
+    *,
+    mean: float = np.nan,
+    deviation: float = np.nan,
+    threshold: float = np.nan,
+) -> go.Figure:
+    """Density on a logarithmic axis; bars beyond ±`threshold` are vermilion, the Gaussian is dashed ink."""
+    if recorded is None:
+        return base.empty(theme, "histogram", "No histogram at this step: watch() records them every 10 steps.")
+    bars = bars_of(recorded)
+    if bars is None:
+        return base.empty(theme, "histogram", "Every entry is zero or not finite.")
+    centre = (bars.edges[1:] + bars.edges[:-1]) / 2
+    colour = np.where(np.abs(centre) > threshold, colours.VERMILION, colours.BLUE)
+    seen = bars.density > 0
+    least = float(np.log10(bars.density[seen].min() / 3))
+    most = float(np.log10(bars.density.max() * 2))
+    drawn = base.figure(theme, "histogram")
+    drawn.add_bar(
+        x=centre[seen], y=bars.density[seen], width=np.diff(bars.edges)[seen],
+        marker={"color": colour[seen], "line": {"width": 0}},
+        customdata=bars.counts[seen], hovertemplate="near %{x:.3~g}: %{customdata:,} entries<extra></extra>",
+    )  # fmt: skip
+    if np.isfinite(mean) and deviation > 0:
+        x = np.linspace(bars.edges[0], bars.edges[-1], 241)
+        y = np.exp(-0.5 * ((x - mean) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
+        above = y > 10.0 ** (least - 1)
+        drawn.add_scatter(
+            x=x[above], y=y[above], mode="lines", hoverinfo="skip",
+            line={"color": theme.ink, "width": 1.3, "dash": "dash"},
+        )  # fmt: skip
+        most = max(most, float(np.log10(y.max() * 1.5)))
+    reach = float(max(-bars.edges[0], bars.edges[-1]))
+    if threshold < reach:
+        for at in (-threshold, threshold):
+            drawn.add_shape(
+                type="line", x0=at, x1=at, y0=0, y1=1, yref="y domain", line={"color": colours.VERMILION, "width": 1}
+            )
+        drawn.add_annotation(
+            text="ε", x=threshold, y=1, yref="y domain", xanchor="left", yanchor="top", xshift=4,
+            font={"color": colours.VERMILION, "size": 12},
+        )  # fmt: skip
+    drawn.update_layout(
+        bargap=0,
+        xaxis={"range": [-reach, reach], "showgrid": False, "nticks": 5, "tickformat": "~g"},
+        yaxis={
+            "type": "log", "range": [least, most], "title": {"text": "density"}, **base.log_ticks(least, most),
+        },
+    )  # fmt: skip
+    return drawn
+
+
+def bars_of(recorded: Histogram) -> Bars | None:
+    """The occupied part of a histogram, symmetric about zero, its fine bins joined; None where nothing is in it."""
+    counts = np.asarray(recorded.counts, np.float64)
+    edges = np.array(recorded.edges, np.float64)
+    occupied = np.flatnonzero(counts)
+    # The middle bin alone means that every finite entry is zero.
+    if not len(occupied) or (len(occupied) == 1 and occupied[0] == len(counts) // 2):
+        return None
+    # The outermost bins have no outer edge: they are drawn as wide as their neighbours.
+    edges[0], edges[-1] = 1.25 * edges[1], 1.25 * edges[-2]
+    reach = max(-edges[occupied[0]], edges[occupied[-1] + 1])
+    inside = (edges[:-1] >= -reach) & (edges[1:] <= reach)
+    counts, edges = counts[inside], np.append(edges[:-1][inside], reach)
+    kept = _coarse(edges, 2 * reach / FINEST)
+    summed = np.add.reduceat(counts, kept[:-1])
+    joined = edges[kept]
+    return Bars(joined, summed, summed / summed.sum() / np.diff(joined))
+
+
+def _coarse(edges: Float64Array, width: float) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    """Indices of the edges to keep, so that no bin is narrower than `width`; mirrored about zero as the bins are."""
+    half = len(edges) // 2
+    kept = [len(edges) - 1]
+    for i in range(len(edges) - 2, half - 1, -1):
+        if edges[kept[-1]] - edges[i] >= width:
+            kept.append(i)
+    # The bins about zero become one, as wide as its two innermost edges are apart.
+    inner = np.array(kept)[::-1]
+    return np.concatenate([len(edges) - 1 - inner[::-1], inner]).astype(np.intp)

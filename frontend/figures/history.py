@@ -1,0 +1,33 @@
+"""One statistic of one layer over the steps, small."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from root_dash.frontend import theme as colours
+from root_dash.frontend.figures import base
+from root_dash.frontend.theme import Theme
+from root_dash.records import History, Statistic
+
+
+def history(recorded: History | None, statistic: Statistic, theme: Theme, *, step: int | None = None) -> go.Figure:
+    """The curve, and a dotted line at the step that the page shows."""
+    plot = f"history-{statistic.name}"
+    if recorded is None or not np.isfinite(recorded.values).any():
+        return base.empty(theme, plot, "not recorded")
+    values = recorded.values
+    span = base.log_range(values) if statistic.log else None
+    drawn = base.figure(theme, plot)
+    drawn.add_scatter(
+        x=recorded.steps, y=np.where(values > 0, values, np.nan) if span else values,
+        mode="lines" if len(recorded.steps) > 1 else "markers",
+        line={"color": colours.BLUE, "width": 1.4}, hovertemplate="step %{x:,}: %{y:.4~g}<extra></extra>",
+    )  # fmt: skip
+    drawn.update_layout(
+        xaxis={**base.STEP_AXIS, "nticks": 4, "showgrid": False},
+        yaxis={"nticks": 4, "tickformat": "~g"} if span is None
+        else {"type": "log", "range": list(span), **base.log_ticks(*span), "nticks": 4},
+    )  # fmt: skip
+    base.marker(drawn, step, theme)
+    return drawn

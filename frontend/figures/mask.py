@@ -1,0 +1,85 @@
+"""Where the outliers sit: the map of blocks, with the totals of rows and columns beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from root_dash.frontend import theme as colours
+from root_dash.frontend.figures import base
+from root_dash.frontend.theme import Theme
+from root_dash.records import CountArray, Float64Array, IntArray, Mask
+
+BARS = 160
+"""At most so many bars beside the map; each stands for the worst of its rows."""
+FAR = 6.0
+"""A row is vermilion when its share lies so many robust deviations above the median."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The share of outliers per row (or column): of several lines that share a bar, the worst."""
+
+    edges: Float64Array
+    line: IntArray
+    share: Float64Array
+    worst: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+def mask(recorded: Mask | None, theme: Theme, *, sentence: str = "") -> go.Figure:
+    """Shares of outliers per block; bars at the right per row and above per column, the worst ones vermilion."""
+    if recorded is None or not recorded.pooled.size:
+        return base.empty(theme, "mask", sentence or "No mask at this step: watch() records them with the spectra.")
+    shares = block_shares(recorded)
+    rows, cols = totals_of(recorded.row_totals, recorded.cols), totals_of(recorded.col_totals, recorded.rows)
+    drawn = base.figure(theme, "mask")
+    most = float(shares.max()) or 1.0
+    drawn.add_heatmap(
+        x=_block_edges(recorded.cols, shares.shape[1]), y=_block_edges(recorded.rows, shares.shape[0]),
+        z=shares.astype(np.float32), zmin=0, zmax=most, colorscale=colours.scale(theme.density), showscale=False,
+        hovertemplate="row %{y:.0f}, column %{x:.0f}<br>%{z:.2~p} beyond ε<extra></extra>",
+    )  # fmt: skip
+    for totals, side, line in ((rows, "h", "row"), (cols, "v", "column")):
+        centre, width = (totals.edges[1:] + totals.edges[:-1]) / 2, np.diff(totals.edges)
+        axes = (
+            {"x": totals.share, "y": centre, "xaxis": "x2"}
+            if side == "h"
+            else {"x": centre, "y": totals.share, "yaxis": "y2"}
+        )
+        drawn.add_bar(
+            orientation=side, width=width, **axes, customdata=np.stack([totals.line, totals.share], axis=1),
+            marker={"color": np.where(totals.worst, colours.VERMILION, colours.BLUE), "line": {"width": 0}},
+            hovertemplate=f"{line} %{{customdata[0]:,}}: %{{customdata[1]:.2~p}}<extra></extra>",
+        )  # fmt: skip
+    drawn.update_layout(
+        bargap=0,
+        xaxis={"domain": [0, 0.87], "showgrid": False, "nticks": 5, "range": [0, recorded.cols]},
+        yaxis={"domain": [0, 0.86], "showgrid": False, "nticks": 5, "range": [recorded.rows, 0]},
+        xaxis2={"domain": [0.885, 1], "anchor": "y", "showgrid": False, "showticklabels": False, "rangemode": "tozero"},
+        yaxis2={"domain": [0.88, 1], "anchor": "x", "showgrid": False, "showticklabels": False, "rangemode": "tozero"},
+    )
+    return drawn
+
+
+def block_shares(recorded: Mask) -> Float64Array:
+    """The share of each block's entries that lie beyond ε."""
+    heights = np.diff(_block_edges(recorded.rows, recorded.pooled.shape[0]))
+    widths = np.diff(_block_edges(recorded.cols, recorded.pooled.shape[1]))
+    return np.asarray(recorded.pooled, np.float64) / np.maximum(np.outer(heights, widths), 1)
+
+
+def totals_of(counts: CountArray | IntArray, entries: int) -> Totals:
+    """The share per line, several lines to a bar where there are too many, and which are far above the others."""
+    share = np.asarray(counts, np.float64) / max(entries, 1)
+    median = float(np.median(share))
+    spread = max(1.4826 * float(np.median(np.abs(share - median))), 0.1 * median, 1e-9)
+    bars = min(BARS, len(share))
+    edges = _block_edges(len(share), bars)
+    line = np.array([a + int(np.argmax(share[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)], np.int64)
+    return Totals(edges.astype(np.float64), line, share[line], share[line] > median + FAR * spread)
+
+
+def _block_edges(length: int, blocks: int) -> IntArray:
+    return np.arange(blocks + 1, dtype=np.int64) * length // blocks

@@ -1,0 +1,87 @@
+"""The Q-Q plot: a tensor's quantiles against the normal's. The tails are the story."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import plotly.graph_objects as go
+
+from root_dash.frontend import theme as colours
+from root_dash.frontend.figures import base
+from root_dash.frontend.theme import Theme
+from root_dash.records import Float64Array, Quantiles, quantile_positions, quantile_probabilities
+
+Z95 = 1.959963984540054  # the standard normal's quantile of 0.975
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Standardized quantiles at normal positions, and the band in which a normal sample's would lie."""
+
+    position: Float64Array
+    observed: Float64Array
+    low: Float64Array
+    high: Float64Array
+
+    @property
+    def outside(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which points no normal sample of this size would give, but one time in twenty."""
+        return (self.observed < self.low) | (self.observed > self.high)
+
+
+def qq(recorded: Quantiles | None, theme: Theme, *, mean: float = np.nan, deviation: float = np.nan) -> go.Figure:
+    """Recorded quantiles, standardized, against the normal's, with the dashed diagonal and the 95 % band in grey."""
+    if recorded is None:
+        return base.empty(theme, "qq", "No quantiles at this step: watch() records them with the histograms.")
+    points = points_of(recorded, mean, deviation)
+    if points is None:
+        return base.empty(theme, "qq", "No quantiles to standardize: the entries are all equal or not finite.")
+    drawn = base.figure(theme, "qq")
+    drawn.add_scatter(
+        x=np.concatenate([points.position, points.position[::-1]]),
+        y=np.concatenate([points.high, points.low[::-1]]),
+        mode="lines", line={"width": 0}, fill="toself", fillcolor=theme.band, hoverinfo="skip",
+    )  # fmt: skip
+    ends = [float(points.position[0]), float(points.position[-1])]
+    drawn.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": theme.ink, "width": 1.2, "dash": "dash"}, hoverinfo="skip"
+    )
+    drawn.add_scatter(
+        x=points.position, y=points.observed, mode="markers",
+        marker={"size": 5, "color": np.where(points.outside, colours.VERMILION, colours.BLUE)},
+        hovertemplate="normal %{x:.2f} σ, here %{y:.2f} σ<extra></extra>",
+    )  # fmt: skip
+    drawn.update_layout(
+        xaxis={"title": {"text": "normal quantile, σ"}, "nticks": 6, "tickformat": "~g"},
+        yaxis={"title": {"text": "observed, σ"}, "nticks": 6, "tickformat": "~g"},
+    )
+    return drawn
+
+
+def points_of(recorded: Quantiles, mean: float, deviation: float) -> Points | None:
+    """The points and their band; None where they cannot be standardized.
+
+    Quantiles further out than the sample has entries (n p < 1/2) only repeat its extremes and are left out. The band
+    is Wilson's interval of the probability, seen through the normal's quantile function.
+    """
+    if recorded.count < 2 or not (np.isfinite(mean) and deviation > 0):
+        return None
+    p = quantile_probabilities()
+    observed = (np.asarray(recorded.values, np.float64) - mean) / deviation
+    kept = (recorded.count * np.minimum(p, 1 - p) >= 0.5) & np.isfinite(observed)
+    if not kept.any():
+        return None
+    low, high = band(p[kept], recorded.count)
+    return Points(quantile_positions()[kept], observed[kept], low, high)
+
+
+def band(probabilities: Float64Array, count: int) -> tuple[Float64Array, Float64Array]:
+    """Between which values 95 % of normal samples of `count` entries have their quantile."""
+    ratio = Z95**2 / count
+    centre = (probabilities + ratio / 2) / (1 + ratio)
+    half = Z95 / (1 + ratio) * np.sqrt(probabilities * (1 - probabilities) / count + ratio / (4 * count))
+    normal = NormalDist()
+    inverse = np.vectorize(lambda q: normal.inv_cdf(min(max(q, 1e-12), 1 - 1e-12)), otypes=[np.float64])
+    return inverse(centre - half), inverse(centre + half)

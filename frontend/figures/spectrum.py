@@ -1,0 +1,66 @@
+"""Singular values before and after the iteration; 1 is perfect."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from root_dash.frontend import theme as colours
+from root_dash.frontend.figures import base, polynomial
+from root_dash.frontend.theme import Theme
+from root_dash.records import Spectrum
+
+DEEPEST = 5.0
+"""Decades below the largest value that the axis reaches."""
+
+
+def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root", sentence: str = "") -> go.Figure:
+    """Singular values by index: momentum and base relative to the momentum's largest, the update as it is.
+
+    Amber is what Muon's coefficients make of the same momentum, at the index of the value that they were given.
+    """
+    if recorded is None or not len(recorded.momentum):
+        return base.empty(
+            theme, "spectrum", sentence or "No spectrum at this step: watch() records them as often as `spectra` says."
+        )
+    top = float(recorded.momentum.max()) or 1.0
+    own = "ROOT" if algorithm == "root" else algorithm
+    lines = [
+        ("momentum", theme.grey, recorded.momentum / top),
+        ("base", colours.BLUE, recorded.base / top),
+        ("Muon", colours.AMBER, polynomial.muon(recorded.momentum)),
+        (own, colours.GREEN, recorded.update),
+    ]
+    lines = [(name, colour, np.asarray(values, np.float64)) for name, colour, values in lines if len(values)]
+    span = _span([values for _, _, values in lines])
+    drawn = base.figure(theme, "spectrum")
+    longest = max(len(values) for _, _, values in lines)
+    drawn.add_shape(
+        type="line", x0=0, x1=1, xref="x domain", y0=1, y1=1, line={"color": theme.ink, "width": 1.2, "dash": "dash"}
+    )
+    for name, colour, values in lines:
+        positive = np.where(values > 0, values, np.nan)
+        drawn.add_scatter(
+            x=np.arange(1, len(values) + 1), y=positive, mode="lines", name=name,
+            line={"color": colour, "width": 2 if colour == colours.GREEN else 1.5},
+            hovertemplate="%{x}: %{y:.3~g}",
+        )  # fmt: skip
+    drawn.update_layout(
+        xaxis={"title": {"text": "index"}, "range": [1, max(2, longest)], "nticks": 6, "showgrid": False},
+        yaxis={"type": "log", "range": list(span), "title": {"text": "singular value"}, **base.log_ticks(*span)},
+        margin={"r": 78},
+    )
+    base.end_labels(drawn, [(name, colour, _end(values)) for name, colour, values in lines], span)
+    return drawn
+
+
+def _span(lines: list[NDArray[np.float64]]) -> tuple[float, float]:
+    span = base.log_range(np.concatenate([*lines, [1.0, 1.5]]), decades=DEEPEST, pad=0.04)
+    assert span is not None
+    return span
+
+
+def _end(values: NDArray[np.float64]) -> float:
+    positive = values[values > 0]
+    return float(np.log10(positive[-1])) if len(positive) else -np.inf

@@ -1,0 +1,91 @@
+"""A run at one look: what is recorded, the loss, and the map of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import html
+
+from root_dash.frontend import ids, layout
+from root_dash.frontend.numbers import count, every, plural
+from root_dash.records import KINDS, STATISTICS, Kind, Layer, Run, Statistic
+
+ALGORITHMS = {"root": "ROOT", "adamw": "AdamW", "adam": "Adam", "muon": "Muon", "sgd": "SGD"}
+
+_GROUPS: dict[Kind, str] = {"statistics": "every frame", "spectra": "with spectra", "masks": "with masks"}
+
+
+def page(statistic: str) -> Any:
+    """The overview's layout."""
+    picker = dmc.Select(
+        id=ids.STAT_PICKER, value=statistic, allowDeselect=False, searchable=True, size="xs", className="stat-picker",
+        maxDropdownHeight=460, **{"aria-label": "statistic"},
+        data=[
+            {"group": group, "items": [{"value": s.name, "label": s.label} for s in STATISTICS if s.kind == kind]}
+            for kind, group in _GROUPS.items()
+        ],
+    )  # fmt: skip
+    basis = dmc.SegmentedControl(
+        id=ids.BASIS, value="own", size="xs", **{"aria-label": "what the colour compares with"},
+        data=[{"value": "own", "label": "vs. own median"}, {"value": "all", "label": "value"}],
+    )  # fmt: skip
+    return html.Div(
+        className="overview",
+        children=[
+            html.P(id=ids.SUMMARY, className="summary"),
+            html.Section(
+                className="card map-card",
+                children=[
+                    html.Div(
+                        [
+                            html.H2("Layers over steps"),
+                            picker,
+                            basis,
+                            html.Span(id=ids.STAT_HINT, className="hint"),
+                            html.Span("click a cell for its layer, drag to zoom", className="hint far"),
+                        ],
+                        className="card-head",
+                    ),
+                    layout.graph(ids.MAP, "loss, and a map of layers over steps"),
+                ],
+            ),
+        ],
+    )
+
+
+def summary(run: Run, layers: Sequence[Layer]) -> str:
+    """One sentence that says what is recorded, and whether any of it was lost."""
+    groups: dict[str, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.algorithm, []).append(layer)
+    who = " and ".join(
+        (
+            plural(len(held), "matrix", "matrices")
+            if all(layer.is_matrix for layer in held)
+            else plural(len(held), "tensor")
+        )
+        + f" under {ALGORITHMS.get(algorithm, algorithm)}"
+        for algorithm, held in groups.items()
+    )
+    lost = "none lost" if run.lost == 0 else f"{count(run.lost)} lost"
+    parts = [who or "no layers", cadence(run), f"{plural(run.frames, 'frame')}, {lost}"]
+    return "; ".join(part for part in parts if part) + "."
+
+
+def cadence(run: Run) -> str:
+    """How often each kind is recorded, kinds of the same rhythm together: spectra and masks every 25."""
+    rhythm: dict[int, list[str]] = {}
+    for kind in KINDS:
+        steps = run.cadence.get(kind)
+        # Scalars come when the user logs them, and quantiles with the histograms.
+        if steps and kind not in ("scalars", "quantiles"):
+            rhythm.setdefault(int(steps), []).append(kind)
+    return ", ".join(f"{' and '.join(kinds)} {every(steps)}" for steps, kinds in rhythm.items())
+
+
+def hint(statistic: Statistic, shown: int, total: int) -> str:
+    """The definition, and how many recorded steps a column stands for where it is several."""
+    packed = f" · {count(total)} steps in {plural(shown, 'column')}, each its extreme" if total > shown else ""
+    return statistic.definition + packed

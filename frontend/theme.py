@@ -1,0 +1,137 @@
+"""Inks, the meanings of colours, and the two Plotly templates: light and dark.
+
+A colour means the same wherever it appears: blue the data, vermilion beyond the threshold or sick, green ROOT or
+healthy, amber Muon or a warning, purple the paper's table, grey the momentum before, dashed ink the ideal. The set is
+Okabe and Ito's, told apart with any colour vision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import plotly.graph_objects as go
+
+SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif'
+MONO = 'ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace'
+
+BLUE = "#3b82c4"
+VERMILION = "#d55e00"
+GREEN = "#009e73"
+AMBER = "#e69f00"
+PURPLE = "#aa6fb0"
+
+Stops = tuple[tuple[float, str], ...]
+"""A colour scale: positions in ascending order, from 0 to 1 (or from -1 where the scale has two sides)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """What differs between light and dark paper."""
+
+    name: Literal["light", "dark"]
+    paper: str
+    card: str
+    line: str
+    ink: str
+    second: str
+    grey: str
+    """The momentum before it was touched."""
+    band: str
+    """A confidence band behind the data."""
+    density: Stops
+    """From nothing to much, in the data's blue."""
+    severity: Stops
+    """From unusually low (-1) over ordinary (0, almost the paper) to unusually high (1)."""
+
+    @property
+    def template(self) -> go.layout.Template:
+        """The template of every figure on this paper."""
+        axis = {
+            "gridcolor": self.line,
+            "linecolor": self.line,
+            "zeroline": False,
+            "ticks": "",
+            "exponentformat": "e",
+            "minexponent": 4,
+            "title": {"font": {"size": 11, "color": self.second}, "standoff": 6},
+            "automargin": True,
+        }
+        return go.layout.Template(
+            layout={
+                "font": {"family": SANS, "size": 11, "color": self.second},
+                "paper_bgcolor": "rgba(0,0,0,0)",
+                "plot_bgcolor": "rgba(0,0,0,0)",
+                "margin": {"l": 8, "r": 8, "t": 6, "b": 6},
+                "xaxis": axis,
+                "yaxis": axis,
+                "showlegend": False,
+                "hoverlabel": {
+                    "bgcolor": self.card,
+                    "bordercolor": self.line,
+                    "font": {"family": SANS, "size": 12, "color": self.ink},
+                    "align": "left",
+                },
+                "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": self.second, "activecolor": BLUE},
+                "annotationdefaults": {"showarrow": False, "font": {"size": 11}},
+                "separators": ".,",
+            }
+        )
+
+
+LIGHT = Theme(
+    name="light",
+    paper="#f6f7f9",
+    card="#ffffff",
+    line="#e9edf2",
+    ink="#1b2430",
+    second="#667085",
+    grey="#7b8494",
+    band="rgba(102,112,133,0.14)",
+    density=((0.0, "#f3f7fb"), (0.35, "#b5d3ec"), (0.7, "#3b82c4"), (1.0, "#173f70")),
+    severity=(
+        (-1.0, "#2c6aa8"),
+        (-0.7, "#8dbbe0"),
+        (-0.35, "#e3eaf2"),
+        (0.0, "#eef1f5"),
+        (0.35, "#efeee9"),
+        (0.55, "#fbd38b"),
+        (0.7, "#f58e5c"),
+        (0.85, "#d23f76"),
+        (1.0, "#5e1a66"),
+    ),
+)
+
+DARK = Theme(
+    name="dark",
+    paper="#10141b",
+    card="#171c25",
+    line="#2a3140",
+    ink="#e8eaed",
+    second="#9aa4b2",
+    grey="#8b95a5",
+    band="rgba(154,164,178,0.20)",
+    density=((0.0, "#1b2330"), (0.35, "#2b5680"), (0.7, "#4f9bdc"), (1.0, "#d3e9ff")),
+    severity=(
+        (-1.0, "#86bdf0"),
+        (-0.7, "#3d6f9e"),
+        (-0.35, "#222d3d"),
+        (0.0, "#1f2734"),
+        (0.35, "#2b2a33"),
+        (0.55, "#70403a"),
+        (0.7, "#c0583f"),
+        (0.85, "#f08a5d"),
+        (1.0, "#ffe0a3"),
+    ),
+)
+
+
+def theme(name: str | None) -> Theme:
+    """The theme of that name; light for anything else."""
+    return DARK if name == "dark" else LIGHT
+
+
+def scale(stops: Stops) -> list[list[float | str]]:
+    """Stops as Plotly wants them: positions from 0 to 1."""
+    low, high = stops[0][0], stops[-1][0]
+    return [[(at - low) / (high - low), colour] for at, colour in stops]
