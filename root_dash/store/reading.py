@@ -1,0 +1,262 @@
+"""Queries that several verbs share, and rows to records."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, select
+
+from root_dash.exceptions import NotRecorded, StoreError
+from root_dash.records import (
+    KINDS,
+    TENSORS,
+    Float64Array,
+    IntArray,
+    Layer,
+    Mask,
+    Notice,
+    Run,
+    Spectrum,
+    Tensor,
+    statistic,
+)
+from root_dash.store import schema, shaping
+from root_dash.store.encoding import decode
+
+Fields = Row[*tuple[Any, ...]]
+Query = Select[*tuple[Any, ...]]
+
+_MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than the machine has
+
+
+def runs_query() -> Query:
+    """Every run with the count, the loss and the end of its frames."""
+    frames, newest = schema.frames.c, schema.frames.alias("newest").c
+    totals = (
+        select(
+            frames.run_id,
+            func.count().label("count"),
+            func.sum(frames.lost).label("lost"),
+            func.max(frames.id).label("newest"),
+        )
+        .group_by(frames.run_id)
+        .subquery()
+    )
+    return select(
+        schema.runs,
+        func.coalesce(totals.c.count, 0).label("frames"),
+        func.coalesce(totals.c.lost, 0).label("lost"),
+        newest.step.label("last_step"),
+        newest.time.label("last_time"),
+    ).select_from(
+        schema.runs.outerjoin(totals, totals.c.run_id == schema.runs.c.id).outerjoin(
+            newest.id.table, newest.id == totals.c.newest
+        )
+    )
+
+
+def to_run(row: Fields) -> Run:
+    """The run of a row of `runs_query`."""
+    return Run(
+        uid=row.uid,
+        name=row.name,
+        started_at=row.started_at,
+        config=_mapping(row.config),
+        cadence=_mapping(row.cadence),
+        optimizer=_mapping(row.optimizer),
+        ended_at=row.ended_at,
+        id=row.id,
+        frames=row.frames,
+        lost=row.lost,
+        last_step=row.last_step,
+        last_time=row.last_time,
+    )
+
+
+def require_run(connection: Connection, run_id: int) -> None:
+    """Raise NotRecorded where there is no such run."""
+    if connection.execute(select(schema.runs.c.id).where(schema.runs.c.id == run_id)).first() is None:
+        raise NotRecorded(f"there is no run {run_id}")
+
+
+def run_of(connection: Connection, layer_id: int) -> int:
+    """The layer's run; raises NotRecorded where there is no such layer."""
+    run_id = connection.execute(select(schema.layers.c.run_id).where(schema.layers.c.id == layer_id)).scalar()
+    if run_id is None:
+        raise NotRecorded(f"there is no layer {layer_id}")
+    return int(run_id)
+
+
+def layers_of(connection: Connection, run_id: int) -> list[Layer]:
+    """The run's layers in the model's order; raises NotRecorded where there is no such run."""
+    columns = schema.layers.c
+    query = select(schema.layers).where(columns.run_id == run_id).order_by(columns.position, columns.id)
+    layers = [to_layer(row) for row in connection.execute(query)]
+    if not layers:
+        require_run(connection, run_id)
+    return layers
+
+
+def to_layer(row: Fields) -> Layer:
+    """The layer of a row of the layers table."""
+    return Layer(row.name, _shape(row.shape), row.algorithm, row.position, row.id)
+
+
+def notices_query(run_id: int) -> Query:
+    """The run's frames, in no order yet."""
+    columns = schema.frames.c
+    return select(columns.id, columns.run_id, columns.seq, columns.step, columns.time, columns.kinds).where(
+        columns.run_id == run_id
+    )
+
+
+def to_notice(row: Fields) -> Notice:
+    """The notice of a row of `notices_query`."""
+    kinds = tuple(kind for bit, kind in enumerate(KINDS) if row.kinds & (1 << bit))
+    return Notice(row.id, row.run_id, row.seq, row.step, row.time, kinds)
+
+
+def table_of(statistic_name: str) -> Table:
+    """The table that holds the statistic.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    try:
+        return schema.RECORDINGS[statistic(statistic_name).kind]
+    except KeyError:
+        raise ValueError(f"there is no statistic of the name {statistic_name!r}") from None
+
+
+def checked_tensor(tensor: Tensor) -> Tensor:
+    """The same; raises ValueError where it is none."""
+    if tensor not in TENSORS:
+        raise ValueError(f"tensor must be one of {', '.join(TENSORS)}, got {tensor!r}")
+    return tensor
+
+
+def series(
+    connection: Connection, run_id: int, table: Table, value: ColumnElement[Any], where: ColumnElement[bool]
+) -> tuple[IntArray, Float64Array]:
+    """Steps, ascending and each once, and values of one layer or scalar."""
+    rows = connection.execute(
+        select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
+    ).all()
+    steps = np.array([row[1] for row in rows], np.int64)
+    values = np.array([row[2] for row in rows], np.float64)
+    keys = np.zeros_like(steps)
+    if not shaping.in_order(keys, steps):
+        kept = newest_rows(connection, run_id, keys, steps, np.array([row[0] for row in rows], np.int64))
+        steps, values = steps[kept], values[kept]
+    return steps, values
+
+
+def newest_rows(connection: Connection, run_id: int, layers: IntArray, steps: IntArray, frames: IntArray) -> IntArray:
+    """`shaping.newest` with the frames' attempts looked up."""
+    columns = schema.frames.c
+    rows = connection.execute(select(columns.id, columns.attempt_id).where(columns.run_id == run_id)).all()
+    known = np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
+    known = known[np.argsort(known[:, 0])]
+    return shaping.newest(layers, steps, known[np.searchsorted(known[:, 0], frames), 1], frames)
+
+
+def at_step(
+    connection: Connection,
+    table: Table,
+    layer_id: int,
+    step: int | None,
+    columns: Sequence[ColumnElement[Any]],
+    held: ColumnElement[bool] | None = None,
+) -> Fields | None:
+    """The step and the columns of the layer's latest row at or before the step, or of the newest row."""
+    query = select(table.c.step, *columns).where(table.c.layer_id == layer_id)
+    if held is not None:
+        query = query.where(held)
+    if step is None:
+        return connection.execute(query.order_by(table.c.frame_id.desc()).limit(1)).first()
+    query = query.join(schema.frames, schema.frames.c.id == table.c.frame_id).where(table.c.step <= step)
+    order = (table.c.step.desc(), schema.frames.c.attempt_id.desc(), table.c.frame_id.desc())
+    return connection.execute(query.order_by(*order).limit(1)).first()
+
+
+def over_steps(
+    connection: Connection,
+    run_id: int,
+    table: Table,
+    layer_id: int,
+    max_points: int,
+    columns: Sequence[ColumnElement[Any]],
+    held: ColumnElement[bool] | None = None,
+) -> list[Fields]:
+    """The step and the columns of at most `max_points` of the layer's rows, by ascending step, evenly apart."""
+    query = select(table.c.step, table.c.frame_id).where(table.c.layer_id == layer_id)
+    query = query if held is None else query.where(held)
+    rows = connection.execute(query.order_by(table.c.frame_id)).all()
+    steps = np.array([row[0] for row in rows], np.int64)
+    frames = np.array([row[1] for row in rows], np.int64)
+    keys = np.zeros_like(steps)
+    if not shaping.in_order(keys, steps):
+        frames = frames[newest_rows(connection, run_id, keys, steps, frames)]
+    chosen = frames[shaping.spread(len(frames), max_points)].tolist()
+    found: list[Fields] = []
+    for start in range(0, len(chosen), 500):  # SQLite binds a limited number of values in one statement
+        wanted = select(table.c.step, *columns).where(
+            table.c.layer_id == layer_id, table.c.frame_id.in_(chosen[start : start + 500])
+        )
+        found.extend(connection.execute(wanted.order_by(table.c.step)))
+    return found
+
+
+def nothing(what: str, layer_id: int, step: int | None) -> NotRecorded:
+    """The error that says so."""
+    when = "yet" if step is None else f"at or before step {step}"
+    return NotRecorded(f"layer {layer_id} has no {what} {when}")
+
+
+def number(value: float | None) -> float:
+    """NULL as NaN."""
+    return math.nan if value is None else float(value)
+
+
+def to_spectrum(row: Fields) -> Spectrum:
+    """The spectrum of a row of step, momentum, base and update."""
+    return Spectrum(decode(row[1], "<f4"), decode(row[2], "<f4"), decode(row[3], "<f4"), step=row[0])
+
+
+def to_mask(row: Fields) -> Mask:
+    """The mask of a row of the masks table."""
+    rows, cols, height, width = row.rows, row.cols, row.pooled_rows, row.pooled_cols
+    if min(rows, cols, height, width) < 0 or rows * cols > _MASK_LIMIT or height * width > _MASK_LIMIT:
+        raise StoreError(f"a mask in the database is damaged: {rows} x {cols} entries")
+    values = decode(row.largest_values, "<f4")
+    packed = row.packed and decode(row.packed, "|u1", -(-rows * cols // 8), compressed=True).tobytes()
+    return Mask(
+        rows=rows,
+        cols=cols,
+        pooled=decode(row.pooled, "<u4", height * width, compressed=True).reshape(height, width),
+        row_totals=decode(row.row_totals, "<u4", rows, compressed=True),
+        col_totals=decode(row.col_totals, "<u4", cols, compressed=True),
+        largest=decode(row.largest, "<u4", 2 * len(values)).astype(np.int64).reshape(-1, 2),
+        largest_values=values,
+        packed=packed,
+        step=row.step,
+    )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise StoreError(f"a run's description in the database is damaged: {error}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"a layer's shape in the database is damaged: {error}") from error

@@ -1,0 +1,183 @@
+"""The tables: a row per layer and recorded step, a table per kind, arrays as BLOBs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from root_dash.records import TENSORS, Kind, statistic_names
+
+APPLICATION_ID = 0x526F6F74  # "Root": in the file's header, so that `file` and we can tell whose database it is
+SCHEMA_VERSION = 1
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows only where the column's type is exactly INTEGER; PostgreSQL needs 64 bits said.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _key() -> Column[Any]:
+    return Column("id", _Id, primary_key=True)
+
+
+def _of(table: str, **options: Any) -> Column[Any]:
+    return Column(f"{table.removesuffix('s')}_id", _Id, ForeignKey(f"{table}.id"), nullable=False, **options)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    _key(),
+    Column("uid", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("config", Text, nullable=False),
+    Column("cadence", Text, nullable=False),
+    Column("optimizer", Text, nullable=False),
+    Column("histogram_edges", LargeBinary, nullable=False),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    _key(),
+    _of("runs", index=True),
+    Column("uid", Text, nullable=False, unique=True),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("pid", BigInteger, nullable=False),
+    Column("host", Text, nullable=False),
+)
+
+layers = Table(
+    "layers",
+    metadata,
+    _key(),
+    _of("runs"),
+    Column("position", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("shape", Text, nullable=False),
+    Column("algorithm", Text, nullable=False),
+    UniqueConstraint("run_id", "name"),
+)
+
+frames = Table(
+    "frames",
+    metadata,
+    _key(),
+    _of("runs", index=True),  # in SQLite an index ends in the row's id: the newest frame of a run is one look-up
+    _of("attempts"),
+    Column("seq", BigInteger, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("time", Double, nullable=False),
+    Column("kinds", Integer, nullable=False),
+    Column("lost", BigInteger, nullable=False),
+    Column("cost", Double),
+    UniqueConstraint("attempt_id", "seq"),
+    Index(None, "attempt_id", "step"),
+    sqlite_autoincrement=True,  # a cursor is never given twice, not even after a deletion
+)
+
+
+def _recording(name: str, kind: Kind, *columns: Column[Any], **options: Any) -> Table:
+    # Statistics before BLOBs: SQLite reads a row from its start, and so a history never touches an array's pages.
+    return Table(
+        name,
+        metadata,
+        _of("layers"),
+        _of("frames", index=True),
+        Column("step", BigInteger, nullable=False),
+        *(Column(statistic, Double) for statistic in statistic_names(kind)),
+        *columns,
+        PrimaryKeyConstraint("layer_id", "frame_id"),
+        **options,
+    )
+
+
+# Clustered by layer: a history is one contiguous range.
+layer_statistics = _recording("layer_statistics", "statistics", sqlite_with_rowid=False)
+
+histograms = _recording(
+    "histograms",
+    "histograms",
+    *(Column(f"{tensor}_{count}", BigInteger) for tensor in TENSORS for count in ("nan", "inf")),
+    *(Column(f"{tensor}_counts", LargeBinary) for tensor in TENSORS),
+)
+
+quantiles = _recording(
+    "quantiles",
+    "quantiles",
+    *(Column(f"{tensor}_count", BigInteger) for tensor in TENSORS),
+    *(Column(f"{tensor}_values", LargeBinary) for tensor in TENSORS),
+)
+
+spectra = _recording(
+    "spectra",
+    "spectra",
+    *(Column(name, LargeBinary, nullable=False) for name in ("momentum", "base", "update")),
+)
+
+masks = _recording(
+    "masks",
+    "masks",
+    *(Column(name, BigInteger, nullable=False) for name in ("rows", "cols", "pooled_rows", "pooled_cols")),
+    *(
+        Column(name, LargeBinary, nullable=False)
+        for name in ("pooled", "row_totals", "col_totals", "largest", "largest_values", "packed")
+    ),
+)
+
+# Clustered by name, so that a loss curve too is one contiguous range; a frame belongs to one run.
+scalars = Table(
+    "scalars",
+    metadata,
+    _of("runs"),
+    Column("name", Text, nullable=False),
+    _of("frames", index=True),
+    Column("step", BigInteger, nullable=False),
+    Column("value", Double),
+    PrimaryKeyConstraint("run_id", "name", "frame_id"),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    metadata,
+    _key(),
+    _of("runs", index=True),
+    Column("step", BigInteger),
+    Column("time", Double, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+RECORDINGS: dict[Kind, Table] = {
+    "statistics": layer_statistics,
+    "histograms": histograms,
+    "quantiles": quantiles,
+    "spectra": spectra,
+    "masks": masks,
+}
+"""The table of each kind that belongs to a layer."""

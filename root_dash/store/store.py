@@ -1,0 +1,341 @@
+"""The store: one SQLite file of runs, written by a trainer and read by any number of viewers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from sqlalchemy import Connection, Engine, func, select
+
+from root_dash.exceptions import NotRecorded, StoreError
+from root_dash.records import (
+    KINDS,
+    QUANTILE_COUNT,
+    Float64Array,
+    Grid,
+    Histogram,
+    HistogramHistory,
+    History,
+    IntArray,
+    Kind,
+    Layer,
+    Mask,
+    Notice,
+    Quantiles,
+    Run,
+    Spectrum,
+    Tensor,
+    histogram_edges,
+    statistic_names,
+)
+from root_dash.store import reading, schema, shaping
+from root_dash.store.encoding import decode
+from root_dash.store.engine import open_reader, open_writer, translated
+from root_dash.store.writing import Recording
+
+
+class Store:
+    """Runs in one database file. `Store.open` reads it, also while a trainer writes; `Store.create` writes it too.
+
+    The read verbs may be called from any thread. Those that take a step answer with the latest recording at or before
+    it, and without one with the newest; the record says which step that is. Steps outside 64 bits are ValueErrors.
+    """
+
+    def __init__(self, path: Path, reader: Engine, writer: Engine | None = None) -> None:
+        self.path = path
+        self._reader = reader
+        self._writer = writer
+        self._closed = False
+        self._edges: dict[int, Float64Array] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The database at that path, for reading only.
+
+        Raises:
+            StoreNotFound: it is missing, a directory, or cannot be read.
+            StoreForeign: it is no database of root-dash, or of a schema that this version does not know.
+        """
+        return cls(Path(path), open_reader(Path(path)))
+
+    @classmethod
+    def create(cls, path: str | Path) -> Self:
+        """The database at that path, for writing and reading; made where there is none.
+
+        Raises:
+            StoreNotFound: its folder is missing, it is a directory, or it cannot be written.
+            StoreForeign: the file there is no database of root-dash, or of a schema that this version does not know.
+        """
+        writer = open_writer(Path(path))
+        return cls(Path(path), open_reader(Path(path)), writer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; more than once does nothing. Recordings are closed first by whoever began them."""
+        self._closed = True
+        self._reader.dispose()
+        if self._writer is not None:
+            # Last, so that SQLite finds no reader of ours and folds the write-ahead log into the file.
+            self._writer.dispose()
+
+    def begin(self, run: Run, layers: Sequence[Layer]) -> Recording:
+        """Begin an attempt of a run, which is stored where its `uid` is new and resumed where it is known.
+
+        Raises:
+            ValueError: two layers share a position, or a resumed run's layer has another shape.
+            StoreError: the store was opened for reading, or cannot be written.
+        """
+        if self._writer is None or self._closed:
+            raise StoreError(f"{self.path} is not open for writing")
+        return Recording(self._writer, self.path, run, layers)
+
+    # Runs, layers and frames
+
+    def runs(self) -> list[Run]:
+        """All runs, the newest first."""
+        with self._reading() as connection:
+            rows = connection.execute(
+                reading.runs_query().order_by(schema.runs.c.started_at.desc(), schema.runs.c.id.desc())
+            )
+            return [reading.to_run(row) for row in rows]
+
+    def run(self, run_id: int) -> Run:
+        """The run of that id."""
+        with self._reading() as connection:
+            row = connection.execute(reading.runs_query().where(schema.runs.c.id == run_id)).first()
+        if row is None:
+            raise NotRecorded(f"there is no run {run_id}")
+        return reading.to_run(row)
+
+    def layers(self, run_id: int) -> list[Layer]:
+        """The run's layers in the model's order."""
+        with self._reading() as connection:
+            return reading.layers_of(connection, run_id)
+
+    def layer(self, layer_id: int) -> Layer:
+        """The layer of that id."""
+        with self._reading() as connection:
+            row = connection.execute(select(schema.layers).where(schema.layers.c.id == layer_id)).first()
+        if row is None:
+            raise NotRecorded(f"there is no layer {layer_id}")
+        return reading.to_layer(row)
+
+    def run_of(self, layer_id: int) -> int:
+        """The id of the run that the layer belongs to."""
+        with self._reading() as connection:
+            return reading.run_of(connection, layer_id)
+
+    def frames(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Notice]:
+        """The run's frames whose cursor is beyond `after`, in the order in which they were stored."""
+        columns = schema.frames.c
+        with self._reading() as connection:
+            query = reading.notices_query(run_id).where(columns.id > after).order_by(columns.id).limit(limit)
+            found = [reading.to_notice(row) for row in connection.execute(query)]
+            if not found:
+                reading.require_run(connection, run_id)
+        return found
+
+    def latest(self, run_id: int) -> Notice | None:
+        """The run's frame that was stored last, or None while it has none."""
+        with self._reading() as connection:
+            row = connection.execute(reading.notices_query(run_id).order_by(schema.frames.c.id.desc()).limit(1)).first()
+            if row is None:
+                reading.require_run(connection, run_id)
+        return None if row is None else reading.to_notice(row)
+
+    # Numbers over the steps
+
+    def steps(self, layer_id: int, kind: Kind) -> IntArray:
+        """The steps, ascending, at which that kind was recorded for the layer."""
+        with self._reading() as connection:
+            run_id = reading.run_of(connection, layer_id)
+            if kind == "scalars":
+                query = select(schema.scalars.c.step).where(schema.scalars.c.run_id == run_id)
+            else:
+                table = schema.RECORDINGS[kind]
+                query = select(table.c.step).where(table.c.layer_id == layer_id)
+            return np.array(sorted(set(connection.scalars(query))), np.int64)
+
+    def scalar_names(self, run_id: int) -> list[str]:
+        """The names that the run logged, in alphabetical order."""
+        columns = schema.scalars.c
+        names: list[str] = []
+        with self._reading() as connection:
+            reading.require_run(connection, run_id)
+            # From name to name: one look-up each, however many values a name has.
+            query = select(func.min(columns.name)).where(columns.run_id == run_id)
+            name = connection.scalar(query)
+            while name is not None:
+                names.append(name)
+                name = connection.scalar(query.where(columns.name > name))
+        return names
+
+    def scalar(self, run_id: int, name: str, max_points: int = 2000) -> History:
+        """A logged number over the steps, of which at most `max_points` that show all extremes."""
+        table = schema.scalars
+        with self._reading() as connection:
+            where = (table.c.run_id == run_id) & (table.c.name == name)
+            steps, values = reading.series(connection, run_id, table, table.c.value, where)
+            if not len(steps):
+                reading.require_run(connection, run_id)
+                raise NotRecorded(f"run {run_id} logged no {name!r}")
+        kept = shaping.decimate(values, max_points)
+        return History(name, steps[kept], values[kept])
+
+    def history(self, layer_id: int, statistic_name: str, max_points: int | None = None) -> History:
+        """A statistic of a layer over the steps, of which at most `max_points` that show all extremes."""
+        table = reading.table_of(statistic_name)
+        with self._reading() as connection:
+            run_id = reading.run_of(connection, layer_id)
+            steps, values = reading.series(
+                connection, run_id, table, table.c[statistic_name], table.c.layer_id == layer_id
+            )
+        if max_points is not None:
+            kept = shaping.decimate(values, max_points)
+            steps, values = steps[kept], values[kept]
+        return History(statistic_name, steps, values)
+
+    def grid(self, run_id: int, statistic_name: str, buckets: int = 512) -> Grid:
+        """A statistic of all the run's layers over the steps, in at most `buckets` columns."""
+        table = reading.table_of(statistic_name)
+        with self._reading() as connection:
+            layers = reading.layers_of(connection, run_id)
+            ids = [layer.id for layer in layers]
+            query = (
+                select(table.c.layer_id, table.c.frame_id, table.c.step, table.c[statistic_name])
+                .where(table.c.layer_id.in_(select(schema.layers.c.id).where(schema.layers.c.run_id == run_id)))
+                .order_by(table.c.layer_id, table.c.frame_id)
+            )
+            rows = connection.execute(query).all()
+            keys = np.array([row[0] for row in rows], np.int64)
+            steps = np.array([row[2] for row in rows], np.int64)
+            values = np.array([row[3] for row in rows], np.float64)
+            if not shaping.in_order(keys, steps):
+                kept = reading.newest_rows(
+                    connection, run_id, keys, steps, np.array([row[1] for row in rows], np.int64)
+                )
+                keys, steps, values = keys[kept], steps[kept], values[kept]
+        order = np.argsort(ids)
+        places = order[np.searchsorted(np.array(ids, np.int64), keys, sorter=order)] if ids else keys
+        starts, ends, grid, total = shaping.bucket(places, steps, values, len(layers), buckets)
+        return Grid(statistic_name, tuple(layers), starts, ends, grid, shown=len(starts), total=total)
+
+    def statistics(self, layer_id: int, step: int | None = None) -> dict[str, float]:
+        """The layer's statistics by name, each kind's from its own latest recording."""
+        found: dict[str, float] = {}
+        with self._reading() as connection:
+            reading.run_of(connection, layer_id)
+            for kind in KINDS:
+                names = statistic_names(kind)
+                if names:
+                    table = schema.RECORDINGS[kind]
+                    row = reading.at_step(connection, table, layer_id, step, [table.c[name] for name in names])
+                    if row is not None:
+                        found |= {name: reading.number(row._mapping[name]) for name in names}
+        if not found:
+            raise reading.nothing("statistics", layer_id, step)
+        return found
+
+    # Arrays
+
+    def histogram(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Histogram:
+        """How the tensor's entries were distributed."""
+        table = schema.histograms
+        counts, nan, inf = (table.c[f"{reading.checked_tensor(tensor)}_{part}"] for part in ("counts", "nan", "inf"))
+        with self._reading() as connection:
+            edges = self._edges_of(connection, reading.run_of(connection, layer_id))
+            row = reading.at_step(connection, table, layer_id, step, [counts, nan, inf], counts.is_not(None))
+        if row is None:
+            raise reading.nothing(f"histogram of the {tensor}", layer_id, step)
+        return Histogram(
+            decode(row[1], "<u4", len(edges) - 1, compressed=True), nan=row[2], inf=row[3], step=row[0], edges=edges
+        )
+
+    def histograms(self, layer_id: int, tensor: Tensor = "gradient", max_points: int = 256) -> HistogramHistory:
+        """The tensor's distribution over the steps: at most `max_points`, evenly apart, the first and the newest."""
+        counts = schema.histograms.c[f"{reading.checked_tensor(tensor)}_counts"]
+        with self._reading() as connection:
+            run_id = reading.run_of(connection, layer_id)
+            edges = self._edges_of(connection, run_id)
+            rows = reading.over_steps(
+                connection, run_id, schema.histograms, layer_id, max_points, [counts], counts.is_not(None)
+            )
+        return HistogramHistory(
+            np.array([row[0] for row in rows], np.int64),
+            np.array([decode(row[1], "<u4", len(edges) - 1, compressed=True) for row in rows], np.uint32).reshape(
+                -1, len(edges) - 1
+            ),
+            edges,
+        )
+
+    def quantiles(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Quantiles:
+        """The tensor's quantiles."""
+        table = schema.quantiles
+        values, count = (table.c[f"{reading.checked_tensor(tensor)}_{part}"] for part in ("values", "count"))
+        with self._reading() as connection:
+            reading.run_of(connection, layer_id)
+            row = reading.at_step(connection, table, layer_id, step, [values, count], values.is_not(None))
+        if row is None:
+            raise reading.nothing(f"quantiles of the {tensor}", layer_id, step)
+        return Quantiles(decode(row[1], "<f4", QUANTILE_COUNT), count=row[2], step=row[0])
+
+    def spectrum(self, layer_id: int, step: int | None = None) -> Spectrum:
+        """The layer's singular values."""
+        table = schema.spectra
+        with self._reading() as connection:
+            reading.run_of(connection, layer_id)
+            row = reading.at_step(connection, table, layer_id, step, [table.c.momentum, table.c.base, table.c.update])
+        if row is None:
+            raise reading.nothing("spectrum", layer_id, step)
+        return reading.to_spectrum(row)
+
+    def spectra(self, layer_id: int, max_points: int = 256) -> list[Spectrum]:
+        """The layer's singular values over the steps: at most `max_points`, evenly apart, the first and the newest."""
+        table = schema.spectra
+        with self._reading() as connection:
+            run_id = reading.run_of(connection, layer_id)
+            columns = [table.c.momentum, table.c.base, table.c.update]
+            rows = reading.over_steps(connection, run_id, table, layer_id, max_points, columns)
+        return [reading.to_spectrum(row) for row in rows]
+
+    def mask(self, layer_id: int, step: int | None = None) -> Mask:
+        """Where the layer's outliers were."""
+        table = schema.masks
+        with self._reading() as connection:
+            reading.run_of(connection, layer_id)
+            row = reading.at_step(connection, table, layer_id, step, [c for c in table.c if c.name != "step"])
+        if row is None:
+            raise reading.nothing("mask", layer_id, step)
+        return reading.to_mask(row)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        if self._closed:
+            raise StoreError(f"the store {self.path} is closed")
+        with translated(self.path), self._reader.connect() as connection:
+            try:
+                yield connection
+            except OverflowError:
+                raise ValueError("ids and steps must be integers of 64 bits") from None
+
+    def _edges_of(self, connection: Connection, run_id: int) -> Float64Array:
+        edges = self._edges.get(run_id)
+        if edges is None:
+            column = schema.runs.c.histogram_edges
+            content = connection.execute(select(column).where(schema.runs.c.id == run_id)).scalar_one()
+            edges = decode(content, "<f8")
+            edges = histogram_edges() if np.array_equal(edges, histogram_edges()) else edges
+            edges.flags.writeable = False
+            self._edges[run_id] = edges  # a run's edges never change
+        return edges

@@ -1,0 +1,347 @@
+"""Frames in: one attempt's recording into a store."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Engine, Insert, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
+
+from root_dash.exceptions import StoreError
+from root_dash.records import (
+    KINDS,
+    QUANTILE_COUNT,
+    TENSORS,
+    Frame,
+    Histogram,
+    Layer,
+    Mask,
+    Quantiles,
+    Run,
+    histogram_edges,
+    statistic_names,
+)
+from root_dash.store import schema
+from root_dash.store.encoding import encode
+from root_dash.store.engine import translated
+
+Row = dict[str, Any]
+
+
+class Recording:
+    """One attempt of a run, open for appending.
+
+    `append` may be called from another thread than the one that began it, one thread at a time.
+    """
+
+    def __init__(self, engine: Engine, path: Path, run: Run, layers: Sequence[Layer]) -> None:
+        self._path = path
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        positions = [layer.position for layer in layers]
+        if len(set(positions)) != len(positions):
+            raise ValueError("layers must have a position each, got one twice")
+        with translated(path):
+            self._connection: Connection | None = engine.connect()
+            with self._connection.begin():
+                self.run = _store_run(self._connection, run)
+                self.layers = _store_layers(self._connection, self.run.id, layers)
+                self._attempt = _insert(
+                    self._connection,
+                    insert(schema.attempts).values(
+                        run_id=self.run.id,
+                        uid=uuid.uuid4().hex,
+                        started_at=time.time(),
+                        pid=self._pid,
+                        host=_text(platform.node()),
+                    ),
+                )
+        self._ids = {layer.position: layer.id for layer in self.layers}
+        self._file = _identity(path)
+
+    def append(self, frame: Frame) -> int:
+        """Store a frame, whole or not at all, and return its cursor; one that is stored already stays as it is.
+
+        Raises:
+            ValueError: the frame contradicts itself or the run's layers.
+            StoreBusy: another process holds the database for longer than the timeout.
+            StoreError: it could not be stored: the disk is full, or the file was deleted or replaced meanwhile.
+        """
+        with self._lock:
+            connection = self._open()
+            if _identity(self._path) != self._file:
+                # SQLite would go on writing into a file that nobody can open again.
+                raise StoreError(f"{self._path} was deleted or replaced while it was being recorded to")
+            with translated(self._path), connection.begin():
+                stored = connection.execute(
+                    insert_or_ignore(schema.frames)
+                    .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])
+                    .returning(schema.frames.c.id),
+                    {
+                        "run_id": self.run.id,
+                        "attempt_id": self._attempt,
+                        "seq": frame.seq,
+                        "step": frame.step,
+                        "time": frame.time,
+                        "kinds": sum(1 << KINDS.index(kind) for kind in frame.kinds),
+                        "lost": frame.lost,
+                        "cost": frame.cost,
+                    },
+                ).scalar()
+                if stored is None:
+                    columns = schema.frames.c
+                    known = select(columns.id).where(columns.attempt_id == self._attempt, columns.seq == frame.seq)
+                    return int(connection.execute(known).scalar_one())
+                for table, rows in (
+                    (schema.layer_statistics, self._statistics(frame, stored)),
+                    (schema.histograms, self._histograms(frame, stored)),
+                    (schema.quantiles, self._quantiles(frame, stored)),
+                    (schema.spectra, self._spectra(frame, stored)),
+                    (schema.masks, self._masks(frame, stored)),
+                    (schema.scalars, self._scalars(frame, stored)),
+                ):
+                    if rows:
+                        connection.execute(insert(table), rows)
+            return int(stored)
+
+    def end(self, time: float) -> None:
+        """Record that the attempt, and with it the run, ended at that time, in seconds since the epoch."""
+        with self._lock, translated(self._path):
+            connection = self._open()
+            with connection.begin():
+                connection.execute(
+                    update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended_at=time)
+                )
+                connection.execute(update(schema.runs).where(schema.runs.c.id == self.run.id).values(ended_at=time))
+        self.run = replace(self.run, ended_at=time)
+
+    def close(self) -> None:
+        """Let go of the database; more than once does nothing."""
+        with self._lock:
+            if self._connection is not None and self._pid == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _open(self) -> Connection:
+        if self._pid != os.getpid():
+            raise StoreError("a recording cannot be used in a forked process")
+        if self._connection is None:
+            raise StoreError(f"the recording to {self._path} is closed")
+        return self._connection
+
+    def _place(self, frame: Frame, frame_id: int, position: int) -> Row:
+        try:
+            layer = self._ids[int(position)]
+        except KeyError:
+            raise ValueError(
+                f"frame {frame.seq} names layer position {position}, but the run has {len(self._ids)} layers"
+            ) from None
+        return {"layer_id": layer, "frame_id": frame_id, "step": frame.step}
+
+    def _statistics(self, frame: Frame, frame_id: int) -> list[Row]:
+        names = statistic_names("statistics")
+        if frame.statistics.shape != (len(frame.layers), len(names)):
+            raise ValueError(
+                f"statistics must have shape {(len(frame.layers), len(names))}, got {frame.statistics.shape}"
+            )
+        return [
+            self._place(frame, frame_id, position) | dict(zip(names, values, strict=True))
+            for position, values in zip(frame.layers.tolist(), frame.statistics.tolist(), strict=True)
+        ]
+
+    def _histograms(self, frame: Frame, frame_id: int) -> list[Row]:
+        rows = []
+        for position, by_tensor in frame.histograms.items():
+            row = self._place(frame, frame_id, position)
+            for tensor in TENSORS:
+                histogram = by_tensor.get(tensor)
+                row[f"{tensor}_counts"] = None if histogram is None else _counts(histogram)
+                row[f"{tensor}_nan"] = None if histogram is None else histogram.nan
+                row[f"{tensor}_inf"] = None if histogram is None else histogram.inf
+            rows.append(row)
+        return rows
+
+    def _quantiles(self, frame: Frame, frame_id: int) -> list[Row]:
+        rows = []
+        for position, by_tensor in frame.quantiles.items():
+            row = self._place(frame, frame_id, position)
+            for tensor in TENSORS:
+                quantiles = by_tensor.get(tensor)
+                row[f"{tensor}_values"] = None if quantiles is None else _values(quantiles)
+                row[f"{tensor}_count"] = None if quantiles is None else quantiles.count
+            rows.append(row)
+        return rows
+
+    def _spectra(self, frame: Frame, frame_id: int) -> list[Row]:
+        return [
+            self._place(frame, frame_id, position)
+            | _named(statistics, statistic_names("spectra"))
+            | {name: encode(getattr(spectrum, name), "<f4") for name in ("momentum", "base", "update")}
+            for position, (spectrum, statistics) in frame.spectra.items()
+        ]
+
+    def _masks(self, frame: Frame, frame_id: int) -> list[Row]:
+        return [
+            self._place(frame, frame_id, position) | _named(statistics, statistic_names("masks")) | _mask_columns(mask)
+            for position, (mask, statistics) in frame.masks.items()
+        ]
+
+    def _scalars(self, frame: Frame, frame_id: int) -> list[Row]:
+        return [
+            {
+                "run_id": self.run.id,
+                "name": _text(name),
+                "frame_id": frame_id,
+                "step": frame.step,
+                "value": float(value),
+            }
+            for name, value in frame.scalars.items()
+        ]
+
+
+def _insert(connection: Connection, row: Insert) -> int:
+    key = connection.execute(row).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _store_run(connection: Connection, run: Run) -> Run:
+    columns = schema.runs.c
+    uid = _text(run.uid)
+    known = connection.execute(select(columns.id).where(columns.uid == uid)).scalar()
+    if known is not None:
+        # A resumed run: what was said of it first stays, and it trains again.
+        connection.execute(update(schema.runs).where(columns.id == known).values(ended_at=None))
+        return replace(run, id=int(known), ended_at=None)
+    key = _insert(
+        connection,
+        insert(schema.runs).values(
+            uid=uid,
+            name=_text(run.name),
+            started_at=run.started_at,
+            ended_at=run.ended_at,
+            config=_json(run.config),
+            cadence=_json(run.cadence),
+            optimizer=_json(run.optimizer),
+            histogram_edges=encode(histogram_edges(), "<f8"),
+        ),
+    )
+    return replace(run, id=key)
+
+
+def _store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    columns = schema.layers.c
+    known = {
+        row.name: row
+        for row in connection.execute(select(columns.id, columns.name, columns.shape).where(columns.run_id == run_id))
+    }
+    stored = []
+    for layer in layers:
+        name, shape = _text(layer.name), json.dumps([int(size) for size in layer.shape])
+        if name not in known:
+            key = _insert(
+                connection,
+                insert(schema.layers).values(
+                    run_id=run_id,
+                    position=layer.position,
+                    name=name,
+                    shape=shape,
+                    algorithm=_text(layer.algorithm),
+                ),
+            )
+        elif known[name].shape == shape:
+            key = known[name].id
+        else:
+            raise ValueError(f"layer {name!r} of the run has shape {known[name].shape}, got {shape}")
+        stored.append(replace(layer, name=name, id=int(key)))
+    return tuple(stored)
+
+
+def _counts(histogram: Histogram) -> bytes:
+    edges = histogram_edges()
+    if histogram.edges is not edges and not np.array_equal(histogram.edges, edges):
+        raise ValueError("a histogram must lie on the run's edges, got others")
+    if histogram.counts.shape != (len(edges) - 1,):
+        raise ValueError(f"a histogram must have {len(edges) - 1} counts, got shape {histogram.counts.shape}")
+    return encode(histogram.counts, "<u4", compress=True)
+
+
+def _values(quantiles: Quantiles) -> bytes:
+    if quantiles.values.shape != (QUANTILE_COUNT,):
+        raise ValueError(f"quantiles must have {QUANTILE_COUNT} values, got shape {quantiles.values.shape}")
+    return encode(quantiles.values, "<f4")
+
+
+def _mask_columns(mask: Mask) -> Row:
+    if mask.row_totals.shape != (mask.rows,) or mask.col_totals.shape != (mask.cols,) or mask.pooled.ndim != 2:
+        raise ValueError(f"a mask of {mask.rows} x {mask.cols} must have as many totals and a two-dimensional map")
+    if mask.largest.shape != (len(mask.largest_values), 2):
+        raise ValueError(f"a mask's largest entries must be {len(mask.largest_values)} pairs, got {mask.largest.shape}")
+    if mask.packed and len(mask.packed) != -(-mask.rows * mask.cols // 8):
+        raise ValueError(
+            f"a packed mask of {mask.rows} x {mask.cols} must be one bit an entry, got {len(mask.packed)} bytes"
+        )
+    if mask.largest.size and not 0 <= mask.largest.min() <= mask.largest.max() < 2**32:
+        raise ValueError("a mask's largest entries must be rows and columns of it")
+    return {
+        "rows": mask.rows,
+        "cols": mask.cols,
+        "pooled_rows": mask.pooled.shape[0],
+        "pooled_cols": mask.pooled.shape[1],
+        "pooled": encode(mask.pooled, "<u4", compress=True),
+        "row_totals": encode(mask.row_totals, "<u4", compress=True),
+        "col_totals": encode(mask.col_totals, "<u4", compress=True),
+        "largest": encode(mask.largest.astype(np.uint32), "<u4"),
+        "largest_values": encode(mask.largest_values, "<f4"),
+        "packed": encode(mask.packed, "|u1", compress=True) if mask.packed else b"",
+    }
+
+
+def _named(statistics: Mapping[str, float], names: tuple[str, ...]) -> Row:
+    unknown = statistics.keys() - set(names)
+    if unknown:
+        raise ValueError(f"there is no such statistic: {', '.join(sorted(unknown))}")
+    return {name: float(statistics.get(name, math.nan)) for name in names}
+
+
+def _text(text: str) -> str:
+    # Lone surrogates and NUL have no place in UTF-8 columns; a name must never stop a training run.
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value, 0))
+
+
+def _plain(value: Any, depth: int) -> Any:
+    # What a user passes as a config may hold anything: paths, enums, classes. What JSON lacks is kept as its repr.
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value)
+    if depth < 20 and isinstance(value, Mapping):
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+    if depth < 20 and isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth + 1) for item in value]
+    return repr(value)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,172 @@
+"""Plausible layers, frames and finished runs, for the tests of all who read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from root_dash.records import (
+    KINDS,
+    TENSORS,
+    Float32Array,
+    Frame,
+    Histogram,
+    Kind,
+    Layer,
+    Mask,
+    Quantiles,
+    Run,
+    Spectrum,
+    Tensor,
+    histogram_edges,
+    quantile_positions,
+    statistic_names,
+)
+from root_dash.store import Store
+
+CADENCE: Mapping[Kind, int] = {
+    "statistics": 1,
+    "histograms": 10,
+    "quantiles": 10,
+    "spectra": 20,
+    "masks": 20,
+    "scalars": 1,
+}
+
+
+def make_layers(n: int = 4) -> list[Layer]:
+    """`n` layers as a small transformer has them: matrices under ROOT, every fifth a vector under AdamW."""
+    parts = ("attn.qkv", "attn.proj", "mlp.up", "mlp.down", "norm")
+    layers = []
+    for position in range(n):
+        part = parts[position % len(parts)]
+        shape, algorithm = ((16,), "adamw") if part == "norm" else ((16 + 8 * (position % 3), 24), "root")
+        layers.append(Layer(f"blocks.{position // len(parts)}.{part}.weight", shape, algorithm, position))
+    return layers
+
+
+def make_frame(
+    seq: int,
+    step: int,
+    layers: Sequence[Layer],
+    rng: np.random.Generator,
+    kinds: Iterable[Kind] = KINDS,
+    time: float | None = None,
+) -> Frame:
+    """A frame of the given kinds; spectra and masks of the matrices alone."""
+    held = set(kinds)
+    matrices = [layer for layer in layers if layer.is_matrix]
+    return Frame(
+        seq=seq,
+        step=step,
+        time=1.7e9 + step if time is None else time,
+        layers=np.array([layer.position for layer in layers] if "statistics" in held else [], np.int64),
+        statistics=_statistics(layers if "statistics" in held else [], step, rng),
+        histograms={layer.position: _histograms(layer, rng) for layer in layers if "histograms" in held},
+        quantiles={layer.position: _quantiles(layer, rng) for layer in layers if "quantiles" in held},
+        spectra={layer.position: _spectrum(layer, step, rng) for layer in matrices if "spectra" in held},
+        masks={layer.position: _mask(layer, step, rng) for layer in matrices if "masks" in held},
+        scalars={"loss": float(3 / (1 + step / 50) + rng.normal(0, 0.02)), "lr": 1e-3} if "scalars" in held else {},
+        cost=1e-4,
+    )
+
+
+def record(
+    path: Path,
+    steps: int = 40,
+    layers: Sequence[Layer] | None = None,
+    *,
+    uid: str = "run-1",
+    name: str = "a run",
+    cadence: Mapping[Kind, int] = CADENCE,
+    seed: int = 0,
+    start: int = 0,
+    end: bool = True,
+) -> Path:
+    """A run of `steps` steps in the database at `path`, by default finished; every kind at its cadence."""
+    layers = make_layers() if layers is None else layers
+    rng = np.random.default_rng(seed)
+    intervals: dict[str, int] = {**cadence}
+    run = Run(uid, name, 1.7e9, {"seed": seed}, intervals, {"name": "ROOT", "outlier_quantile": 0.9})
+    with Store.create(path) as store:
+        recording = store.begin(run, layers)
+        for seq, step in enumerate(range(start, start + steps)):
+            kinds = [kind for kind, every in cadence.items() if step % every == 0]
+            recording.append(make_frame(seq, step, layers, rng, kinds))
+        if end:
+            recording.end(1.7e9 + start + steps)
+        recording.close()
+    return path
+
+
+def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) -> Float32Array:
+    names = statistic_names("statistics")
+    levels = np.exp(rng.normal(0, 0.2, (len(layers), len(names)))) * (1 + np.arange(len(names)) / 10)
+    for column, name in enumerate(names):
+        if name in ("grad_nan", "grad_inf", "grad_zero"):
+            levels[:, column] = 0
+        elif name in ("alignment", "base_alignment", "outlier_fraction", "outlier_energy"):
+            levels[:, column] = np.clip(levels[:, column] / 10, 0, 1)
+        elif name == "orthogonality_error":
+            levels[:, column] = 0.3 / (1 + step / 30) * levels[:, column]
+            # AdamW's layers have no orthogonalized update.
+            levels[[layer.algorithm != "root" for layer in layers], column] = np.nan
+    return levels.astype(np.float32)
+
+
+def _histograms(layer: Layer, rng: np.random.Generator) -> dict[Tensor, Histogram]:
+    return {
+        tensor: Histogram(
+            np.histogram(rng.normal(0, 0.01, layer.size), histogram_edges())[0].astype(np.uint32), nan=0, inf=0
+        )
+        for tensor in TENSORS
+    }
+
+
+def _quantiles(layer: Layer, rng: np.random.Generator) -> dict[Tensor, Quantiles]:
+    scale = float(np.exp(rng.normal(0, 0.1)))
+    values = (0.01 * scale * quantile_positions() ** 3 / 5).astype(np.float32)
+    return {tensor: Quantiles(values, count=layer.size) for tensor in TENSORS}
+
+
+def _spectrum(layer: Layer, step: int, rng: np.random.Generator) -> tuple[Spectrum, dict[str, float]]:
+    m = min(layer.rows, layer.cols)
+    values = np.sort(np.exp(rng.normal(0, 1, m)))[::-1].astype(np.float32)
+    update = np.clip(1 + rng.normal(0, 0.3 / (1 + step / 30), m), 0, None)
+    squares = values.astype(np.float64) ** 2
+    shares = squares / squares.sum()
+    statistics = {
+        "sigma_max": float(values[0]),
+        "sigma_min": float(values[-1]),
+        "stable_rank": float(squares.sum() / squares[0]),
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())),
+        "condition": float(values[0] / values[-1]),
+        "polar_error": float(np.sqrt(np.mean((update - 1) ** 2))),
+    }
+    return Spectrum(values, values * np.float32(0.9), np.sort(update)[::-1].astype(np.float32)), statistics
+
+
+def _mask(layer: Layer, step: int, rng: np.random.Generator) -> tuple[Mask, dict[str, float]]:
+    dense = rng.random((layer.rows, layer.cols)) < 0.1
+    dense[3 % layer.rows] |= rng.random(layer.cols) < 0.5
+    height, width = min(layer.rows, 8), min(layer.cols, 8)
+    pooled = np.add.reduceat(
+        np.add.reduceat(dense.astype(np.uint32), np.arange(height) * layer.rows // height, axis=0),
+        np.arange(width) * layer.cols // width,
+        axis=1,
+    ).astype(np.uint32)
+    largest = np.argwhere(dense)[:16].astype(np.int64)
+    mask = Mask(
+        rows=layer.rows,
+        cols=layer.cols,
+        pooled=pooled,
+        row_totals=dense.sum(axis=1).astype(np.uint32),
+        col_totals=dense.sum(axis=0).astype(np.uint32),
+        largest=largest,
+        largest_values=np.sort(rng.random(len(largest)))[::-1].astype(np.float32),
+        packed=np.packbits(dense).tobytes(),
+    )
+    shares = {"outlier_row_share": 0.2, "outlier_col_share": 0.05, "mask_overlap": float("nan") if step == 0 else 0.4}
+    return mask, shares
