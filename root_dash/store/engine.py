@@ -90,8 +90,8 @@ def translated(path: Path) -> Iterator[None]:
     """Turn what SQLAlchemy and SQLite raise inside into the store's own errors."""
     try:
         yield
-    except DBAPIError as error:
-        cause = error.orig
+    except (DBAPIError, sqlite3.Error) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreBusy(f"{path} is held by another process for longer than {BUSY_TIMEOUT:g} seconds") from error
@@ -110,8 +110,12 @@ def _connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:
         isolation_level=None,  # transactions begin where `_engine` says
         check_same_thread=False,  # the pool hands a connection to one thread at a time
     )
-    for pragma in ("PRAGMA foreign_keys=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON", *pragmas):
-        connection.execute(pragma)
+    try:
+        for pragma in ("PRAGMA foreign_keys=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON", *pragmas):
+            connection.execute(pragma)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -158,16 +162,10 @@ def _create_schema(engine: Engine, path: Path) -> None:
     raw = engine.raw_connection()
     try:
         cursor = raw.cursor()
-        empty = cursor.execute("PRAGMA page_count").fetchone()[0] == 0
         ours = cursor.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
-        if not empty and not ours and cursor.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if not ours and cursor.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise StoreForeign(f"{path} is a database, but not of root-dash")
         mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise StoreBusy(f"{path} is held by another process") from error
-        raise StoreError(f"{path}: {error}") from error
     finally:
         raw.close()
     if mode != "wal":

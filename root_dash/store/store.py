@@ -51,6 +51,7 @@ class Store:
         self._writer = writer
         self._closed = False
         self._edges: dict[int, Float64Array] = {}
+        self._recordings: list[Recording] = []
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -82,8 +83,10 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; more than once does nothing. Recordings are closed first by whoever began them."""
+        """Close the recordings that were begun here and let go of the file; more than once does nothing."""
         self._closed = True
+        for recording in self._recordings:
+            recording.close()
         self._reader.dispose()
         if self._writer is not None:
             # Last, so that SQLite finds no reader of ours and folds the write-ahead log into the file.
@@ -98,7 +101,9 @@ class Store:
         """
         if self._writer is None or self._closed:
             raise StoreError(f"{self.path} is not open for writing")
-        return Recording(self._writer, self.path, run, layers)
+        recording = Recording(self._writer, self.path, run, layers)
+        self._recordings.append(recording)
+        return recording
 
     # Runs, layers and frames
 

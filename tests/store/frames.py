@@ -88,7 +88,7 @@ def record(
     """A run of `steps` steps in the database at `path`, by default finished; every kind at its cadence."""
     layers = make_layers() if layers is None else layers
     rng = np.random.default_rng(seed)
-    intervals: dict[str, int] = {**cadence}
+    intervals = {str(kind): every for kind, every in cadence.items()}
     run = Run(uid, name, 1.7e9, {"seed": seed}, intervals, {"name": "ROOT", "outlier_quantile": 0.9})
     with Store.create(path) as store:
         recording = store.begin(run, layers)
