@@ -1,0 +1,38 @@
+"""How often each kind is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from root_dash.records import KINDS, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """The interval of each kind in steps; 0 is never. The first step is always recorded.
+
+    Raises:
+        ValueError: an interval is negative.
+        TypeError: an interval is not a whole number.
+    """
+
+    statistics: int = 1
+    histograms: int = 10
+    quantiles: int = 10
+    spectra: int = 100
+    masks: int = 100
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"cadence.{field.name} must be a whole number of steps, got {value!r}")
+            if value < 0:
+                raise ValueError(f"cadence.{field.name} must be 0 (never) or a number of steps, got {value}")
+
+    def due(self, step: int) -> frozenset[Kind]:
+        """The kinds due at a step, the first being 1."""
+        intervals = asdict(self)
+        return frozenset(
+            kind for kind in KINDS if (interval := intervals.get(kind, 0)) and (step == 1 or step % interval == 0)
+        )

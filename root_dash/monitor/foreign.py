@@ -1,0 +1,77 @@
+"""Any optimizer but ROOT, seen through its step hooks: gradients before the step, momentum after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from root_dash.monitor.measure import Batch, outliers_of, weight_norms
+
+MOMENTUM_KEYS = ("momentum_buffer", "exp_avg")
+"""Under which names optimizers keep their momentum: SGD and the Muon family, and the Adam family."""
+
+
+class ForeignOptimizer:
+    """Collects what an optimizer shows of itself around a step.
+
+    The gradient is what the optimizer is about to see, after accumulation and clipping; it is copied before the step
+    since some optimizers write into it. The momentum is read from the state after the step. Outliers are those of the
+    momentum at the recorder's quantile; the update is not offered, so what depends on it is not recorded.
+    """
+
+    def __init__(self, optimizer: Optimizer, positions: Mapping[Tensor, int], outlier_quantile: float) -> None:
+        self._optimizer = optimizer
+        self._positions = positions
+        self._outlier_quantile = outlier_quantile
+        self._seen: list[tuple[list[Tensor], Tensor, Tensor]] = []
+
+    def before_step(self) -> None:
+        """Copy the gradients of the watched parameters and take the norms of their weights."""
+        self._seen = [
+            (parameters, _stacked(p.grad for p in parameters if p.grad is not None), weight_norms(parameters))
+            for parameters in _equal_shapes(self._watched())
+        ]
+
+    def after_step(self) -> list[Batch]:
+        """What was seen of the step, in batches of equal shape."""
+        seen, self._seen = self._seen, []
+        return [self._batch(*one) for one in seen]
+
+    def _watched(self) -> list[Tensor]:
+        return [
+            parameter
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+            if parameter in self._positions and parameter.grad is not None and not parameter.grad.is_sparse
+        ]
+
+    def _batch(self, parameters: list[Tensor], gradient: Tensor, weight_norm: Tensor) -> Batch:
+        positions = tuple(self._positions[p] for p in parameters)
+        momenta = [self._momentum(p) for p in parameters]
+        if any(momentum is None for momentum in momenta):
+            return Batch(positions, gradient, weight_norm)
+        momentum = _stacked(m for m in momenta if m is not None)
+        base, threshold = outliers_of(momentum, self._outlier_quantile)
+        return Batch(positions, gradient, weight_norm, momentum, threshold, base)
+
+    def _momentum(self, parameter: Tensor) -> Tensor | None:
+        state = self._optimizer.state.get(parameter, {})
+        found = (state[key] for key in MOMENTUM_KEYS if isinstance(state.get(key), Tensor))
+        return next((tensor for tensor in found if tensor.shape == parameter.shape), None)
+
+
+def _equal_shapes(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    batches: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
+    for parameter in parameters:
+        batches.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
+    return list(batches.values())
+
+
+def _stacked(tensors: Iterable[Tensor]) -> Tensor:
+    """Tensors of one shape as (L, rows, cols), trailing dimensions flattened; a vector is one row."""
+    return torch.stack(
+        [t.detach().reshape(t.shape[0], -1) if t.dim() >= 2 else t.detach().reshape(1, -1) for t in tensors]
+    )

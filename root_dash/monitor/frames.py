@@ -1,0 +1,112 @@
+"""Frames from what arrived of a step's measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from root_dash.monitor.mask import Packed, mask_of, mask_statistics
+from root_dash.monitor.spectrum import Grams, polar_error, singular_values, spectral_statistics
+from root_dash.records import TENSORS, Frame, Histogram, Mask, Quantiles, Spectrum, Tensor, statistic_names
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The measured arrays of L layers of one shape, named as `measure.measure` names its tensors."""
+
+    positions: tuple[int, ...]
+    shape: tuple[int, int]
+    arrays: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Assembler:
+    """Builds frames in order; remembers each layer's last mask, for the overlap with it."""
+
+    masks: dict[int, Packed] = field(default_factory=dict)
+
+    def frame(
+        self,
+        groups: Sequence[Group],
+        *,
+        seq: int,
+        step: int,
+        time: float,
+        scalars: Mapping[str, float],
+        lost: int,
+        cost: float,
+    ) -> Frame:
+        """The frame of one step."""
+        layers, statistics = _statistics(groups)
+        return Frame(
+            seq=seq,
+            step=step,
+            time=time,
+            layers=layers,
+            statistics=statistics,
+            histograms=dict(item for group in groups for item in _histograms(group, step)),
+            quantiles=dict(item for group in groups for item in _quantiles(group, step)),
+            spectra=dict(item for group in groups for item in _spectra(group, step)),
+            masks=dict(item for group in groups for item in self._masks(group, step)),
+            scalars=dict(scalars),
+            lost=lost,
+            cost=cost,
+        )
+
+    def _masks(self, group: Group, step: int) -> Iterator[tuple[int, tuple[Mask, dict[str, float]]]]:
+        if "masks.packed" not in group.arrays:
+            return
+        names = ("masks.packed", "masks.largest", "masks.largest_values")
+        for position, packed, largest, values in zip(group.positions, *(group.arrays[n] for n in names), strict=True):
+            mask = mask_of(packed, largest, values, *group.shape, step)
+            yield position, (mask, mask_statistics(mask, packed, self.masks.get(position)))
+            self.masks[position] = packed.copy()  # a view would keep the whole frame's buffer alive
+
+
+def _statistics(groups: Sequence[Group]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    measured = [group for group in groups if "statistics" in group.arrays]
+    if not measured:
+        return np.empty(0, np.int64), np.empty((0, len(statistic_names("statistics"))), np.float32)
+    layers = np.concatenate([np.array(group.positions, np.int64) for group in measured])
+    order = np.argsort(layers)
+    return layers[order], np.concatenate([group.arrays["statistics"] for group in measured])[order]
+
+
+def _histograms(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Histogram]]]:
+    tensors = [tensor for tensor in TENSORS if f"histograms.{tensor}" in group.arrays]
+    for row, position in enumerate(group.positions if tensors else ()):
+        histograms: dict[Tensor, Histogram] = {}
+        for tensor in tensors:
+            counts = group.arrays[f"histograms.{tensor}"][row].astype(np.uint32)
+            nan, inf = map(int, group.arrays[f"histograms.{tensor}.nonfinite"][row])
+            histograms[tensor] = Histogram(counts, nan, inf, step)
+        yield position, histograms
+
+
+def _quantiles(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Quantiles]]]:
+    tensors = [tensor for tensor in TENSORS if f"quantiles.{tensor}" in group.arrays]
+    for row, position in enumerate(group.positions if tensors else ()):
+        values = {t: (group.arrays[f"quantiles.{t}"][row], group.arrays[f"quantiles.{t}.count"][row]) for t in tensors}
+        yield position, {tensor: Quantiles(value.copy(), int(count), step) for tensor, (value, count) in values.items()}
+
+
+def _spectra(group: Group, step: int) -> Iterator[tuple[int, tuple[Spectrum, dict[str, float]]]]:
+    if "spectra.momentum" not in group.arrays:
+        return
+    arrays = group.arrays
+    grams = Grams(
+        arrays["spectra.momentum"], arrays["spectra.base"], arrays.get("spectra.update"), arrays.get("spectra.cross")
+    )
+    momentum, base = singular_values(grams.momentum), singular_values(grams.base)
+    update = np.empty((len(group.positions), 0)) if grams.update is None else singular_values(grams.update)
+    statistics = spectral_statistics(momentum, *group.shape) | {"polar_error": polar_error(grams, *group.shape)}
+    for row, position in enumerate(group.positions):
+        own = [values[row].astype(np.float32) for values in (momentum, base, update)]
+        spectrum = Spectrum(own[0], own[1], own[2], step)
+        yield position, (spectrum, {name: float(values[row]) for name, values in statistics.items()})

@@ -1,0 +1,75 @@
+"""Which parameters are watched, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from root_dash.records import Layer
+
+COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
+
+
+def watched_layers(
+    model: nn.Module, optimizers: Sequence[Optimizer], include: Sequence[str], exclude: Sequence[str]
+) -> tuple[tuple[Layer, ...], dict[Tensor, int]]:
+    """The layers to watch in model order, and each parameter's position among them.
+
+    A layer is a parameter of the model that requires a gradient and is in one of the optimizers; it bears its first
+    name where it is shared. `include` and `exclude` are globs over the names.
+
+    Raises:
+        ValueError: no parameter is left.
+    """
+    algorithms = {
+        parameter: str(group.get("algorithm", type(optimizer).__name__.lower()))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    layers: list[Layer] = []
+    positions: dict[Tensor, int] = {}
+    for full_name, parameter in model.named_parameters():
+        name = full_name.replace(COMPILED_PREFIX, "")
+        wanted = _matches(name, include) and not _matches(name, exclude)
+        if wanted and parameter.requires_grad and parameter in algorithms and parameter.numel():
+            positions[parameter] = len(layers)
+            layers.append(Layer(name, tuple(parameter.shape), algorithms[parameter], len(layers)))
+    if not layers:
+        raise ValueError(
+            f"watch() found no layer: none of the model's parameters that require a gradient is in the optimizer and "
+            f"matches include={list(include)!r} and not exclude={list(exclude)!r}"
+        )
+    return tuple(layers), positions
+
+
+def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """The optimizers' classes and options as plain JSON values."""
+    described: list[dict[str, Any]] = [
+        {
+            "class": type(optimizer).__name__,
+            "groups": [
+                {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
+                for group in optimizer.param_groups
+            ],
+        }
+        for optimizer in optimizers
+    ]
+    return {"optimizers": described}
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    # A tensor's value would cost a synchronization, and a callable has none: their names must do.
+    return getattr(value, "__name__", type(value).__name__)

@@ -1,0 +1,138 @@
+"""What a batch of equal-shaped layers went through in a step, measured: an observation in, small tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from root_dash.monitor import statistics
+from root_dash.optim.observation import Observation
+from root_dash.optim.outliers import split, threshold
+from root_dash.records import Kind, statistic_names
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Tensors measured of L layers of one shape; `positions` are their places in the model's order.
+
+    `tensors` still live on the device; their names and shapes are what `frames.assemble` reads.
+    """
+
+    positions: tuple[int, ...]
+    shape: tuple[int, int]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is known of L layers of one shape at one step, each tensor (L, rows, cols).
+
+    `momentum`, `base` and `update` are None where the optimizer has none or does not offer it.
+    """
+
+    positions: tuple[int, ...]
+    gradient: Tensor
+    weight_norm: Tensor
+    momentum: Tensor | None = None
+    threshold: Tensor | None = None
+    base: Tensor | None = None
+    update: Tensor | None = None
+    lr: float | Tensor = 0.0
+    orthogonalized: bool = False
+
+    def keep(self, rows: Sequence[int]) -> Batch:
+        """The batch of these rows alone."""
+        if len(rows) == len(self.positions):
+            return self
+        # Row by row: indexing with a list would copy the list to the device and wait for it.
+        kept: dict[str, Any] = {"positions": tuple(self.positions[row] for row in rows)}
+        for name in ("gradient", "weight_norm", "momentum", "threshold", "base", "update"):
+            tensor: Tensor | None = getattr(self, name)
+            kept[name] = torch.stack([tensor[row] for row in rows]) if tensor is not None and rows else tensor
+        return replace(self, **kept)
+
+
+def batch_of(observation: Observation, positions: tuple[int, ...], outlier_quantile: float) -> Batch:
+    """The batch that ROOT's observation shows.
+
+    Where the optimizer itself cuts no outliers (its AdamW groups), the threshold that would be is computed at
+    `outlier_quantile`, so that every matrix has a mask to inspect.
+    """
+    momentum, base, epsilon = observation.momentum, observation.base, observation.threshold
+    if epsilon is None and base is None and observation.algorithm != "root":
+        base, epsilon = outliers_of(momentum, outlier_quantile)
+    return Batch(
+        positions=positions,
+        gradient=observation.gradient,
+        weight_norm=weight_norms(observation.parameters),
+        momentum=momentum,
+        threshold=epsilon,
+        base=base,
+        update=observation.update,
+        lr=observation.lr,
+        orthogonalized=observation.algorithm == "root",
+    )
+
+
+def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tensor]:
+    """Base and threshold of momenta (L, rows, cols) at a quantile of |M|: (L, rows, cols) and (L,)."""
+    epsilon = threshold(momentum.abs().flatten(1), outlier_quantile)
+    return split(momentum, epsilon), epsilon
+
+
+def weight_norms(parameters: Collection[Tensor]) -> Tensor:
+    """Frobenius norms of L parameters: (L,)."""
+    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in parameters])
+
+
+def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
+    """Measure what the kinds ask of a batch."""
+    tensors: dict[str, Tensor] = {}
+    rows, cols = batch.gradient.shape[1:]
+    matrix = min(rows, cols) >= 2
+    flat_gradient = batch.gradient.flatten(1)
+    flat_momentum = None if batch.momentum is None else batch.momentum.flatten(1)
+    if "statistics" in kinds:
+        tensors["statistics"] = _statistics(batch, flat_gradient, flat_momentum)
+    for tensor, entries in (("gradient", flat_gradient), ("momentum", flat_momentum)):
+        if entries is not None and "histograms" in kinds:
+            counts, nan, inf = statistics.histogram_counts(entries)
+            tensors[f"histograms.{tensor}"] = counts.int()
+            tensors[f"histograms.{tensor}.nonfinite"] = torch.stack([nan, inf], -1)
+        if entries is not None and "quantiles" in kinds:
+            values, count = statistics.quantiles(entries)
+            tensors[f"quantiles.{tensor}"] = values
+            tensors[f"quantiles.{tensor}.count"] = count
+    if batch.momentum is None or flat_momentum is None or not matrix:
+        return Measurement(batch.positions, (rows, cols), tensors)
+    if "spectra" in kinds:
+        base = batch.momentum if batch.base is None else batch.base
+        tensors["spectra.momentum"] = statistics.gram(batch.momentum, batch.momentum)
+        tensors["spectra.base"] = statistics.gram(base, base)
+        if batch.update is not None:
+            tensors["spectra.update"] = statistics.gram(batch.update, batch.update)
+        if batch.update is not None and batch.orthogonalized:
+            tensors["spectra.cross"] = statistics.gram(base, batch.update)
+    if "masks" in kinds and batch.threshold is not None:
+        tensors["masks.packed"] = statistics.packed_bits(statistics.outlier_mask(flat_momentum, batch.threshold))
+        tensors["masks.largest"], values = statistics.largest_entries(flat_momentum)
+        tensors["masks.largest_values"] = values.float()
+    return Measurement(batch.positions, (rows, cols), tensors)
+
+
+def _statistics(batch: Batch, flat_gradient: Tensor, flat_momentum: Tensor | None) -> Tensor:
+    columns = statistics.gradient_statistics(flat_gradient) | {"weight_norm": batch.weight_norm}
+    if flat_momentum is not None:
+        columns |= statistics.momentum_statistics(flat_gradient, flat_momentum)
+    if flat_momentum is not None and batch.threshold is not None and batch.base is not None:
+        columns |= statistics.outlier_statistics(flat_momentum, batch.base.flatten(1), batch.threshold)
+    if batch.update is not None:
+        columns |= statistics.update_statistics(batch.update.flatten(1), batch.weight_norm, batch.lr)
+        if batch.orthogonalized:
+            columns["orthogonality_error"] = statistics.orthogonality_error(batch.update)
+    missing = torch.full_like(batch.weight_norm, torch.nan)
+    return torch.stack([columns.get(name, missing).float() for name in statistic_names("statistics")], -1)

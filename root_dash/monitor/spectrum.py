@@ -1,0 +1,91 @@
+"""Spectra from Gram matrices, on the host: what the writer's thread does so that the training thread need not.
+
+A Gram matrix is a matmul that any device does without stopping; its eigenvalues would stop it. So the device sends
+Gram matrices and the singular values are taken here, with NumPy in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from root_dash.records import Float64Array
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """Gram matrices of L layers on their short side m, each (L, m, m) in float64.
+
+    Of the momentum M, the base B and the update X, and B Xᵀ as `cross`; the last two where there is an update, and
+    where it was orthogonalized.
+    """
+
+    momentum: Float64Array
+    base: Float64Array
+    update: Float64Array | None = None
+    cross: Float64Array | None = None
+
+
+def singular_values(gram: Float64Array) -> Float64Array:
+    """Singular values, descending, of the matrices (L, m, m) that the Gram matrices belong to: (L, m).
+
+    NaN for a matrix that is not finite.
+    """
+    finite = np.isfinite(gram).all((-2, -1))
+    values = np.full(gram.shape[:-1], np.nan)
+    if finite.any():
+        values[finite] = np.sqrt(np.maximum(np.linalg.eigvalsh(gram[finite]), 0.0))[..., ::-1]
+    return values
+
+
+def null_tolerance(sigma_max: Float64Array, rows: int, cols: int) -> Float64Array:
+    """Below it a singular value of a float32 matrix is null: max(rows, cols) ε₃₂ σ₁, as in `matrix_rank`."""
+    return max(rows, cols) * float(np.finfo(np.float32).eps) * sigma_max
+
+
+def spectral_statistics(singular: Float64Array, rows: int, cols: int) -> dict[str, Float64Array]:
+    """The statistics of kind `"spectra"` but `polar_error`, of singular values (L, m), descending: each (L,).
+
+    `sigma_min` is the smallest that is not null (`null_tolerance`), so that a dead unit does not read as an infinite
+    condition. All are NaN for a zero matrix and for one that is not finite.
+    """
+    largest = singular[..., 0]
+    energy = singular**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = energy / energy.sum(-1, keepdims=True)
+        entropy = -np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0).sum(-1)
+        alive = singular > null_tolerance(largest, rows, cols)[..., None]
+        smallest = np.where(alive, singular, np.inf).min(-1)
+        values = {
+            "sigma_max": largest,
+            "sigma_min": smallest,
+            "stable_rank": energy.sum(-1) / largest**2,
+            "effective_rank": np.exp(entropy),
+            "condition": largest / smallest,
+        }
+    return {name: np.where(largest > 0, value, np.nan) for name, value in values.items()}
+
+
+def polar_error(grams: Grams, rows: int, cols: int) -> Float64Array:
+    """‖X − UVᵀ‖_F / ‖UVᵀ‖_F per layer, UVᵀ the polar factor of the base on its range: (L,); NaN without an update.
+
+    With B Bᵀ = Q Λ Qᵀ the polar factor is Q Λ^(-1/2) Qᵀ B over the eigenvalues that are not null, so that
+    ⟨X, UVᵀ⟩ = Σ λᵢ^(-1/2) (Qᵀ B Xᵀ Q)ᵢᵢ and the distance follows without forming either matrix.
+    """
+    errors = np.full(grams.base.shape[0], np.nan)
+    if grams.update is None or grams.cross is None:
+        return errors
+    finite = np.isfinite(grams.base).all((-2, -1)) & np.isfinite(grams.cross).all((-2, -1))
+    if not finite.any():
+        return errors
+    values, vectors = np.linalg.eigh(grams.base[finite])
+    singular = np.sqrt(np.maximum(values, 0.0))
+    alive = singular > null_tolerance(singular.max(-1), rows, cols)[..., None]
+    rank = alive.sum(-1)
+    projected = np.einsum("lij,lik,lkj->lj", vectors, grams.cross[finite], vectors, optimize=True)
+    inner = np.where(alive, projected / np.where(alive, singular, 1.0), 0.0).sum(-1)
+    update_energy = np.trace(grams.update[finite], axis1=-2, axis2=-1)
+    squared = np.maximum(update_energy - 2.0 * inner + rank, 0.0)
+    errors[finite] = np.where(rank > 0, np.sqrt(squared / np.maximum(rank, 1)), np.nan)
+    return errors

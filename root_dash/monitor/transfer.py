@@ -1,0 +1,109 @@
+"""One asynchronous copy per frame: many small device tensors become one buffer, and later NumPy arrays.
+
+On CUDA the copy runs on a stream of its own into pinned memory; the training stream is never waited for, and only the
+thread that calls `Arrival.wait` waits for the copy. On a CPU the buffer is already where it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT = 16  # bytes: every dtype's items start on a multiple of their size
+
+_NUMPY: dict[torch.dtype, type[np.generic]] = {
+    torch.float64: np.float64,
+    torch.float32: np.float32,
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.uint8: np.uint8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    name: str
+    device: torch.device
+    start: int
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """Tensors on their way to the host."""
+
+    parts: tuple[_Part, ...]
+    buffers: Mapping[torch.device, Tensor]
+    events: tuple[torch.cuda.Event, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds of the host's memory."""
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    def wait(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, once the copies are complete."""
+        for event in self.events:
+            event.synchronize()
+        host = {device: buffer.numpy() for device, buffer in self.buffers.items()}
+        arrays: dict[str, NDArray[Any]] = {}
+        for part in self.parts:
+            count = prod(part.shape)
+            flat = np.frombuffer(host[part.device], part.dtype, count, part.start) if count else np.empty(0, part.dtype)
+            arrays[part.name] = flat.reshape(part.shape)
+        return arrays
+
+
+def send(tensors: Mapping[str, Tensor]) -> Arrival:
+    """Start copying tensors to the host, in one piece per device.
+
+    Raises:
+        TypeError: a tensor's dtype is none of float64, float32, int64, int32 and uint8.
+    """
+    parts: list[_Part] = []
+    pieces: dict[torch.device, list[Tensor]] = {}
+    sizes: dict[torch.device, int] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NUMPY:
+            raise TypeError(f"tensor {name!r} has dtype {tensor.dtype}: must be one of {sorted(map(str, _NUMPY))}")
+        device, start = tensor.device, sizes.get(tensor.device, 0)
+        parts.append(_Part(name, device, start, tuple(tensor.shape), _NUMPY[tensor.dtype]))
+        raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        padding = -raw.numel() % _ALIGNMENT
+        pieces.setdefault(device, []).append(torch.nn.functional.pad(raw, (0, padding)) if padding else raw)
+        sizes[device] = start + raw.numel() + padding
+    buffers: dict[torch.device, Tensor] = {}
+    events: list[torch.cuda.Event] = []
+    for device, raws in pieces.items():
+        packed = torch.cat(raws)
+        if device.type == "cuda":
+            buffers[device], event = _to_pinned(packed)
+            events.append(event)
+        else:
+            buffers[device] = packed.cpu()
+    return Arrival(tuple(parts), buffers, tuple(events))
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _to_pinned(packed: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    if packed.device not in _streams:
+        _streams[packed.device] = torch.cuda.Stream(packed.device)
+    stream = _streams[packed.device]
+    stream.wait_stream(torch.cuda.current_stream(packed.device))
+    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+    event = torch.cuda.Event()
+    with torch.cuda.stream(stream):
+        host.copy_(packed, non_blocking=True)
+        event.record(stream)
+    packed.record_stream(stream)  # or the allocator would hand its memory out while the copy reads it
+    return host, event

@@ -1,0 +1,238 @@
+"""Attaches to a model and its optimizers, owns the cadence, and hands frames to the writer.
+
+The training run comes first: whatever goes wrong here is caught, counted and shown once, nothing waits for the device
+or the disk, and no tensor of the training is written to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.foreign import ForeignOptimizer
+from root_dash.monitor.measure import Batch, Measurement, batch_of, measure
+from root_dash.monitor.transfer import send
+from root_dash.monitor.writer import Failures, Pending, Sink, Writer, print_to_stderr
+from root_dash.optim.observation import Observation
+from root_dash.optim.root import ROOT
+from root_dash.records import Kind
+
+DRAIN_SECONDS = 60.0
+"""How long `close` waits for frames to be stored before it says how many are missing."""
+
+
+Arguments = ParamSpec("Arguments")
+Guarded = Callable[Concatenate["Recorder", Arguments], None]
+
+
+def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
+    """Make a method our part of the training thread: timed, without autograd, never raising into the user's loop.
+
+    It does nothing once recording has ended or given up, and in a process forked from the one that trains.
+    """
+
+    def decorate(method: Guarded[Arguments]) -> Guarded[Arguments]:
+        def guarded(self: Recorder, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            if not self.active:
+                return
+            started = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    method(self, *args, **kwargs)
+            except Exception as error:
+                self._failures.add(doing, error)
+            finally:
+                self._cost += time.perf_counter() - started
+
+        return guarded
+
+    return decorate
+
+
+class Recorder:
+    """What `watch` returns: records every step of the optimizers until it is closed.
+
+    Use it as a context manager, or call `close` yourself; a process that ends without is closed at exit. A step ends
+    with the last optimizer's step; its frame is complete when something is logged, or when the next step begins.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        positions: Mapping[Tensor, int],
+        sink: Sink,
+        *,
+        cadence: Cadence,
+        outlier_quantile: float,
+    ) -> None:
+        self.step = 0
+        """The last step begun, from 1; 0 before the first."""
+        self._positions = dict(positions)
+        self._cadence = cadence
+        self._outlier_quantile = outlier_quantile
+        self._sink = sink
+        self._failures = Failures()
+        self._misused = Failures(limit=None)
+        self._writer = Writer(sink)
+        self._process = os.getpid()
+        self._closed = False
+        self._due: frozenset[Kind] = frozenset()
+        self._measured: list[Measurement] = []
+        self._unsealed = False
+        self._cost = 0.0
+        self._handles: list[Any] = []
+        for index, optimizer in enumerate(optimizers):
+            self._attach(optimizer, first=index == 0)
+        atexit.register(self.close)
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Record numbers with the last finished step, such as `loss=loss`; a tensor is not waited for.
+
+        What is not a single number is counted as a failure of recording and left out: it never raises.
+        """
+        if self.active:
+            self._log(scalars)
+
+    def close(self) -> None:
+        """Store what is waiting and detach from the optimizers. Closing again does nothing."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for handle in self._handles:
+            handle.remove()
+        try:
+            self._seal({})
+            if not self._writer.close(DRAIN_SECONDS):
+                print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
+                return
+            self._sink.end(time.time())
+            self._sink.close()
+        except Exception as error:
+            self._failures.add("to close the recording", error)
+        if self.lost:
+            print_to_stderr(f"root-dash: {self.lost} frames were lost, {self.stored} stored")
+
+    @property
+    def pending(self) -> int:
+        """Frames taken and not yet stored, the one that is still open included."""
+        return self._writer.pending + self._unsealed
+
+    @property
+    def stored(self) -> int:
+        """Frames stored."""
+        return self._writer.stored
+
+    @property
+    def lost(self) -> int:
+        """Frames taken that could not be stored."""
+        return self._writer.lost
+
+    @property
+    def failures(self) -> int:
+        """How often recording failed; the first failure was shown on stderr."""
+        return self._failures.count + self._misused.count + self._writer.failures.count
+
+    @property
+    def active(self) -> bool:
+        """Whether it still records: not closed, not given up, and not in a forked child."""
+        gave_up = self._failures.gave_up or self._writer.failures.gave_up
+        return not self._closed and not gave_up and os.getpid() == self._process
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attach(self, optimizer: Optimizer, *, first: bool) -> None:
+        if first:
+            # Before the measuring hooks: it seals the frame of the step before.
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._begin()))
+        if isinstance(optimizer, ROOT):
+            self._handles.append(optimizer.register_observer(self._observe))
+            return
+        foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._before(foreign)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after(foreign)))
+
+    @_guarded("to log")
+    def _log(self, scalars: Mapping[str, Any]) -> None:
+        values: dict[str, float | Tensor] = {}
+        for name, value in scalars.items():
+            try:
+                values[name] = _scalar(name, value)
+            except Exception as error:
+                self._misused.add("to log", error)
+        self._seal(values)
+
+    @_guarded("to begin a step")
+    def _begin(self) -> None:
+        self._seal({})
+        self.step += 1
+        self._due = self._cadence.due(self.step)
+        self._unsealed = bool(self._due)
+
+    @_guarded("to measure a step")
+    def _observe(self, observation: Observation) -> None:
+        if not self._due:
+            return
+        known = [self._positions.get(p, -1) for p in observation.parameters]
+        batch = batch_of(observation, tuple(known), self._outlier_quantile)
+        self._take(batch.keep([row for row, position in enumerate(known) if position >= 0]))
+
+    @_guarded("to read the gradients")
+    def _before(self, foreign: ForeignOptimizer) -> None:
+        if self._due:
+            foreign.before_step()
+
+    @_guarded("to measure a step")
+    def _after(self, foreign: ForeignOptimizer) -> None:
+        for batch in foreign.after_step():
+            self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
+        # Under the user's autocast our matmuls would be done in half precision.
+        with torch.autocast(batch.gradient.device.type, enabled=False):
+            if batch.positions:
+                self._measured.append(measure(batch, self._due))
+
+    def _seal(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there is neither."""
+        measured, self._measured = self._measured, []
+        cost, self._cost = self._cost, 0.0
+        self._unsealed = False
+        if not measured and not scalars:
+            return
+        tensors = {f"scalar.{name}": value for name, value in scalars.items() if isinstance(value, Tensor)}
+        for index, measurement in enumerate(measured):
+            tensors |= {f"{index}.{name}": tensor for name, tensor in measurement.tensors.items()}
+        pending = Pending(
+            step=self.step,
+            time=time.time(),
+            layout=tuple((measurement.positions, measurement.shape) for measurement in measured),
+            arrival=send(tensors),
+            scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
+            cost=cost,
+        )
+        self._writer.put(pending)
+
+
+def _scalar(name: str, value: float | Tensor) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"log({name}=...) takes a single number, got a tensor of shape {tuple(value.shape)}")
+        # A copy, since the user may go on to write into it.
+        return value.detach().reshape(()).to(torch.float64, copy=True)
+    return float(value)

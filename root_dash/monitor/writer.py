@@ -1,0 +1,169 @@
+"""A bounded queue and its thread: what was measured goes in, stored frames come out at the sink."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.transfer import Arrival
+from root_dash.records import Frame
+
+QUEUE_BYTES = 64 * 2**20
+"""The host memory that waiting frames may hold; what comes on top is lost, and counted."""
+
+FAILURES = 3
+"""After so many failures the recorder gives up."""
+
+
+class Sink(Protocol):
+    """Where frames go. Used by the writer's thread alone, but for `end` and `close` once it has ended."""
+
+    def append(self, frame: Frame) -> object:
+        """Store a frame, whole or not at all; storing it again changes nothing."""
+
+    def end(self, time: float) -> None:
+        """Say that no more frames will come."""
+
+    def close(self) -> None:
+        """Release what the sink holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A step's measurements on their way to the host. Scalars that were logged as tensors are among them."""
+
+    step: int
+    time: float
+    layout: tuple[tuple[tuple[int, ...], tuple[int, int]], ...]
+    """Positions and shape of each measured batch, in the order of the prefixes of the arrival's names."""
+    arrival: Arrival
+    scalars: Mapping[str, float]
+    cost: float
+
+
+class Failures:
+    """Counts what went wrong on our side; shows the first traceback, says so when it gives up, and never raises."""
+
+    def __init__(self, limit: int | None = FAILURES) -> None:
+        self.count = 0
+        self.gave_up = False
+        self._limit = limit
+        self._in_a_row = 0
+
+    def add(self, doing: str, error: Exception) -> None:
+        """Count a failure while `doing` something."""
+        self.count += 1
+        self._in_a_row += 1
+        if self.count == 1:
+            trace = "".join(traceback.format_exception(error))
+            print_to_stderr(f"root-dash: failed {doing}; training goes on, this is shown once\n{trace}")
+        if self._limit is not None and self._in_a_row >= self._limit and not self.gave_up:
+            self.gave_up = True
+            print_to_stderr(f"root-dash: recording is off after {self._in_a_row} failures, the last: {error}")
+
+    def clear(self) -> None:
+        """What failed before works again: only failures in a row are a reason to give up."""
+        self._in_a_row = 0
+
+
+def print_to_stderr(text: str) -> None:
+    """Write a line to stderr; a closed or missing stderr is no reason to fail."""
+    try:
+        sys.stderr.write(text + "\n")
+    except (AttributeError, OSError, ValueError):
+        pass
+
+
+class Writer:
+    """Owns the thread that waits for copies, assembles frames and appends them to the sink, in order."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.failures = Failures()
+        self._waiting: deque[Pending] = deque()
+        self._bytes = 0
+        self._unstored = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self.stored = 0
+        self.lost = 0
+        self._thread = threading.Thread(target=self._run, name="root-dash-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Frames handed over and not yet stored."""
+        return self._unstored
+
+    def put(self, pending: Pending) -> None:
+        """Hand a frame over; where the queue is full it is lost and counted. Never blocks for longer than a lock."""
+        with self._changed:
+            if self._closing or (self._waiting and self._bytes + pending.arrival.nbytes > QUEUE_BYTES):
+                self.lost += 1
+                return
+            self._waiting.append(pending)
+            self._bytes += pending.arrival.nbytes
+            self._unstored += 1
+            self._changed.notify()
+
+    def close(self, timeout: float) -> bool:
+        """Store what is waiting, for at most `timeout` seconds; whether all was."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        assembler = Assembler()
+        # A frame that fails keeps its number, so that a gap in the numbers is a frame that was lost.
+        seq = lost_said = 0
+        while (pending := self._next()) is not None:
+            lost_now = self.lost
+            if self.failures.gave_up or not self._store(assembler, pending, seq, lost_now - lost_said):
+                self.lost += 1
+            else:
+                self.stored += 1
+                lost_said = lost_now
+            seq += 1
+            with self._changed:
+                self._bytes -= pending.arrival.nbytes
+                self._unstored -= 1
+
+    def _store(self, assembler: Assembler, pending: Pending, seq: int, lost: int) -> bool:
+        try:
+            self._sink.append(_assemble(assembler, pending, seq, lost))
+        except Exception as error:
+            self.failures.add("to store a frame", error)
+            return False
+        self.failures.clear()
+        return True
+
+    def _next(self) -> Pending | None:
+        with self._changed:
+            while not self._waiting and not self._closing:
+                self._changed.wait()
+            return self._waiting.popleft() if self._waiting else None
+
+
+def _assemble(assembler: Assembler, pending: Pending, seq: int, lost: int) -> Frame:
+    arrays = pending.arrival.wait()
+    groups = [
+        Group(positions, shape, _named(arrays, f"{index}.")) for index, (positions, shape) in enumerate(pending.layout)
+    ]
+    scalars = dict(pending.scalars) | {name: float(value) for name, value in _named(arrays, "scalar.").items()}
+    return assembler.frame(
+        groups, seq=seq, step=pending.step, time=pending.time, scalars=scalars, lost=lost, cost=pending.cost
+    )
+
+
+def _named(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,83 @@
+"""Spectra and polar error from Gram matrices, against an SVD of the matrices themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from root_dash.monitor import statistics
+from root_dash.monitor.spectrum import Grams, polar_error, singular_values, spectral_statistics
+from root_dash.records import Float64Array
+
+
+def matrices(shape: tuple[int, int], spread: float = 1e-3) -> Float64Array:
+    """Two matrices of singular values log-uniform from 1 down to `spread`."""
+    rng = np.random.default_rng(1)
+    made = []
+    for _ in range(2):
+        u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+        made.append((u * np.geomspace(1, spread, min(shape))) @ v)
+    return np.stack(made).astype(np.float32).astype(np.float64)
+
+
+def grams(base: Float64Array, update: Float64Array) -> Grams:
+    """As the device would send them."""
+    b, x = torch.from_numpy(base).float(), torch.from_numpy(update).float()
+    pairs = [(b, b), (b, b), (x, x), (b, x)]
+    return Grams(*(statistics.gram(left, right).numpy() for left, right in pairs))
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (20, 50), (50, 20)])
+def test_singular_values_equal_the_svd(shape: tuple[int, int]) -> None:
+    """Descending, for square, wide and tall matrices."""
+    base = matrices(shape)
+    np.testing.assert_allclose(
+        singular_values(grams(base, base).momentum), np.linalg.svd(base, compute_uv=False), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (20, 50), (50, 20)])
+def test_polar_error_is_the_distance_to_the_polar_factor(shape: tuple[int, int]) -> None:
+    """Also where the update is no function of the base's spectrum, as rounding makes it."""
+    base = matrices(shape)
+    u, _, v = np.linalg.svd(base, full_matrices=False)
+    polar = u @ v
+    update = (1.04 * polar + np.random.default_rng(2).standard_normal(base.shape) * 0.01).astype(np.float32)
+    expected = np.linalg.norm(update - polar, axis=(1, 2)) / np.linalg.norm(polar, axis=(1, 2))
+    np.testing.assert_allclose(polar_error(grams(base, update), *shape), expected, rtol=1e-4)
+
+
+def test_null_directions_do_not_count() -> None:
+    """Of a matrix of rank 5 the polar factor has rank 5, and the condition is that of those five."""
+    base = matrices((30, 40))
+    u, s, v = np.linalg.svd(base, full_matrices=False)
+    s[:, 5:] = 0
+    low = ((u * s[:, None]) @ v).astype(np.float32)
+    low[:, 20:] = 0  # and dead rows
+    u, s, v = np.linalg.svd(low.astype(np.float64), full_matrices=False)
+    polar = u[..., :5] @ v[:, :5]
+    np.testing.assert_allclose(polar_error(grams(low.astype(np.float64), polar), 30, 40), 0, atol=1e-5)
+    values = spectral_statistics(singular_values(grams(low.astype(np.float64), polar).momentum), 30, 40)
+    np.testing.assert_allclose(values["condition"], s[:, 0] / s[:, 4], rtol=1e-4)
+
+
+def test_spectral_statistics_equal_their_definition() -> None:
+    """Stable and effective rank of a known spectrum."""
+    singular = np.geomspace(2.0, 0.02, 40)[None]
+    values = spectral_statistics(singular, 40, 60)
+    share = singular**2 / (singular**2).sum()
+    assert values["stable_rank"][0] == pytest.approx((singular**2).sum() / 4)
+    assert values["effective_rank"][0] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert values["condition"][0] == pytest.approx(100)
+    assert (values["sigma_max"][0], values["sigma_min"][0]) == (pytest.approx(2), pytest.approx(0.02))
+
+
+def test_zero_and_non_finite_matrices_yield_nan_and_spare_the_others() -> None:
+    """A layer that is broken must not take its neighbours of the same shape with it."""
+    base = np.concatenate([matrices((8, 12)), np.zeros((1, 8, 12)), np.full((1, 8, 12), np.nan)])
+    errors = polar_error(grams(base, base), 8, 12)
+    assert np.isfinite(errors[:2]).all()
+    assert np.isnan(errors[2:]).all()
+    values = spectral_statistics(singular_values(grams(base, base).momentum), 8, 12)
+    assert all(np.isfinite(v[:2]).all() and np.isnan(v[2:]).all() for v in values.values())

@@ -1,0 +1,167 @@
+"""Every device statistic against NumPy in float64, over ordinary, extreme and broken tensors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from root_dash.monitor import statistics
+from root_dash.records import Float64Array, histogram_edges, quantile_probabilities
+
+FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+TENSORS = st_numpy.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=FLOATS)
+
+
+def heavy_tailed(rows: int = 3, entries: int = 5000) -> torch.Tensor:
+    """Student-t entries with four degrees of freedom at gradient scale, seeded."""
+    return torch.from_numpy(np.random.default_rng(0).standard_t(4, (rows, entries)).astype(np.float32) * 1e-4)
+
+
+def moments(x: Float64Array) -> dict[str, float]:
+    """The statistics of a gradient's finite entries, straight from their definitions."""
+    centered = x - x.mean()
+    std = math.sqrt((centered**2).mean())
+    return {
+        "grad_norm": math.sqrt((x**2).sum()),
+        "grad_abs_max": np.abs(x).max(),
+        "grad_mean": x.mean(),
+        "grad_std": std,
+        "grad_skewness": (centered**3).mean() / std**3,
+        "grad_kurtosis": (centered**4).mean() / std**4 - 3,
+    }
+
+
+@pytest.mark.parametrize("scale", [1e-34, 1e-20, 1.0, 1e20, 1e34])
+def test_gradient_moments_equal_their_definition_at_every_scale(scale: float) -> None:
+    """Neither tiny nor huge gradients under- or overflow on the way to their fourth moment."""
+    gradient = heavy_tailed() * 1e4 * scale
+    columns = statistics.gradient_statistics(gradient)
+    for row in range(len(gradient)):
+        for name, expected in moments(gradient[row].double().numpy()).items():
+            tolerance = 1e-6 * scale if name == "grad_mean" else 0.0
+            assert columns[name][row].item() == pytest.approx(expected, rel=1e-4, abs=tolerance), name
+
+
+def test_non_finite_entries_are_counted_and_left_out() -> None:
+    """A gradient with NaN and Inf has the moments of its finite entries, and says how many were not."""
+    gradient = heavy_tailed(1)
+    gradient[0, :7] = torch.nan
+    gradient[0, 7:10] = torch.tensor([torch.inf, -torch.inf, torch.inf])
+    gradient[0, 10:15] = 0.0
+    columns = {name: value.item() for name, value in statistics.gradient_statistics(gradient).items()}
+    assert (columns["grad_nan"], columns["grad_inf"], columns["grad_zero"]) == (7, 3, 5)
+    for name, expected in moments(gradient[0, 10:].double().numpy()).items():
+        assert columns[name] == pytest.approx(expected, rel=1e-4, abs=1e-9), name
+
+
+def test_a_zero_gradient_has_no_skew_and_no_kurtosis() -> None:
+    """What is constant has no third or fourth moment to speak of: 0, not NaN."""
+    columns = statistics.gradient_statistics(torch.zeros(2, 9))
+    assert all(bool((value == (9 if name == "grad_zero" else 0)).all()) for name, value in columns.items())
+
+
+@given(TENSORS)
+@settings(deadline=None, max_examples=200)
+def test_histogram_counts_every_entry_in_its_bin(entries: np.ndarray) -> None:
+    """Counts equal NumPy's over the same edges, and with the NaNs and infinities sum to the tensor's size."""
+    counts, nan, inf = (t.numpy() for t in statistics.histogram_counts(torch.from_numpy(entries)))
+    edges = histogram_edges()
+    for row, values in enumerate(entries.astype(np.float64)):
+        finite = values[np.isfinite(values)]
+        # Bins mirror each other about zero: closed below on the right side, closed above on the left.
+        positive = np.histogram(finite[finite >= edges[258]], edges[258:])[0]
+        negative = np.histogram(-finite[finite <= -edges[258]], edges[258:])[0][::-1]
+        middle = len(finite) - positive.sum() - negative.sum()
+        np.testing.assert_array_equal(counts[row], [*negative, middle, *positive])
+        assert counts[row].sum() + nan[row] + inf[row] == len(values)
+        assert (nan[row], inf[row]) == (np.isnan(values).sum(), np.isinf(values).sum())
+
+
+@given(TENSORS)
+@settings(deadline=None, max_examples=200)
+def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> None:
+    """The quantiles are NumPy's of what is finite, and NaN where nothing is."""
+    values, count = (t.numpy() for t in statistics.quantiles(torch.from_numpy(entries)))
+    for row in range(len(entries)):
+        finite = entries[row][np.isfinite(entries[row])].astype(np.float64)
+        assert count[row] == len(finite)
+        if len(finite):
+            expected = np.quantile(finite, quantile_probabilities())
+            np.testing.assert_allclose(values[row], expected.astype(np.float32), rtol=1e-5, atol=1e-30)
+        else:
+            assert np.isnan(values[row]).all()
+
+
+def test_outlier_statistics_equal_their_definition() -> None:
+    """Fraction, energy and angle follow from M, ε and B."""
+    momentum = heavy_tailed(2)
+    epsilon = torch.tensor([1e-4, 3e-4])
+    base = momentum.clamp(-epsilon[:, None], epsilon[:, None])
+    columns = statistics.outlier_statistics(momentum, base, epsilon)
+    for row in range(2):
+        m, b = momentum[row].double().numpy(), base[row].double().numpy()
+        assert columns["outlier_fraction"][row].item() == pytest.approx((np.abs(m) > epsilon[row].item()).mean())
+        assert columns["outlier_energy"][row].item() == pytest.approx(((m - b) ** 2).sum() / (m**2).sum(), rel=1e-4)
+        cosine = m @ b / np.linalg.norm(m) / np.linalg.norm(b)
+        assert columns["base_alignment"][row].item() == pytest.approx(cosine, rel=1e-5)
+
+
+def test_alignment_is_the_cosine_at_every_scale() -> None:
+    """Gradients of 1e30 against momenta of 1e-30 have the angle of their directions."""
+    gradient, momentum = heavy_tailed(2, 300).unbind()
+    columns = statistics.momentum_statistics(gradient[None] * 1e33, momentum[None] * 1e-27)
+    g, m = gradient.double().numpy(), momentum.double().numpy()
+    assert columns["alignment"].item() == pytest.approx(g @ m / np.linalg.norm(g) / np.linalg.norm(m), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
+def test_orthogonality_error_equals_its_definition(shape: tuple[int, int]) -> None:
+    """On the short side, against float64."""
+    update = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3)) / max(shape) ** 0.5
+    for row, error in enumerate(statistics.orthogonality_error(update)):
+        x = update[row].double().numpy()
+        x = x if x.shape[0] <= x.shape[1] else x.T
+        expected = np.linalg.norm(x @ x.T - np.eye(len(x))) / math.sqrt(len(x))
+        assert error.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_orthogonality_error_leaves_out_dead_rows() -> None:
+    """Rows that are exactly zero have no direction: an orthogonal matrix with dead rows has no error."""
+    update = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(0))).Q[:8].clone()
+    padded = torch.zeros(1, 12, 20)
+    padded[0, ::2] = update[:6]
+    assert statistics.orthogonality_error(padded).item() < 1e-5
+
+
+@given(st.integers(1, 70))
+def test_packed_bits_are_those_of_numpy(entries: int) -> None:
+    """Any number of entries, the first in the highest bit."""
+    mask = np.random.default_rng(entries).random((2, entries)) < 0.4
+    np.testing.assert_array_equal(statistics.packed_bits(torch.from_numpy(mask)).numpy(), np.packbits(mask, axis=-1))
+
+
+def test_largest_entries_are_the_largest() -> None:
+    """Indices and signed values of the entries of greatest magnitude."""
+    momentum = heavy_tailed(2, 400)
+    indices, values = statistics.largest_entries(momentum)
+    for row in range(2):
+        expected = np.argsort(-np.abs(momentum[row].numpy()))[: statistics.LARGEST_COUNT]
+        np.testing.assert_array_equal(indices[row].numpy(), expected)
+        np.testing.assert_array_equal(values[row].numpy(), momentum[row].numpy()[expected])
+
+
+def test_bfloat16_is_measured_as_its_values() -> None:
+    """Half-precision gradients are widened, never rounded again."""
+    gradient = heavy_tailed(1).bfloat16()
+    for name, value in statistics.gradient_statistics(gradient.float()).items():
+        torch.testing.assert_close(statistics.gradient_statistics(gradient)[name].float(), value.float())
+    for half, full in zip(
+        statistics.histogram_counts(gradient), statistics.histogram_counts(gradient.float()), strict=True
+    ):
+        torch.testing.assert_close(half, full)

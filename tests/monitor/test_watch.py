@@ -1,0 +1,385 @@
+"""The recorder: what it records is what happened, and the training does not notice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import SGD, Optimizer
+
+import root_dash
+from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.watch import Recorder
+from root_dash.optim.observation import Observation
+from root_dash.optim.root import ROOT
+from root_dash.records import Frame, Layer, histogram_edges, statistic_names
+from root_dash.store.store import Store
+from tests.monitor.training import MATRICES, Model, adamw, muon, plain_sgd, root, sgd, step, train
+
+EVERY_STEP = Cadence(1, 1, 1, 1, 1)
+Build = Callable[[torch.nn.Module], list[Optimizer]]
+
+
+def record(path: Path, build: Build, steps: int, cadence: Cadence = EVERY_STEP) -> Store:
+    """Train while watching; the finished recording."""
+    model = Model()
+    optimizers = build(model)
+    with root_dash.watch(model, optimizers, db=path, name="test", config={"lr": 0.01}, cadence=cadence) as run:
+        train(model, optimizers, steps, run.log)
+    assert (run.lost, run.failures) == (0, 0)
+    return root_dash.open(path)
+
+
+def layers_of(store: Store) -> dict[str, Layer]:
+    """The layers of the only run by name."""
+    (run,) = store.runs()
+    return {layer.name: layer for layer in store.layers(run.id)}
+
+
+class Witness:
+    """Clones what ROOT shows, to compare with what was recorded of it."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: ROOT) -> None:
+        self.names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self.seen: dict[str, dict[str, torch.Tensor]] = {}
+        optimizer.register_observer(self.observe)
+
+    def observe(self, observation: Observation) -> None:
+        """Keep float64 copies of the last step's tensors by layer."""
+        for row, parameter in enumerate(observation.parameters):
+            tensors = {
+                name: getattr(observation, name)[row].clone()
+                for name in ("gradient", "momentum", "threshold", "base", "update")
+                if getattr(observation, name) is not None
+            }
+            self.seen[self.names[parameter]] = tensors | {"weight": parameter.detach().clone()}
+
+
+@pytest.fixture(scope="module")
+def witnessed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Witness]:
+    """Three recorded steps of ROOT, and the tensors of the last."""
+    model = Model()
+    optimizers = root(model)
+    assert isinstance(optimizers[0], ROOT)
+    witness = Witness(model, optimizers[0])
+    path = tmp_path_factory.mktemp("witnessed") / "runs.db"
+    with root_dash.watch(model, optimizers, db=path, cadence=EVERY_STEP) as run:
+        train(model, optimizers, 3, run.log)
+    return root_dash.open(path), witness
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_recorded_errors_equal_those_of_the_tensors(witnessed: tuple[Store, Witness], name: str) -> None:
+    """Polar and orthogonality error, recomputed by SVD in float64 from the base and the update that were applied."""
+    store, witness = witnessed
+    recorded = store.statistics(layers_of(store)[name].id)
+    base, update = (witness.seen[name][key].double().numpy() for key in ("base", "update"))
+    u, s, v = np.linalg.svd(base, full_matrices=False)
+    alive = s > max(base.shape) * np.finfo(np.float32).eps * s[0]
+    polar = u[:, alive] @ v[alive]
+    expected = np.linalg.norm(update - polar) / np.linalg.norm(polar)
+    assert recorded["polar_error"] == pytest.approx(expected, rel=1e-3)
+    short = update if update.shape[0] <= update.shape[1] else update.T
+    expected = np.linalg.norm(short @ short.T - np.eye(len(short))) / np.sqrt(len(short))
+    assert recorded["orthogonality_error"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*MATRICES, "embed.weight", "head.weight"])
+def test_the_recorded_mask_is_where_the_momentum_exceeds_the_threshold(
+    witnessed: tuple[Store, Witness], name: str
+) -> None:
+    """Entry for entry, in the layer's own orientation; AdamW's layers at the recorder's quantile."""
+    store, witness = witnessed
+    layer = layers_of(store)[name]
+    mask, seen = store.mask(layer.id), witness.seen[name]
+    magnitude = seen["momentum"].abs()
+    epsilon = seen["threshold"] if "threshold" in seen else torch.quantile(magnitude, 0.9)
+    np.testing.assert_array_equal(mask.dense(), (magnitude > epsilon).numpy())
+    assert (mask.rows, mask.cols) == layer.shape
+    assert mask.row_totals.sum() == mask.col_totals.sum() == mask.pooled.sum() == mask.dense().sum()
+    assert store.statistics(layer.id)["outlier_fraction"] == pytest.approx(mask.dense().mean())
+
+
+def test_recorded_histograms_count_every_entry(witnessed: tuple[Store, Witness]) -> None:
+    """Of every layer, vectors included, for the gradient and the momentum: the counts are those of the tensor."""
+    store, witness = witnessed
+    for name, layer in layers_of(store).items():
+        for tensor in ("gradient", "momentum"):
+            histogram = store.histogram(layer.id, tensor=tensor)
+            entries = witness.seen[name][tensor].double().numpy().ravel()
+            assert histogram.counts.sum() == layer.size == entries.size
+            np.testing.assert_array_equal(histogram.edges, histogram_edges())
+            occupied = np.flatnonzero(histogram.counts)
+            assert histogram.edges[occupied[0]] <= entries.min() <= entries.max() <= histogram.edges[occupied[-1] + 1]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_recorded_spectra_and_norms_are_those_of_the_tensors(witnessed: tuple[Store, Witness], name: str) -> None:
+    """Singular values of momentum, base and update; norms of all four tensors; the update-to-weight ratio."""
+    store, witness = witnessed
+    layer = layers_of(store)[name]
+    spectrum, statistics, seen = store.spectrum(layer.id), store.statistics(layer.id), witness.seen[name]
+    for key, values in (("momentum", spectrum.momentum), ("base", spectrum.base), ("update", spectrum.update)):
+        expected = np.linalg.svd(seen[key].double().numpy(), compute_uv=False)
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6 * expected[0])
+    for key, stat in (("gradient", "grad_norm"), ("momentum", "momentum_norm"), ("update", "update_norm")):
+        assert statistics[stat] == pytest.approx(seen[key].double().norm().item(), rel=1e-5)
+    assert statistics["weight_norm"] == pytest.approx(seen["weight"].double().norm().item(), rel=1e-5)
+    scale = 1e-2 * 0.2 * max(layer.shape) ** 0.5
+    assert statistics["update_to_weight"] == pytest.approx(
+        scale * statistics["update_norm"] / statistics["weight_norm"], rel=1e-5
+    )
+
+
+def test_every_matrix_of_root_has_finite_statistics_at_every_step(tmp_path: Path) -> None:
+    """And every kind at the steps of its cadence."""
+    cadence = Cadence(statistics=1, histograms=2, quantiles=3, spectra=4, masks=5)
+    store = record(tmp_path / "runs.db", root, 12, cadence)
+    for name in MATRICES:
+        layer = layers_of(store)[name].id
+        for statistic in statistic_names("statistics"):
+            history = store.history(layer, statistic)
+            assert history.steps.tolist() == list(range(1, 13))
+            assert np.isfinite(history.values).all(), statistic
+        for kind, interval in (("histograms", 2), ("quantiles", 3), ("spectra", 4), ("masks", 5)):
+            expected = [s for s in range(1, 13) if s == 1 or s % interval == 0]
+            assert store.steps(layer, kind).tolist() == expected  # type: ignore[arg-type]
+        for statistic in statistic_names("spectra"):
+            assert np.isfinite(store.history(layer, statistic).values).all(), statistic
+
+
+@pytest.mark.parametrize("build", [root, muon, adamw, sgd, plain_sgd])
+def test_watching_does_not_change_a_bit_of_the_training(build: Build, tmp_path: Path) -> None:
+    """Weights after fifty steps are bit-identical with and without the recorder, with every kind at every step."""
+    alone, watched = Model(), Model()
+    train(alone, build(alone), 50)
+    optimizers = build(watched)
+    with root_dash.watch(watched, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(watched, optimizers, 50, run.log)
+    assert (run.stored, run.lost, run.failures) == (50, 0, 0)
+    for (name, left), (_, right) in zip(alone.named_parameters(), watched.named_parameters(), strict=True):
+        assert torch.equal(left, right), name
+
+
+@pytest.mark.parametrize("build", [muon, adamw, sgd])
+def test_other_optimizers_show_gradients_and_momentum(build: Build, tmp_path: Path) -> None:
+    """Through their step hooks; what depends on the update is not recorded, rather than wrong."""
+    store = record(tmp_path / "runs.db", build, 4)
+    for name, layer in layers_of(store).items():
+        statistics = store.statistics(layer.id)
+        for statistic in ("grad_norm", "grad_kurtosis", "momentum_norm", "alignment", "threshold", "outlier_energy"):
+            assert np.isfinite(statistics[statistic]), (name, statistic)
+        assert np.isnan(statistics.get("update_norm", np.nan))
+        if layer.is_matrix:
+            assert store.spectrum(layer.id).update.size == 0
+            assert store.mask(layer.id).dense().shape == layer.shape
+
+
+def test_the_momentum_of_another_optimizer_is_its_state_after_the_step(tmp_path: Path) -> None:
+    """The norm recorded at the last step is that of the momentum buffer the optimizer is left with."""
+    model = Model()
+    optimizers = sgd(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 3, run.log)
+    store = root_dash.open(tmp_path / "runs.db")
+    expected = optimizers[0].state[model.square.weight]["momentum_buffer"].double().norm().item()
+    layer = layers_of(store)["square.weight"].id
+    assert store.statistics(layer)["momentum_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_logged_numbers_belong_to_the_last_finished_step(tmp_path: Path) -> None:
+    """Tensors, floats and integers, several calls a step, and a call before the first."""
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db") as run:
+        run.log(start=1)
+        for index in range(3):
+            loss = step(model, optimizers, index)
+            run.log(loss=loss, index=index)
+            loss.zero_()  # what the user does to it afterwards is not recorded
+            run.log(late=index * 10.0)
+    store = root_dash.open(tmp_path / "runs.db")
+    (recorded,) = store.runs()
+    assert set(store.scalar_names(recorded.id)) == {"start", "loss", "index", "late"}
+    assert store.scalar(recorded.id, "start").steps.tolist() == [0]
+    for name, values in (("index", [0, 1, 2]), ("late", [0, 10, 20])):
+        history = store.scalar(recorded.id, name)
+        assert (history.steps.tolist(), history.values.tolist()) == ([1, 2, 3], values)
+    assert (store.scalar(recorded.id, "loss").values > 3).all()
+
+
+def test_a_wrong_log_neither_raises_nor_costs_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is no number is left out and shown once; recording goes on however often it happens."""
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db") as run:
+        for index in range(5):
+            loss = step(model, optimizers, index)
+            run.log(loss=loss, vector=torch.ones(3), text="no")  # type: ignore[arg-type]
+    assert (run.stored, run.failures) == (5, 10)
+    assert capfd.readouterr().err.count("takes a single number, got a tensor of shape (3,)") == 1
+
+
+class BrokenSink:
+    """A sink whose disk is gone."""
+
+    def append(self, frame: Frame) -> object:
+        """Fail as a full disk does."""
+        raise OSError("no space left on device")
+
+    def end(self, time: float) -> None:
+        """Nothing to end."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_failing_sink_is_shown_once_and_given_up_after_three(capfd: pytest.CaptureFixture[str]) -> None:
+    """Training goes on to the end; every frame that could not be stored is counted."""
+    model = Model()
+    optimizers = root(model)
+    positions: dict[torch.Tensor, int] = {parameter: i for i, parameter in enumerate(model.parameters())}
+    recorder = Recorder(optimizers, positions, BrokenSink(), cadence=Cadence(), outlier_quantile=0.9)
+    for index in range(20):
+        recorder.log(loss=step(model, optimizers, index))
+    recorder.close()
+    assert (recorder.failures, recorder.stored, recorder.active) == (3, 0, False)
+    assert recorder.lost >= 3
+    err = capfd.readouterr().err
+    assert err.count("Traceback") == 1
+    assert err.count("recording is off after 3 failures") == 1
+
+
+class OddOptimizer(SGD):
+    """Keeps a momentum that is no float: what a recorder cannot have foreseen."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Plain SGD, and a state that makes no sense."""
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.ones(parameter.shape, dtype=torch.int64)
+
+
+def test_a_failure_on_the_training_thread_never_reaches_the_loop(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is shown once; after three the recorder turns itself off and the training ends as it would have."""
+    alone, watched = Model(), Model()
+    train(alone, [OddOptimizer(alone.parameters(), lr=1e-2)], 10)
+    optimizers: list[Optimizer] = [OddOptimizer(watched.parameters(), lr=1e-2)]
+    with root_dash.watch(watched, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(watched, optimizers, 10, run.log)
+    assert (run.failures, run.active) == (3, False)
+    assert capfd.readouterr().err.count("Traceback") == 1
+    assert torch.equal(alone.square.weight, watched.square.weight)
+
+
+def test_a_gradient_of_nan_is_recorded_as_such(tmp_path: Path) -> None:
+    """It is the very thing one looks for: counted, no failure, and no other layer's numbers suffer."""
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        model.square.weight.register_hook(lambda grad: grad * torch.nan)
+        train(model, optimizers, 2, run.log)
+    assert (run.failures, run.lost) == (0, 0)
+    store = root_dash.open(tmp_path / "runs.db")
+    layers = layers_of(store)
+    sick, well = layers["square.weight"], layers["up.weight"]
+    assert store.statistics(sick.id, 1)["grad_nan"] == sick.size
+    assert store.histogram(sick.id, 1).nan == sick.size
+    assert np.isnan(store.spectrum(sick.id, 1).momentum).all()
+    assert np.isfinite(store.spectrum(well.id, 1).momentum).all()
+    assert np.isfinite(store.statistics(well.id, 1)["polar_error"])
+
+
+def test_include_and_exclude_choose_layers(tmp_path: Path) -> None:
+    """By globs over names."""
+    model = Model()
+    optimizers = root(model)
+    watched = root_dash.watch(model, optimizers, db=tmp_path / "a.db", include=["*.weight"], exclude=["norm*", "he*"])
+    with watched as run:
+        train(model, optimizers, 2, run.log)
+    assert set(layers_of(root_dash.open(tmp_path / "a.db"))) == {
+        "embed.weight", "square.weight", "up.weight", "down.weight",
+    }  # fmt: skip
+
+
+def test_bad_arguments_are_refused_by_name(tmp_path: Path) -> None:
+    """Before training starts, with the argument, the value and the rule."""
+    model = Model()
+    optimizers = root(model)
+    with pytest.raises(ValueError, match=r"include=\['nothing'\]"):
+        root_dash.watch(model, optimizers, db=tmp_path / "a.db", include=["nothing"])
+    with pytest.raises(ValueError, match=r"outlier_quantile must be in \(0, 1\], got 90"):
+        root_dash.watch(model, optimizers, db=tmp_path / "a.db", outlier_quantile=90)
+    with pytest.raises(ValueError, match=r"cadence.spectra must be 0 \(never\) or a number of steps, got -1"):
+        Cadence(spectra=-1)
+    with pytest.raises(TypeError, match=r"cadence.masks must be a whole number of steps, got 0.5"):
+        Cadence(masks=0.5)  # type: ignore[arg-type]
+
+
+def test_a_closed_recorder_lets_go_of_the_optimizer(tmp_path: Path) -> None:
+    """Closing twice is closing once; steps after it are not recorded."""
+    model = Model()
+    optimizers = root(model)
+    run = root_dash.watch(model, optimizers, db=tmp_path / "runs.db")
+    train(model, optimizers, 2, run.log)
+    run.close()
+    run.close()
+    train(model, optimizers, 2, run.log)
+    assert (run.stored, run.pending) == (2, 0)
+    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
+    assert (recorded.frames, recorded.last_step) == (2, 2)
+    assert recorded.ended_at is not None
+
+
+def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
+    """A DataLoader's worker inherits the recorder and must not touch the parent's queue or file."""
+    code = f"""
+import os, root_dash
+from tests.monitor.training import Model, root, train
+model = Model(); optimizers = root(model)
+run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
+train(model, optimizers, 2, run.log)
+pid = os.fork()
+if pid == 0:
+    run.log(loss=1.0); run.close()
+    os._exit(0 if not run.active else 1)
+assert os.waitpid(pid, 0)[1] == 0
+train(model, optimizers, 2, run.log)
+run.close()
+assert (run.stored, run.lost, run.failures) == (4, 0, 0)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
+    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
+    assert recorded.frames == 4
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise KeyboardInterrupt"])
+def test_a_process_that_ends_without_closing_loses_nothing(tmp_path: Path, ending: str) -> None:
+    """Falling off the end, sys.exit and Ctrl-C all store what was taken."""
+    code = f"""
+import root_dash
+from tests.monitor.training import Model, root, train
+model = Model(); optimizers = root(model)
+run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
+train(model, optimizers, 7)
+{ending}
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60, stderr=subprocess.DEVNULL)
+    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
+    assert (recorded.frames, recorded.last_step, recorded.lost) == (7, 7, 0)
+
+
+def test_importing_root_dash_imports_no_torch() -> None:
+    """A dashboard host needs none."""
+    code = "import sys, root_dash, root_dash.records, root_dash.store.store; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)

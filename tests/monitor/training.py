@@ -1,0 +1,83 @@
+"""A small training job for the tests: a real model on real gradients, deterministic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+from root_dash.optim.root import ROOT
+
+
+class Model(nn.Module):
+    """An embedding, a square, a wide and a tall matrix, norms and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(50, 24)
+        self.square = nn.Linear(24, 24, bias=False)
+        self.up = nn.Linear(24, 40)
+        self.norm = nn.LayerNorm(40)
+        self.down = nn.Linear(40, 24, bias=False)
+        self.head = nn.Linear(24, 50, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x: Tensor = self.embed(tokens)
+        x = x + self.square(x).tanh()
+        x = x + self.down(self.norm(self.up(x)).relu())
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+MATRICES = ("square.weight", "up.weight", "down.weight")
+"""The layers that ROOT orthogonalizes."""
+
+
+def root(model: nn.Module) -> list[Optimizer]:
+    """ROOT for the matrices, its AdamW groups for the rest."""
+    return [ROOT(ROOT.param_groups(model), lr=1e-2)]
+
+
+def muon(model: nn.Module) -> list[Optimizer]:
+    """torch's Muon for the matrices and an AdamW for the rest: two optimizers a step."""
+    named = dict(model.named_parameters())
+    rest = [p for name, p in named.items() if name not in MATRICES]
+    return [Muon([named[name] for name in MATRICES], lr=1e-2), AdamW(rest, lr=1e-3)]
+
+
+def adamw(model: nn.Module) -> list[Optimizer]:
+    """AdamW for all."""
+    return [AdamW(model.parameters(), lr=1e-3)]
+
+
+def sgd(model: nn.Module) -> list[Optimizer]:
+    """SGD with momentum for all."""
+    return [SGD(model.parameters(), lr=1e-2, momentum=0.9)]
+
+
+def plain_sgd(model: nn.Module) -> list[Optimizer]:
+    """SGD that keeps no momentum."""
+    return [SGD(model.parameters(), lr=1e-2)]
+
+
+def step(model: nn.Module, optimizers: Sequence[Optimizer], index: int) -> Tensor:
+    """One training step on the batch of that index; the loss."""
+    generator = torch.Generator().manual_seed(index)
+    tokens = torch.randint(50, (16, 9), generator=generator)
+    loss = functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+    return loss.detach()
+
+
+def train(
+    model: nn.Module, optimizers: Sequence[Optimizer], steps: int, log: Callable[..., None] = lambda **_: None
+) -> None:
+    """Train for some steps, logging the loss after each."""
+    for index in range(steps):
+        log(loss=step(model, optimizers, index))
