@@ -113,10 +113,10 @@ def end_labels(
         )  # fmt: skip
 
 
-def marker(drawn: go.Figure, step: int | None, theme: Theme, **place: Any) -> None:
-    """A dotted line at the step that the page shows."""
-    if step is not None:
-        drawn.add_shape(
-            type="line", x0=step, x1=step, y0=0, y1=1, yref="y domain",
-            line={"color": theme.ink, "width": 1, "dash": "dot"}, **place,
-        )  # fmt: skip
+def marker(drawn: go.Figure, step: int | None, theme: Theme) -> None:
+    """A dotted line at the step that the page shows; without one it is there unseen, for the page to move."""
+    at = 0 if step is None else step
+    drawn.add_shape(
+        name="step", visible=step is not None, type="line", x0=at, x1=at, y0=0, y1=1, yref="y domain",
+        line={"color": theme.ink, "width": 1, "dash": "dot"},
+    )  # fmt: skip

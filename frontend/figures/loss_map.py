@@ -75,7 +75,7 @@ def loss_map(
 
 def rows_of(grid: Grid, statistic: Statistic, relative: bool) -> Rows | None:
     """The rows of a grid that have any value, and the range of their colours; None where there is none."""
-    has = ~np.isnan(grid.values).all(axis=1)
+    has = np.asarray(~np.isnan(grid.values).all(axis=1))
     if not has.any():
         return None
     layers = [layer for layer, kept in zip(grid.layers, has, strict=True) if kept]
@@ -135,8 +135,8 @@ def _add_map(drawn: go.Figure, grid: Grid, rows: Rows, statistic: Statistic, the
     drawn.update_yaxes(
         selector={"autorange": "reversed"}, type="category", tickfont={"family": MONO, "size": 10}, labelalias=alias
     )
-    # A click on a cell gives the row's number; its layer's id stands here.
-    drawn.update_layout(meta={"layers": list(rows.ids)})
+    # A click on a cell gives its row and column: these say which layer and which step.
+    drawn.update_layout(meta={"layers": list(rows.ids), "starts": grid.starts.tolist()})
     first, last = edges[0], edges[-1]
     if first < last:
         drawn.update_xaxes(minallowed=float(first), maxallowed=float(last))

@@ -67,7 +67,8 @@ def block_shares(recorded: Mask) -> Float64Array:
     """The share of each block's entries that lie beyond ε."""
     heights = np.diff(_block_edges(recorded.rows, recorded.pooled.shape[0]))
     widths = np.diff(_block_edges(recorded.cols, recorded.pooled.shape[1]))
-    return np.asarray(recorded.pooled, np.float64) / np.maximum(np.outer(heights, widths), 1)
+    share: Float64Array = recorded.pooled.astype(np.float64) / np.maximum(np.outer(heights, widths), 1)
+    return share
 
 
 def totals_of(counts: CountArray | IntArray, entries: int) -> Totals:

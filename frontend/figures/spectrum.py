@@ -26,13 +26,15 @@ def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root"
         )
     top = float(recorded.momentum.max()) or 1.0
     own = "ROOT" if algorithm == "root" else algorithm
-    lines = [
+    wanted = [
         ("momentum", theme.grey, recorded.momentum / top),
         ("base", colours.BLUE, recorded.base / top),
         ("Muon", colours.AMBER, polynomial.muon(recorded.momentum)),
         (own, colours.GREEN, recorded.update),
     ]
-    lines = [(name, colour, np.asarray(values, np.float64)) for name, colour, values in lines if len(values)]
+    lines: list[tuple[str, str, NDArray[np.float64]]] = [
+        (name, colour, np.asarray(values, np.float64)) for name, colour, values in wanted if len(values)
+    ]
     span = _span([values for _, _, values in lines])
     drawn = base.figure(theme, "spectrum")
     longest = max(len(values) for _, _, values in lines)

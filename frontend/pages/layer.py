@@ -8,8 +8,9 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from root_dash.frontend import ids, layout
+from root_dash.frontend.numbers import count
 from root_dash.frontend.theme import GREEN
-from root_dash.records import Kind, Layer, Statistic, statistic
+from root_dash.records import Histogram, Kind, Layer, Mask, Quantiles, Spectrum, Statistic, Tensor, statistic
 
 STEP_KINDS: tuple[Kind, ...] = ("histograms", "spectra", "masks")
 """The kinds whose panels show one step."""
@@ -35,7 +36,7 @@ def page() -> Any:
     """The layout of every layer's page; which layer it is, the view says."""
     tensor = dmc.SegmentedControl(
         id=ids.TENSOR, value="gradient", size="xs", className="far", data=["gradient", "momentum"],
-        **{"aria-label": "whose entries the first row shows"},
+        **layout.aria(label="whose entries the first row shows"),
     )  # fmt: skip
     return html.Div(
         className="layer",
@@ -58,7 +59,9 @@ def page() -> Any:
                     layout.card("Polar error", "", ids.ERRORS, hint_id=ids.ERRORS_HINT, className="wide tall"),
                     layout.card("Outlier map", "", ids.MASK, hint_id=ids.MASK_HINT, className="wide tall"),
                     *(
-                        layout.card("\u00a0", "", ids.statistic(slot), title_id=ids.statistic_title(slot), className="small")
+                        layout.card(
+                            "\u00a0", "", ids.statistic(slot), title_id=ids.statistic_title(slot), className="small"
+                        )
                         for slot in range(ids.STATISTIC_SLOTS)
                     ),
                 ],
@@ -80,15 +83,31 @@ def head() -> Any:
                 children=[
                     dcc.Link("↑ K", id=ids.PREVIOUS_LAYER, href="/", className="ghost", title="previous layer (K)"),
                     dcc.Link("↓ J", id=ids.NEXT_LAYER, href="/", className="ghost", title="next layer (J)"),
-                    html.Button("‹", id=ids.EARLIER, className="ghost", **{"aria-label": "earlier step"}),
+                    html.Button("‹", id=ids.EARLIER, className="ghost", **layout.aria(label="earlier step")),
                     dmc.Slider(
                         id=ids.STEP_SLIDER, min=0, max=1, step=1, value=0, size="sm", updatemode="mouseup",
                         className="slider", thumbLabel="step", showLabelOnHover=False, thumbSize=14,
                     ),
-                    html.Button("›", id=ids.LATER, className="ghost", **{"aria-label": "later step"}),
+                    html.Button("›", id=ids.LATER, className="ghost", **layout.aria(label="later step")),
                     html.Span(id=ids.STEP_LABEL, className="mono step-label"),
                     dmc.Switch(id=ids.FOLLOW, checked=True, label="follow", size="xs", color=GREEN),
                 ],
             ),
         ],
     )  # fmt: skip
+
+
+def at_step(recorded: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
+    """The hint, with the step whose recording is shown: each kind has its own rhythm."""
+    return hint if recorded is None else f"{hint} · step {count(recorded.step)}"
+
+
+def histogram_hint(recorded: Histogram | None, tensor: Tensor, threshold: float) -> str:
+    """How to read the bars, and what they leave out."""
+    if recorded is None:
+        return ""
+    lost = [f"{count(n)} {name}" for n, name in ((recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
+    if lost:
+        return f"{' and '.join(lost)} left out · step {count(recorded.step)}"
+    beyond = ", red: beyond ε" if tensor == "momentum" and threshold > 0 else ""
+    return at_step(recorded, f"dashed: Gaussian{beyond}")

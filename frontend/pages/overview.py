@@ -21,14 +21,14 @@ def page(statistic: str) -> Any:
     """The overview's layout."""
     picker = dmc.Select(
         id=ids.STAT_PICKER, value=statistic, allowDeselect=False, searchable=True, size="xs", className="stat-picker",
-        maxDropdownHeight=460, **{"aria-label": "statistic"},
+        maxDropdownHeight=460, **layout.aria(label="statistic"),
         data=[
             {"group": group, "items": [{"value": s.name, "label": s.label} for s in STATISTICS if s.kind == kind]}
             for kind, group in _GROUPS.items()
         ],
     )  # fmt: skip
     basis = dmc.SegmentedControl(
-        id=ids.BASIS, value="own", size="xs", **{"aria-label": "what the colour compares with"},
+        id=ids.BASIS, value="own", size="xs", **layout.aria(label="what the colour compares with"),
         data=[{"value": "own", "label": "vs. own median"}, {"value": "all", "label": "value"}],
     )  # fmt: skip
     return html.Div(

@@ -1,0 +1,222 @@
+"""What the callbacks answer: read a verb of the store, draw a figure, return it.
+
+Plain functions that take the store first, so that they can be called without an app; `callbacks.register` binds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import plotly.graph_objects as go
+from dash import no_update
+
+from root_dash.exceptions import NotRecorded
+from root_dash.frontend import address
+from root_dash.frontend.figures import polynomial
+from root_dash.frontend.figures.errors import errors
+from root_dash.frontend.figures.evolution import evolution
+from root_dash.frontend.figures.histogram import histogram
+from root_dash.frontend.figures.history import history
+from root_dash.frontend.figures.loss_map import loss_map
+from root_dash.frontend.figures.mask import mask
+from root_dash.frontend.figures.qq import qq
+from root_dash.frontend.figures.spectrum import spectrum
+from root_dash.frontend.pages import layer as layer_page
+from root_dash.frontend.pages import notices, overview
+from root_dash.frontend.theme import theme
+from root_dash.records import Layer, Tensor, statistic
+
+if TYPE_CHECKING:
+    from root_dash.store import Store
+
+View = Mapping[str, Any]
+T = TypeVar("T")
+
+
+# The address
+
+
+def route(
+    store: Store, path: str | None, search: str | None, _retries: int | None, before: View | None
+) -> tuple[Any, ...]:
+    """The view of an address, and its page where that is another one than before."""
+    wanted = address.parse(path, search)
+    runs = store.runs()
+    picks = [{"value": str(run.id), "label": run.name or run.uid} for run in runs]
+    if wanted.page == "newest":
+        if runs:
+            return (no_update, no_update, address.overview(runs[0].id), picks, no_update, no_update, True)
+        return ({"page": "empty"}, notices.empty(), no_update, [], None, [], False)
+    try:
+        view, layers = _view(store, wanted)
+    except (NotRecorded, ValueError) as error:
+        page = notices.missing(path, str(error) if wanted.run is not None else "")
+        return ({"page": "missing"}, page, no_update, picks, None, [], True)
+    fresh: Any = no_update
+    if before is None or before.get("page") != view["page"] or view["page"] == "overview":
+        fresh = overview.page(wanted.statistic) if view["page"] == "overview" else layer_page.page()
+    jumps = [{"value": str(layer.id), "label": layer.name} for layer in layers]
+    return (view, fresh, no_update, picks, str(view["run"]), jumps, True)
+
+
+def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[Layer]]:
+    if wanted.run is None:
+        raise NotRecorded("")
+    run, layers, latest = store.run(wanted.run), store.layers(wanted.run), store.latest(wanted.run)
+    if wanted.layer is not None and wanted.layer not in {layer.id for layer in layers}:
+        raise NotRecorded(f"run {wanted.run} has no layer {wanted.layer}")
+    return {
+        "page": wanted.page,
+        "run": run.id,
+        "layer": wanted.layer,
+        "step": wanted.step,
+        "ended": run.ended_at is not None,
+        "latest": None if latest is None else {"id": latest.id, "step": latest.step, "time": latest.time},
+    }, layers
+
+
+# The overview
+
+
+def draw_map(
+    store: Store, view: View, _cursor: Any, name: str, basis: str, theme_name: str | None
+) -> tuple[go.Figure, str, str]:
+    """The loss over the map, the sentence on top, and the statistic's definition."""
+    run_id, chosen = int(view["run"]), statistic(name)
+    run, layers, grid = store.run(run_id), store.layers(run_id), store.grid(run_id, name)
+    losses = [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar]
+    drawn = loss_map(losses, grid, chosen, theme(theme_name), relative=basis == "own")
+    return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, grid.shown, grid.total)
+
+
+# A layer's page
+
+
+def layer_head(store: Store, view: View) -> tuple[Any, ...]:
+    """Name, shape and neighbours of the layer; the slider over its steps, at the step that the address names."""
+    run_id, layer_id = int(view["run"]), int(view["layer"])
+    layers = store.layers(run_id)
+    place = next(i for i, layer in enumerate(layers) if layer.id == layer_id)
+    steps = store.steps(layer_id, "histograms")
+    if not len(steps):
+        steps = store.steps(layer_id, "statistics")
+    first, last = (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
+    interval = max(1, int(np.gcd.reduce(np.diff(steps)))) if len(steps) > 1 else 1
+    step = view.get("step")
+    at = last if step is None else int(min(max(step, first), last))
+    return (
+        layers[place].name,
+        layer_page.shape(layers[place]),
+        address.overview(run_id),
+        address.layer(run_id, layers[place - 1].id),
+        address.layer(run_id, layers[(place + 1) % len(layers)].id),
+        first,
+        max(last, first + 1),
+        interval,
+        at,
+        step is None,
+    )
+
+
+def draw_distribution(
+    store: Store, view: View, shown: View | None, tensor: Tensor, theme_name: str | None
+) -> tuple[Any, ...]:
+    """The histogram and the Q-Q plot of one tensor at the shown step."""
+    layer_id, step, paper = int(view["layer"]), _step(shown), theme(theme_name)
+    counted = _recorded(lambda: store.histogram(layer_id, step, tensor))
+    ranked = _recorded(lambda: store.quantiles(layer_id, step, tensor))
+    at = counted.step if counted is not None else step
+    numbers = _recorded(lambda: store.statistics(layer_id, at)) or {}
+    mean, deviation = _moments(numbers, tensor, store.layer(layer_id).size)
+    threshold = numbers.get("threshold", np.nan) if tensor == "momentum" else np.nan
+    bars = histogram(counted, paper, mean=mean, deviation=deviation, threshold=threshold)
+    points = qq(ranked, paper, mean=mean, deviation=deviation)
+    return (
+        _keep(bars, layer_id, tensor),
+        layer_page.histogram_hint(counted, tensor, threshold),
+        _keep(points, layer_id, tensor),
+        layer_page.at_step(ranked, "red: outside the 95 % band"),
+    )
+
+
+def draw_evolution(
+    store: Store, view: View, _cursor: Any, tensor: Tensor, theme_name: str | None, step: int | None, follow: bool
+) -> tuple[go.Figure, str]:
+    """One tensor's histograms over the steps."""
+    recorded = _recorded(lambda: store.histograms(int(view["layer"]), tensor))
+    drawn = evolution(recorded, theme(theme_name), step=None if follow else step)
+    return _keep(drawn, view["layer"], tensor), f"{tensor.capitalize()} over time"
+
+
+def draw_spectrum(store: Store, view: View, shown: View | None, theme_name: str | None) -> tuple[go.Figure, str]:
+    """The singular values at the shown step."""
+    layer = store.layer(int(view["layer"]))
+    recorded = _recorded(lambda: store.spectrum(layer.id, _step(shown)))
+    sentence = "" if layer.is_matrix else layer_page.NO_SPECTRUM
+    drawn = spectrum(recorded, theme(theme_name), algorithm=layer.algorithm, sentence=sentence)
+    return _keep(drawn, layer.id), layer_page.at_step(recorded, "dashed 1 is perfect")
+
+
+def draw_errors(
+    store: Store, view: View, _cursor: Any, theme_name: str | None, step: int | None, follow: bool
+) -> tuple[go.Figure, str]:
+    """The polar error as recorded, beside Muon's and the paper's coefficients on the same spectra."""
+    layer = store.layer(int(view["layer"]))
+    spectra = _recorded(lambda: store.spectra(layer.id)) or []
+    own, muon, paper = polynomial.errors_of(spectra, "polar_error", (layer.rows, layer.cols))
+    own = _recorded(lambda: store.history(layer.id, "polar_error", 256)) or own
+    sentence = "" if layer.is_matrix else layer_page.NO_SPECTRUM
+    drawn = errors(
+        own, muon, paper, theme(theme_name),
+        step=None if follow else step, algorithm=layer.algorithm, sentence=sentence,
+    )  # fmt: skip
+    return _keep(drawn, layer.id), "other coefficients on the same spectra"
+
+
+def draw_mask(store: Store, view: View, shown: View | None, theme_name: str | None) -> tuple[go.Figure, str]:
+    """Where the outliers sit at the shown step."""
+    layer = store.layer(int(view["layer"]))
+    recorded = _recorded(lambda: store.mask(layer.id, _step(shown)))
+    sentence = "" if layer.is_matrix else layer_page.NO_MASK
+    hint = layer_page.at_step(recorded, "share of |M| > ε; bars: rows, columns")
+    return _keep(mask(recorded, theme(theme_name), sentence=sentence), layer.id), hint
+
+
+def draw_statistics(
+    store: Store, view: View, _cursor: Any, theme_name: str | None, step: int | None, follow: bool
+) -> tuple[Any, ...]:
+    """Six statistics over the steps, and their names with the newest value."""
+    layer, paper = store.layer(int(view["layer"])), theme(theme_name)
+    chosen = layer_page.small(layer)
+    curves = [_recorded(partial(store.history, layer.id, s.name, 400)) for s in chosen]
+    drawn = (history(curve, s, paper, step=None if follow else step) for curve, s in zip(curves, chosen, strict=True))
+    return (*(_keep(figure, layer.id) for figure in drawn), *(s.label for s in chosen))
+
+
+def _step(shown: View | None) -> int | None:
+    step = (shown or {}).get("step")
+    return None if step is None else int(step)
+
+
+def _recorded(read: Callable[[], T]) -> T | None:
+    """What a verb reads, or None where nothing of it was recorded."""
+    try:
+        return read()
+    except NotRecorded:
+        return None
+
+
+def _moments(numbers: Mapping[str, float], tensor: Tensor, size: int) -> tuple[float, float]:
+    """Mean and deviation of the tensor's entries; the momentum's from its norm, about zero."""
+    if tensor == "gradient":
+        return numbers.get("grad_mean", np.nan), numbers.get("grad_std", np.nan)
+    return 0.0, numbers.get("momentum_norm", np.nan) / max(size, 1) ** 0.5
+
+
+def _keep(figure: go.Figure, *what: Any) -> go.Figure:
+    """Tie a figure's zoom to what it shows: it survives an update, but not a change of layer."""
+    figure.layout.uirevision = " ".join(map(str, (figure.layout.uirevision, *what)))
+    return figure

@@ -1,0 +1,72 @@
+"""The dashboard on an API: one process, one port, everything served from the machine itself."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from dash import Dash
+
+from root_dash.frontend import callbacks, layout
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from root_dash.store import Store
+
+ASSETS = Path(__file__).parent / "assets"
+
+# The theme's script stands in the head and runs before anything is painted: no white flash on dark paper.
+_INDEX = """<!DOCTYPE html>
+<html lang="en">
+  <head>
+    {%metas%}
+    <title>{%title%}</title>
+    {%favicon%}
+    <script src="__THEME__"></script>
+    {%css%}
+  </head>
+  <body>
+    {%app_entry%}
+    <footer>{%config%}{%scripts%}{%renderer%}</footer>
+  </body>
+</html>"""
+
+
+def mount(api: FastAPI, store: Store) -> None:
+    """Serve the dashboard on every path that `api` does not answer itself.
+
+    The API's own routes, and a 404 for what it does not know below its prefix, are registered before: Dash answers
+    every path that is left.
+    """
+    dash: Any = Dash(
+        "root_dash.frontend",
+        server=cast(Any, api),
+        backend="fastapi",
+        assets_folder=str(ASSETS),
+        assets_ignore=r"theme\.js",
+        serve_locally=True,
+        title="root-dash",
+        update_title="",
+        description="A microscope for people who train networks with matrix optimisers",
+        suppress_callback_exceptions=True,  # the pages come and go: their components are not in the first layout
+        use_pages=False,
+        enable_mcp=False,
+        add_log_handler=False,
+    )
+    dash.index_string = _INDEX.replace("__THEME__", escape(str(dash.get_asset_url("theme.js"))))
+    dash.layout = layout.shell
+    callbacks.register(dash, store)
+    _answer_pages(api, dash)
+
+
+def _answer_pages(api: FastAPI, dash: Any) -> None:
+    """Routes of our own for the pages: Dash's catch-all belongs to the app of this process that was made last."""
+    from starlette.responses import HTMLResponse
+
+    async def index() -> HTMLResponse:
+        return HTMLResponse(dash.index())
+
+    for path in ("/r/{rest:path}",):
+        api.add_api_route(path, index, methods=["GET"], include_in_schema=False)

@@ -1,0 +1,81 @@
+// What needs no server: the theme, the address, which step is shown, the marker at that step.
+(function () {
+  const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+  const skip = () => window.dash_clientside.no_update;
+  const go = (pathname, search = "") => window.dash_clientside.set_props("url", { pathname, search });
+  const count = (step) => step.toLocaleString("en-US");
+
+  function address(query) {
+    const url = new URL(window.location);
+    for (const [name, value] of Object.entries(query))
+      value === null ? url.searchParams.delete(name) : url.searchParams.set(name, value);
+    if (url.href !== window.location.href) history.replaceState(history.state, "", url);
+  }
+
+  function mark(step) {
+    for (const box of document.querySelectorAll(".layer .js-plotly-plot")) {
+      const shapes = (box.layout && box.layout.shapes) || [];
+      const at = shapes.findIndex((shape) => shape.name === "step");
+      if (at >= 0)
+        window.Plotly.relayout(box, {
+          [`shapes[${at}].x0`]: step ?? 0, [`shapes[${at}].x1`]: step ?? 0, [`shapes[${at}].visible`]: step !== null,
+        });
+    }
+  }
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    rootdash: {
+      theme(clicks) {
+        const scheme = clicks ? window.rootDashTheme.toggle() : window.rootDashTheme.current();
+        return [scheme, scheme];
+      },
+      stream(view) { window.rootDashStream.follow(view); },
+      pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(`/r/${run}`); },
+      pickLayer(layer, view) {
+        if (!layer || !view) return skip();
+        go(`/r/${view.run}/l/${layer}`);
+        return null;
+      },
+      // A click on a cell of the map: the row's layer, at the column's first step.
+      openCell(click, figure, view) {
+        const point = click && click.points && click.points.find((p) => p.z !== undefined);
+        const layers = figure && figure.layout && figure.layout.meta && figure.layout.meta.layers;
+        if (!point || !layers) return;
+        const row = Array.isArray(point.pointNumber) ? point.pointNumber[0] : null;
+        if (row !== null && layers[row] !== undefined)
+          go(`/r/${view.run}/l/${layers[row]}`, `?step=${Math.floor(stepOf(point, figure))}`);
+      },
+      statistic(name, basis) {
+        address({ stat: name, basis: basis === "all" ? "all" : null });
+      },
+      // A new recording: the slider grows, and moves along while it follows.
+      advance(cursor, follow) {
+        if (!cursor || document.querySelector("#step-slider:active")) return [skip(), skip()];
+        return [cursor.step, follow ? cursor.step : skip()];
+      },
+      // A hand on the slider lets go of the newest step.
+      letGo(value, most, follow) { return follow && value < most ? false : skip(); },
+      catchUp(follow, most, value) { return follow && value !== most ? most : skip(); },
+      nudge(earlier, later, value, least, most, step) {
+        const back = window.dash_clientside.callback_context.triggered_id === "earlier";
+        return Math.min(most, Math.max(least, value + (back ? -step : step)));
+      },
+      shown(cursor, value, follow, before) {
+        const next = follow ? { step: null, cursor: cursor ? cursor.id : 0 } : { step: value };
+        return same(next, before) ? skip() : next;
+      },
+      step(value, follow) {
+        address({ step: follow ? null : value });
+        mark(follow ? null : value);
+        return value === null || value === undefined ? "" : count(value);
+      },
+    },
+  });
+
+  // The first step of a clicked column: Plotly gives its middle.
+  function stepOf(point, figure) {
+    const starts = figure.layout.meta.starts;
+    const column = Array.isArray(point.pointNumber) ? point.pointNumber[1] : 0;
+    return starts ? starts[column] : point.x;
+  }
+})();
