@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from root_dash.optim.coefficients import MUON, PAPER, evaluate, normalize_spectrum, resolve
+
+SIGMA = np.concatenate([np.geomspace(1e-9, 1e-3, 2_001), np.linspace(1e-3, 1, 40_001)])
+
+
+@pytest.mark.parametrize("steps", range(4, 21))
+def test_robust_never_overshoots(steps: int) -> None:
+    """From singular values up to 1/1.01, where ROOT starts, none ends above 1.06, whatever the number of steps."""
+    assert np.max(np.abs(evaluate(resolve("robust", steps), SIGMA / 1.01))) <= 1.06
+
+
+@pytest.mark.parametrize("steps", range(4, 21))
+def test_robust_tolerates_the_bound_itself(steps: int) -> None:
+    """Nor from singular values up to 1, were the safety factor eaten up by rounding."""
+    assert np.max(np.abs(evaluate(resolve("robust", steps), SIGMA))) <= 1.07
+
+
+@pytest.mark.parametrize("steps", range(1, 21))
+def test_muon_is_bounded(steps: int) -> None:
+    """Muon's set keeps (0, 1] below 1.21 for any number of steps."""
+    assert np.max(np.abs(evaluate(resolve("muon", steps), SIGMA))) <= 1.21
+
+
+@pytest.mark.parametrize(("shape", "bound"), list(zip(PAPER, [3.4, 1.25, 1.13, 1.22], strict=True)))
+def test_paper_sets_are_bounded_at_five_steps(shape: tuple[int, int], bound: float) -> None:
+    """The published sets reach what was measured of them: 3.3 for the square one."""
+    assert bound / 1.1 <= np.max(np.abs(evaluate(resolve("paper", 5, shape), SIGMA))) <= bound
+
+
+@pytest.mark.parametrize(
+    ("shape", "nearest"),
+    [
+        ((64, 64), (2048, 2048)),
+        ((64, 80), (2048, 3072)),
+        ((512, 256), (2048, 3072)),
+        ((128, 512), (2048, 8192)),
+        ((4096, 128), (2048, 16384)),
+        ((0, 4), (2048, 2048)),
+    ],
+)
+def test_paper_takes_the_nearest_aspect_ratio(shape: tuple[int, int], nearest: tuple[int, int]) -> None:
+    """A shape the authors did not publish borrows the set of the nearest aspect ratio, either way round."""
+    assert resolve("paper", 5, shape) == (PAPER[nearest],) * 5
+
+
+def test_one_triple_is_repeated() -> None:
+    """A single (a, b, c), as tuple or list, serves every step."""
+    assert resolve(MUON, 3) == resolve(list(MUON), 3) == (MUON,) * 3
+
+
+def test_a_list_is_taken_per_step() -> None:
+    """A list of triples is used as it is, lists from JSON included."""
+    assert resolve([[1, 2, 3], [4, 5, 6]], 2) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("adaptive", 5), "ns_coefficients must be one of 'robust', 'muon', 'paper' or numbers, got 'adaptive'"),
+        (("paper", 6, (4, 4)), "ns_steps must be 5 with ns_coefficients='paper', got 6"),
+        (("paper", 5), "shape must be given"),
+        (("robust", 3), "ns_steps must be at least 4 with ns_coefficients='robust', got 3"),
+        (("muon", 0), "ns_steps must be a whole number of at least 1, got 0"),
+        (("muon", 2.5), "ns_steps must be a whole number of at least 1, got 2.5"),
+        (("muon", True), "ns_steps must be a whole number of at least 1, got True"),
+        (([MUON] * 4, 5), "one (a, b, c) per step, got 4 for ns_steps=5"),
+        (((1.0, 2.0), 5), "triples of numbers (a, b, c), got (1.0, 2.0)"),
+        ((("a", "b", "c"), 3), "triples of numbers"),
+        (((1.0, 2.0, float("nan")), 5), "ns_coefficients must be finite"),
+        (([MUON, 1.0], 2), "triples of numbers (a, b, c), got 1.0"),
+        (([], 5), "ns_coefficients must be a name"),
+        ((None, 5), "ns_coefficients must be a name"),
+    ],
+)
+def test_bad_choices_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    """The error names the argument, the rule and the value."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        resolve(*arguments)
+    assert message in str(error.value)
+
+
+def test_evaluate_takes_numbers_and_arrays() -> None:
+    """A float gives a float, an array an array of the same values."""
+    triples = resolve("robust")
+    values = [evaluate(triples, float(s)) for s in (0.0, 0.3, 1.0)]
+    assert all(isinstance(value, float) for value in values)
+    np.testing.assert_allclose(evaluate(triples, np.array([0.0, 0.3, 1.0])), values)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1.0, 1e30, 1e300])
+@pytest.mark.parametrize("normalization", ["schatten8", "frobenius"])
+def test_normalized_spectrum(normalization: str, scale: float) -> None:
+    """Lists and arrays of any scale are divided by their norm, which never falls short of the largest."""
+    sigma = np.array([4.0, 2.0, 1.0, 0.0])
+    norm = 1.01 * np.sum(sigma**8) ** 0.125 if normalization == "schatten8" else np.sqrt(21)
+    result = normalize_spectrum(sigma * scale, normalization)
+    np.testing.assert_allclose(result, sigma / norm, rtol=1e-12)
+    as_list = normalize_spectrum(list(sigma * scale), normalization)
+    assert isinstance(as_list, list)
+    np.testing.assert_allclose(as_list, result, rtol=1e-12)
+
+
+@pytest.mark.parametrize("normalization", ["schatten8", "frobenius"])
+def test_a_spectrum_of_zeros_stays(normalization: str) -> None:
+    """Zeros are left as they are, and so is nothing at all."""
+    assert normalize_spectrum([0.0, 0.0], normalization) == [0.0, 0.0]
+    np.testing.assert_array_equal(normalize_spectrum(np.zeros(3, np.float32), normalization), np.zeros(3))
+    assert normalize_spectrum([], normalization) == []
+    assert len(normalize_spectrum(np.empty(0), normalization)) == 0
+
+
+def test_an_unknown_normalization_is_refused() -> None:
+    """The error lists the ones that exist."""
+    with pytest.raises(ValueError, match="normalization must be one of 'schatten8', 'frobenius', got 'spectral'"):
+        normalize_spectrum([1.0], "spectral")
+
+
+def test_importing_it_imports_no_torch() -> None:
+    """The dashboard's host, which has no torch, can evaluate coefficient sets."""
+    code = "import sys, root_dash.optim.coefficients; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
