@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from root_dash.optim import ROOT, Observation
+from tests.optim.test_root import MUON, give_gradients, mixed, parameters
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    return tensor.reshape(tensor.shape[0], -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+
+
+class Witness:
+    """Keeps copies of what it is shown, and of the weights at that moment."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Observation, list[Tensor]]] = []
+
+    def __call__(self, observation: Observation) -> None:
+        self.seen.append((observation, [p.detach().clone() for p in observation.parameters]))
+
+
+@pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"maximize": True}, MUON, {"lr": torch.tensor(0.01)}])
+def test_observing_changes_no_bit(options: dict[str, Any]) -> None:
+    """With and without an observer, weights and state are equal to the bit."""
+    ours, ours_groups = mixed()
+    theirs, theirs_groups = mixed()
+    watched, alone = ROOT(ours_groups, **options), ROOT(theirs_groups, **options)
+    watched.register_observer(Witness())
+    for step in range(4):
+        give_gradients(step, ours, theirs)
+        watched.step()
+        alone.step()
+    for p, q in zip(ours, theirs, strict=True):
+        assert torch.equal(p, q)
+        for key, value in alone.state[q].items():
+            assert torch.equal(watched.state[p][key], value)
+
+
+@pytest.mark.parametrize("options", [{}, {"maximize": True}, {"nesterov": False}, {"outlier_quantile": 1.0}])
+def test_what_is_seen_is_what_is_done(options: dict[str, Any]) -> None:
+    """M, ε, B, X and the learning rate satisfy their definitions, and the weights then move by lr X and decay."""
+    params, groups = mixed()
+    optimizer = ROOT(groups, lr=0.05, weight_decay=0.1, **options)
+    give_gradients(0, params)
+    optimizer.step()
+    give_gradients(1, params)
+    before: dict[Tensor, Tensor] = {p: p.detach().clone() for p in params}
+    witness = Witness()
+    optimizer.register_observer(witness)
+    optimizer.step()
+    seen = [p for observation, _ in witness.seen for p in observation.parameters]
+    assert len(seen) == len(params)
+    assert set(seen) == set(params)
+    for o, weights in witness.seen:
+        decayed_by = 1 - 0.1 * (0.05 if o.algorithm == "root" else 0.01)
+        assert len({p.shape for p in o.parameters}) == 1
+        for i, (p, weight) in enumerate(zip(o.parameters, weights, strict=True)):
+            assert torch.equal(weight, before[p])
+            assert p.grad is not None
+            assert torch.equal(o.gradient[i], as_matrix(p.grad))
+            torch.testing.assert_close(as_matrix(p), as_matrix(weight) * decayed_by - o.lr * o.update[i])
+            state = optimizer.state[p]
+            if o.algorithm == "adamw":
+                assert torch.equal(o.momentum[i], as_matrix(state["exp_avg"]))
+                assert o.lr == 0.01
+            else:
+                sign = -1 if options.get("maximize") else 1
+                buffer = state["momentum_buffer"]
+                m = (sign * p.grad).lerp(buffer, 0.95) if options.get("nesterov", True) else buffer
+                assert torch.equal(o.momentum[i], as_matrix(m))
+                assert o.lr == pytest.approx(0.05 * 0.2 * max(as_matrix(p).shape) ** 0.5)
+        if o.algorithm == "adamw" or options.get("outlier_quantile") == 1.0:
+            assert o.threshold is None
+            assert o.base is None
+        else:
+            assert o.threshold is not None
+            assert o.base is not None
+            for eps, m, base in zip(o.threshold, o.momentum, o.base, strict=True):
+                assert torch.equal(base, m.clamp(-eps, eps))
+                torch.testing.assert_close(eps, m.abs().quantile(0.9))
+
+
+def test_equal_shapes_come_together() -> None:
+    """One observation per shape and algorithm, in the parameters' own orientation, vectors as one row."""
+    params, groups = mixed()
+    optimizer = ROOT(groups)
+    witness = Witness()
+    optimizer.register_observer(witness)
+    give_gradients(0, params)
+    optimizer.step()
+    shapes = [(o.algorithm, tuple(o.update.shape)) for o, _ in witness.seen]
+    assert shapes == [
+        ("root", (2, 8, 12)),
+        ("root", (1, 12, 8)),
+        ("root", (1, 6, 12)),
+        ("adamw", (2, 1, 5)),
+        ("adamw", (1, 1, 1)),
+        ("adamw", (1, 9, 4)),
+    ]
+    for o, _ in witness.seen:
+        assert o.gradient.shape == o.momentum.shape == o.update.shape
+
+
+def test_a_removed_observer_sees_nothing() -> None:
+    """The handle ends the observation, by `remove()` or as a context manager; others go on."""
+    params = parameters()
+    optimizer = ROOT(params)
+    first, second = Witness(), Witness()
+    handle = optimizer.register_observer(first)
+    with optimizer.register_observer(second):
+        give_gradients(0, params)
+        optimizer.step()
+    batches = len(first.seen)
+    assert batches == len(second.seen) == 4
+    optimizer.step()
+    assert (len(first.seen), len(second.seen)) == (2 * batches, batches)
+    handle.remove()
+    optimizer.step()
+    assert len(first.seen) == 2 * batches
+
+
+def test_observers_are_not_state() -> None:
+    """A checkpoint holds nothing of the observers, and loading one keeps those registered."""
+    params = parameters()
+    optimizer = ROOT(params)
+    witness = Witness()
+    optimizer.register_observer(witness)
+    give_gradients(0, params)
+    optimizer.step()
+    assert set(optimizer.state_dict()) == {"state", "param_groups"}
+    optimizer.load_state_dict(optimizer.state_dict())
+    witness.seen.clear()
+    optimizer.step()
+    assert witness.seen
