@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from root_dash.optim.batches import as_matrix, equal_shaped
+from root_dash.optim.batches import as_matrix, decay, equal_shaped
 from root_dash.optim.observation import Observation, Observer
 
 
@@ -64,10 +64,7 @@ def adamw(
             for observe in observers:
                 observe(observation)
 
-    if weight_decay != 0:
-        decay = 1 - lr * weight_decay
-        for param in params:
-            param.mul_(decay)
+    decay(params, lr, weight_decay)
     if isinstance(lr, Tensor):
         for param, exp_avg, denominator, correction in zip(params, exp_avgs, denominators, corrections1, strict=True):
             param.sub_(exp_avg / denominator * (lr / correction))

@@ -1,4 +1,4 @@
-"""Which parameters are stepped together, and the matrix that each is seen as."""
+"""Which parameters are stepped together, the matrix that each is seen as, and the weight decay of all."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ def equal_shaped(tensors: Sequence[Tensor]) -> list[list[int]]:
     for index, tensor in enumerate(tensors):
         batches.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(index)
     return list(batches.values())
+
+
+def decay(params: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+    """Decoupled weight decay: θ <- (1 - η λ) θ. A learning rate in a tensor stays on its device."""
+    if weight_decay == 0:
+        return
+    if isinstance(lr, Tensor):
+        factor = 1 - lr * weight_decay
+        for param in params:
+            param.mul_(factor)
+    else:
+        torch._foreach_mul_(params, 1 - lr * weight_decay)

@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from root_dash.optim.adamw import adamw
 from root_dash.optim.arguments import AdjustLr, NsCoefficients, check_group, check_parameter, lr_scale
-from root_dash.optim.batches import as_matrix, equal_shaped
+from root_dash.optim.batches import as_matrix, decay, equal_shaped
 from root_dash.optim.coefficients import Normalization, resolve
 from root_dash.optim.observation import Observation, Observer
 from root_dash.optim.orthogonalize import orthogonalize
@@ -67,11 +67,13 @@ def root(
     if maximize:
         grads = list(torch._foreach_neg(grads))
     torch._foreach_lerp_(momentum_buffers, grads, 1 - momentum)
-    momenta = torch._foreach_lerp(grads, momentum_buffers, momentum) if nesterov else momentum_buffers
 
     for indices in equal_shaped(params):
         batch = [params[i] for i in indices]
-        M = torch.stack([as_matrix(momenta[i]) for i in indices])  # (L, rows, cols)
+        momenta = [momentum_buffers[i] for i in indices]
+        if nesterov:
+            momenta = list(torch._foreach_lerp([grads[i] for i in indices], momenta, momentum))
+        M = torch.stack([as_matrix(momentum_) for momentum_ in momenta])  # (L, rows, cols)
         rows, cols = M.shape[1:]
         threshold_, base = None, None
         if outlier_quantile < 1 and M.numel():
@@ -103,13 +105,7 @@ def root(
 
 def _write(batch: list[Tensor], X: Tensor, lr: float | Tensor, scaled_lr: float | Tensor, weight_decay: float) -> None:
     """θ <- (1 - η λ) θ - η s X. A learning rate in a tensor stays on its device."""
-    if weight_decay != 0:
-        decay = 1 - lr * weight_decay
-        if isinstance(decay, Tensor):
-            for param in batch:
-                param.mul_(decay)
-        else:
-            torch._foreach_mul_(batch, decay)
+    decay(batch, lr, weight_decay)
     if X.element_size() < batch[0].element_size():
         X = X.to(batch[0].dtype)  # widening rounds nothing, and equal dtypes let foreach fuse
     if isinstance(scaled_lr, Tensor):
