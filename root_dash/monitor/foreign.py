@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from root_dash.monitor.measure import Batch, outliers_of, weight_norms
+from root_dash.optim.batches import as_matrix, equal_shaped
 
 MOMENTUM_KEYS = ("momentum_buffer", "exp_avg")
 """Under which names optimizers keep their momentum: SGD and the Muon family, and the Adam family."""
@@ -30,10 +31,12 @@ class ForeignOptimizer:
 
     def before_step(self) -> None:
         """Copy the gradients of the watched parameters and take the norms of their weights."""
-        self._seen = [
-            (parameters, _stacked(p.grad for p in parameters if p.grad is not None), weight_norms(parameters))
-            for parameters in _equal_shapes(self._watched())
-        ]
+        self._seen = []
+        watched = self._watched()
+        for indices in equal_shaped(watched):
+            parameters = [watched[i] for i in indices]
+            gradient = _stacked(p.grad for p in parameters if p.grad is not None)
+            self._seen.append((parameters, gradient, weight_norms(parameters)))
 
     def after_step(self) -> list[Batch]:
         """What was seen of the step, in batches of equal shape."""
@@ -63,15 +66,6 @@ class ForeignOptimizer:
         return next((tensor for tensor in found if tensor.shape == parameter.shape), None)
 
 
-def _equal_shapes(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    batches: dict[tuple[torch.Size, torch.dtype, torch.device], list[Tensor]] = {}
-    for parameter in parameters:
-        batches.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
-    return list(batches.values())
-
-
 def _stacked(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors of one shape as (L, rows, cols), trailing dimensions flattened; a vector is one row."""
-    return torch.stack(
-        [t.detach().reshape(t.shape[0], -1) if t.dim() >= 2 else t.detach().reshape(1, -1) for t in tensors]
-    )
+    """Tensors of one shape as (L, rows, cols)."""
+    return torch.stack([as_matrix(tensor.detach()) for tensor in tensors])

@@ -41,7 +41,7 @@ def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
     """
 
     def decorate(method: Guarded[Arguments]) -> Guarded[Arguments]:
-        def guarded(self: Recorder, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        def guarded(self: Recorder, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
             if not self.active:
                 return
             started = time.perf_counter()

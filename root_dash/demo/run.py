@@ -1,0 +1,169 @@
+"""The demo command: train, record, and show it live in a browser."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from root_dash.demo.model import GPT
+from root_dash.demo.text import standard_library
+from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
+from root_dash.exceptions import RootDashError
+from root_dash.monitor.watch import Recorder
+from root_dash.recording import DEFAULT_DB, watch
+
+SERVER_SECONDS = 30.0
+"""How long the dashboard may take to answer for the first time."""
+
+
+def demo(
+    *,
+    preset: str = "tiny",
+    steps: int | None = None,
+    device: str = "auto",
+    optimizer: OptimizerName = "root",
+    db: Path | str | None = None,
+    port: int | None = None,
+    serve: bool = True,
+    open_browser: bool = True,
+) -> None:
+    """Train a preset while recording it, with the dashboard in a process of its own; ends with Ctrl-C when serving.
+
+    Raises:
+        RootDashError: an unknown preset, no positive number of steps, a device that is not there, a database or a port
+            that cannot be used, no text to train on, or a loss that is no longer finite.
+    """
+    chosen = PRESETS.get(preset)
+    if chosen is None:
+        raise RootDashError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if steps is not None and steps < 1:
+        raise RootDashError(f"--steps must be at least 1, got {steps}")
+    db = Path(db or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
+    place = _device(device)
+    total = steps or chosen.steps
+    console = Console()
+    text = standard_library()
+    torch.manual_seed(0)
+    model = GPT(chosen.shape).to(place)
+    parameters = sum(p.numel() for p in model.parameters())
+    console.print(
+        f"{preset}: {parameters / 1e6:.2f} M parameters under {optimizer} on {place}, "
+        f"{len(text.train) / 1e6:.1f} MB of Python to read, {total:,} steps, recorded into {db}"
+    )
+    optimizers = build_optimizers(model, optimizer, chosen)
+    config = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
+    recorder = watch(model, optimizers, db=db, name=f"{preset} · {optimizer}", config=config, cadence=chosen.cadence)
+    with recorder, _dashboard(db, port, console, open_browser) if serve else _nothing() as server:
+        _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, place), total, console)
+        recorder.close()
+        lost = f", {recorder.lost} lost" if recorder.lost else ""
+        console.print(f"recorded {recorder.stored:,} frames{lost}")
+        if server is None:
+            console.print(f"look at it: root-dash serve {db}")
+        else:
+            console.print("the dashboard stays up: Ctrl-C ends it")
+            server.wait()
+
+
+def _train(recorder: Recorder, steps: Iterator[State], total: int, console: Console) -> None:
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=total, numbers="")
+        started = time.perf_counter()
+        for state in steps:
+            numbers = f"loss {state.loss:.3f} · {state.tokens_per_second:,.0f} tokens/s"
+            bar.update(task, advance=1, numbers=numbers)
+            if state.validation_loss is not None:
+                seconds = time.perf_counter() - started
+                bar.console.print(
+                    f"step {state.step:>6,}  loss {state.loss:.3f}  validation {state.validation_loss:.3f} nats/byte  "
+                    f"{seconds:.0f} s"
+                )
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+@contextmanager
+def _dashboard(db: Path, port: int | None, console: Console, open_browser: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """`root-dash serve` in a process of its own, so that no viewer takes the trainer's interpreter lock."""
+    chosen = port if port is not None else _free_port(8050)
+    token = os.environ.get("ROOT_DASH_TOKEN") or secrets.token_urlsafe(24)
+    command = [sys.executable, "-m", "root_dash.cli", "serve", str(db), "--port", str(chosen), "--no-open"]
+    environment = os.environ | {"ROOT_DASH_TOKEN": token}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: S603
+    try:
+        url = f"http://127.0.0.1:{chosen}"
+        _wait_until_up(server, url)
+        console.print(f"dashboard: {url}/?token={token}", soft_wrap=True)
+        if open_browser:
+            webbrowser.open(f"{url}/?token={token}")
+        yield server
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT)
+        try:
+            server.wait(5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + SERVER_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            said = server.stderr.read().decode(errors="replace").strip() if server.stderr else ""
+            raise RootDashError(said.removeprefix("root-dash: ") or f"the dashboard ended with {server.returncode}")
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=2):  # noqa: S310  # our own loopback address
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise RootDashError(f"the dashboard did not answer within {SERVER_SECONDS:.0f} s")
+
+
+def _free_port(preferred: int) -> int:
+    """The preferred port where it is free, else any: a second demo beside the first is no error."""
+    for candidate in (preferred, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            port: int = probe.getsockname()[1]
+            return port
+    raise RootDashError("no port is free")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RootDashError(f"--device must be auto or a device that torch has, got {name!r}: {error}") from None
+    return device
