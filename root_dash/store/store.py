@@ -194,7 +194,7 @@ class Store:
             steps, values = reading.series(connection, run_id, table, table.c.value, where)
             if not len(steps):
                 reading.require_run(connection, run_id)
-                raise NotRecorded(f"run {run_id} logged no {name!r}")
+                raise NotRecorded(f"run {run_id} logged nothing of that name")
         kept = shaping.decimate(values, max_points)
         return History(name, steps[kept], values[kept])
 

@@ -269,7 +269,7 @@ def test_what_does_not_exist_is_not_recorded(tmp_path: Path) -> None:
                 read_layer(99)
         with pytest.raises(NotRecorded, match="layer 1 has no spectrum at or before step 19"):
             store.spectrum(1, 19)
-        with pytest.raises(NotRecorded, match="no 'accuracy'"):
+        with pytest.raises(NotRecorded, match="run 1 logged nothing of that name"):
             store.scalar(1, "accuracy")
         with pytest.raises(ValueError, match="no statistic of the name 'nope'"):
             store.history(1, "nope")

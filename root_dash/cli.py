@@ -1,0 +1,274 @@
+"""The `root-dash` command, and the one place where the parts are put together.
+
+Importing this module is quick: what a command needs it imports when it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from urllib.parse import quote
+
+import typer
+
+from root_dash import __version__
+from root_dash.exceptions import RootDashError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from root_dash.settings import Settings
+    from root_dash.store import Store
+
+app = typer.Typer(
+    help="A microscope for people who train networks with matrix optimisers.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Database = Annotated[Path | None, typer.Argument(metavar="[DB]", help="The database; else ROOT_DASH_DB, root-dash.db.")]
+
+
+class Preset(StrEnum):
+    """How large the demo's model is."""
+
+    TINY = "tiny"
+    SMALL = "small"
+    GPU = "gpu"
+
+
+class Algorithm(StrEnum):
+    """What steps the demo's model."""
+
+    ROOT = "root"
+    MUON = "muon"
+    ADAMW = "adamw"
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="root-dash")
+
+
+def compose(settings: Settings, store: Store, stopping: threading.Event | None = None) -> ASGIApp:
+    """The whole server as one ASGI application: the API, the dashboard, and the guard in front of both.
+
+    Setting `stopping` ends the streams, and lets a server shut down without waiting for them.
+    """
+    from root_dash.frontend.app import mount
+    from root_dash.server.app import create_app
+    from root_dash.server.guard import Guard
+
+    api = create_app(settings, store, stopping)
+    mount(api, store)
+    return Guard(api, settings)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        RootDashError: the port is taken or the host is not one of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise RootDashError(
+                f"port {settings.port} is taken: name another with --port, or 0 for a free one"
+            ) from None
+        reason = (error.strerror or str(error)).lower()
+        raise RootDashError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from None
+    except UnicodeError:
+        raise RootDashError("cannot listen on that host: it is no host name") from None
+    return listener
+
+
+def address_of(settings: Settings) -> str:
+    """The URL to open, the token in it where there is one."""
+    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (compared with)
+    host = f"[{host}]" if ":" in host else host
+    token = "" if settings.token is None else f"?token={quote(settings.token.get_secret_value(), safe='')}"
+    return f"http://{host}:{settings.port}/{token}"
+
+
+def run_server(settings: Settings, store: Store, *, open_browser: bool = False) -> None:
+    """Serve the store until Ctrl-C or SIGTERM, and print the one line that says where.
+
+    Raises:
+        RootDashError: it cannot listen where the settings say.
+    """
+    import uvicorn
+
+    listener = listen(settings)
+    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
+    stopping = threading.Event()
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            stopping.set()
+            super().handle_exit(sig, frame)
+
+    with listener:
+        config = uvicorn.Config(
+            compose(settings, store, stopping),
+            http="httptools",  # refuses malformed requests that h11 lets pass
+            access_log=False,  # the first request's line would hold the token
+            log_level="warning",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        url = address_of(settings)
+        typer.echo(f"root-dash: {url}")
+        if open_browser:
+            import webbrowser
+
+            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+        try:
+            Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            pass  # uvicorn has shut down and then raises the signal that it was asked with
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """A microscope for people who train networks with matrix optimisers."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    db: Database = None,
+    host: Annotated[str | None, typer.Option(help="Where to listen; else ROOT_DASH_HOST, 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 is any free port; else ROOT_DASH_PORT, 8050.")] = None,
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = False,
+    token: Annotated[str | None, typer.Option(help="Else ROOT_DASH_TOKEN, or a new one each time.")] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Ask for no token; on loopback only.")] = False,
+) -> None:
+    """Show a database in the browser, also while a training run writes to it."""
+    with _one_line():
+        if token is not None and no_token:
+            raise RootDashError("give --token or --no-token, not both")
+        chosen: dict[str, Any] = {"db": db, "host": host, "port": port, "token": token}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        settings = _settings(**given, **({"token": None} if no_token else {}))
+        from root_dash.store import Store
+
+        with Store.open(settings.db) as store:
+            run_server(settings, store, open_browser=open_)
+
+
+@app.command()
+def runs(db: Database = None) -> None:
+    """List the runs in a database, the newest first."""
+    with _one_line():
+        settings = _settings(**({} if db is None else {"db": db}))
+        from datetime import datetime
+
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        from root_dash.store import Store
+
+        with Store.open(settings.db) as store:
+            found = store.runs()
+        table = Table("run", "name", "started", "frames", "lost", "last step", "state", box=None, pad_edge=False)
+        for run in found:
+            table.add_row(
+                str(run.id),
+                Text(run.name),
+                datetime.fromtimestamp(run.started_at).isoformat(" ", "seconds"),
+                str(run.frames),
+                str(run.lost),
+                "" if run.last_step is None else str(run.last_step),
+                "open" if run.ended_at is None else "ended",
+            )
+        Console().print(table if found else f"no runs in {settings.db}", highlight=False)
+
+
+@app.command()
+def demo(
+    preset: Annotated[Preset, typer.Option(help="How large the model is.")] = Preset.TINY,
+    steps: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    optimizer: Annotated[Algorithm, typer.Option(help="What steps the matrices.")] = Algorithm.ROOT,
+    db: Annotated[Path | None, typer.Option(help="The database to record to.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Else 8050, or the next free one.")] = None,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Show the dashboard beside the training.")] = True,
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+) -> None:
+    """Train a small model under ROOT with its dashboard beside it."""
+    with _one_line():
+        if importlib.util.find_spec("torch") is None:
+            raise RootDashError("root-dash demo needs torch: pip install 'root-dash[torch]'")
+        from root_dash.demo import run
+
+        given: dict[str, Any] = {} if db is None else {"db": db}
+        try:
+            run.demo(
+                preset=preset.value,
+                steps=steps,
+                device=device,
+                optimizer=optimizer.value,
+                port=port,
+                serve=serve,
+                open_browser=open_,
+                **given,
+            )
+        except ValueError as error:
+            if not str(error).startswith("--"):
+                raise
+            _refuse(str(error))  # it names the option, the value and the rule
+
+
+def _settings(**given: Any) -> Settings:
+    from pydantic import ValidationError
+
+    from root_dash.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise RootDashError(f"{place}: {message}" if place else message) from None
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except RootDashError as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"root-dash: {' '.join(message.split())}", err=True)
+    raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    main()

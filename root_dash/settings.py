@@ -1,0 +1,58 @@
+"""What a user may set: by option, by ROOT_DASH_* in the environment, or not at all."""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that is bound to that host."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(BaseSettings):
+    """The server's settings: built once, where the process starts, and passed on."""
+
+    model_config = SettingsConfigDict(env_prefix="ROOT_DASH_", frozen=True, extra="ignore")
+
+    db: Path = Path("root-dash.db")
+    """The database to show."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8050
+    """0 is any free port; the server is told the real one."""
+
+    token: SecretStr | None = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
+    """What a request must show; other users of this machine reach loopback too. None asks for nothing."""
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names, beside the bound one and loopback's, under which a browser may reach the server."""
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
+
+    @field_validator("token")
+    @classmethod
+    def _not_empty(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not token.get_secret_value().strip():
+            raise ValueError("token must not be empty")
+        return token
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(f"host {self.host} can be reached by others: it needs a token")
+        return self
