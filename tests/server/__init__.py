@@ -1,0 +1,1 @@
+"""The API, its stream and its guard, on a real recorded file."""

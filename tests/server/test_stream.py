@@ -1,0 +1,104 @@
+"""The stream: the frames beyond a cursor, and those to come."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from root_dash.exceptions import NotRecorded
+from root_dash.records import Notice, Run
+from root_dash.server.stream import tail
+from root_dash.store import Store
+from tests.store.frames import make_frame
+
+
+async def collect(store: Store, cursor: int) -> list[Notice]:
+    """What there is beyond the cursor now."""
+    return [notice async for notice in tail(store, 1, cursor, follow=False)]
+
+
+def test_a_tail_holds_the_frames_beyond_the_cursor(store: Store) -> None:
+    """Each frame beyond the cursor comes once, in order, and none beyond the last."""
+    assert asyncio.run(collect(store, 0)) == store.frames(1)
+    assert [notice.id for notice in asyncio.run(collect(store, 42))] == [43, 44, 45]
+    assert asyncio.run(collect(store, 45)) == []
+
+
+def test_a_tail_pages_through_many_frames(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More frames than a page holds come without a gap."""
+    monkeypatch.setattr("root_dash.server.stream._PAGE", 7)
+    assert asyncio.run(collect(store, 0)) == store.frames(1)
+
+
+def test_a_tail_of_an_unknown_run_raises(store: Store) -> None:
+    """A run that is not there is not an empty stream."""
+
+    async def ask() -> None:
+        async for _ in tail(store, 99, 0, follow=True):
+            raise AssertionError
+
+    with pytest.raises(NotRecorded):
+        asyncio.run(ask())
+
+
+def test_a_tail_follows_a_writer_and_stops_when_told(tmp_path: Path) -> None:
+    """Frames stored while it follows arrive; once stopping is set it ends, and so does a tail begun after."""
+
+    async def follow(store: Store) -> list[int]:
+        recording, rng, stopping = store.begin(Run("u", "", 1.0), []), np.random.default_rng(0), threading.Event()
+        seen: list[int] = []
+        complete = asyncio.Event()
+
+        async def listen() -> None:
+            async for notice in tail(store, 1, 0, follow=True, interval=0.005, stopping=stopping):
+                seen.append(notice.seq)
+                if notice.seq == 4:
+                    complete.set()
+
+        listening = asyncio.create_task(listen())
+        for seq in range(5):
+            await asyncio.to_thread(recording.append, make_frame(seq, seq, [], rng, ["scalars"]))
+            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            await complete.wait()
+        stopping.set()
+        await asyncio.wait_for(listening, 2)
+        await asyncio.wait_for(listen(), 2)
+        return seen
+
+    with Store.create(tmp_path / "x.db") as store:
+        assert asyncio.run(follow(store)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "first"),
+    [("", {}, 1), ("?after=40", {}, 41), ("?after=3", {"Last-Event-ID": "43"}, 44)],
+)
+def test_the_route_streams_events_from_the_cursor(
+    query: str, headers: dict[str, str], first: int, store: Store, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream begins beyond `after` or, when it resumes, beyond `Last-Event-ID`; an event's id is its cursor."""
+
+    async def finite(*args: object, follow: bool, **options: object) -> object:
+        assert follow
+        async for notice in tail(*args, follow=False):  # type: ignore[arg-type]
+            yield notice
+
+    monkeypatch.setattr("root_dash.server.stream.tail", finite)
+    response = client.get(f"/api/v1/runs/1/stream{query}", headers=headers)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = [event.split("\n") for event in response.text.strip().split("\n\n")]
+    assert [event[1] for event in events] == [f"id: {cursor}" for cursor in range(first, 46)]
+    assert events[-1][0] == 'data: {"id": 45, "step": 44, "time": 1700000044.0, "kinds": ["statistics", "scalars"]}'
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", str(2**63), ""])
+def test_a_bad_last_event_id_is_refused(value: str, client: TestClient) -> None:
+    """A `Last-Event-ID` that is no cursor is a 422: starting over without a word would hide the gap."""
+    response = client.get("/api/v1/runs/1/stream", headers={"Last-Event-ID": value})
+    assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")

@@ -1,0 +1,235 @@
+"""The command line as a user meets it: real processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from root_dash import __version__
+from root_dash.cli import address_of, app, compose
+from root_dash.records import Run
+from root_dash.settings import Settings
+from root_dash.store import Store
+from tests.store.frames import make_frame, make_layers, record
+
+COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "root_dash.cli"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours, without the settings of whoever runs the tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ROOT_DASH_")} | variables
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command, run in a folder until it ends."""
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=60
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    """What it said when it refused: one line, exit code 2, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("root-dash: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("root-dash: ").strip()
+
+
+@contextmanager
+def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A server process, its address without the token, and the token."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", *arguments, "--port", "0", "--no-open"],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("root-dash: http://127.0.0.1:"), process.stderr and process.stderr.read()
+        address, _, token = line.removeprefix("root-dash: ").strip().partition("/?token=")
+        yield process, address, token
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def get(url: str, token: str) -> urllib.request.Request:
+    """A request that shows the token."""
+    return urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 (our own address)
+
+
+BAD_FILES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: None, "there is no database at"),
+    (lambda path: path.mkdir(), "is a directory"),
+    (lambda path: path.write_text("hello, I am a text file"), "not a root-dash database"),
+    (lambda path: path.touch(), "is empty"),
+]
+
+
+@pytest.mark.parametrize(("make", "text"), BAD_FILES)
+def test_a_file_that_cannot_be_served_is_one_line(make: Callable[[Path], object], text: str, tmp_path: Path) -> None:
+    """A missing file, a directory and a foreign file end in one line and exit code 2."""
+    make(tmp_path / "x.db")
+    assert text in refused(run(tmp_path, "serve", "x.db"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "text"),
+    [
+        (["serve"], {}, "there is no database at root-dash.db"),
+        (["runs"], {"ROOT_DASH_DB": "other.db"}, "there is no database at other.db"),
+        (["runs", "nul\ndir/x.db"], {}, "there is no database at nul dir/x.db"),
+        (
+            ["serve", "--host", "192.0.2.1", "--no-token"],
+            {},
+            "host 192.0.2.1 can be reached by others: it needs a token",
+        ),
+        (["serve", "--token", "x", "--no-token"], {}, "give --token or --no-token, not both"),
+        (["serve", "--token", ""], {}, "token: token must not be empty"),
+        (["serve"], {"ROOT_DASH_TOKEN": ""}, "token: token must not be empty"),
+        (["serve", "--port", "99999"], {}, "port: Input should be less than or equal to 65535"),
+        (["serve"], {"ROOT_DASH_PORT": "x"}, "port: Input should be a valid integer"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    arguments: list[str], variables: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting that cannot be, by option or by environment, ends in one line that names it and exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments, env=variables)
+    done = subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+    assert refused(done).startswith(text)
+
+
+def test_an_address_that_cannot_be_listened_on_is_one_line(tmp_path: Path) -> None:
+    """A taken port and a host that is not this machine's end in one line and exit code 2."""
+    path = str(record(tmp_path / "x.db", 1))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert refused(run(tmp_path, "serve", path, "--port", port)).startswith(f"port {port} is taken")
+    assert "cannot listen on 192.0.2.1" in refused(run(tmp_path, "serve", path, "--host", "192.0.2.1"))
+
+
+def test_the_command_is_quick_to_start() -> None:
+    """The command's module imports neither torch nor the dashboard nor the server: `--help` answers at once."""
+    code = "import sys, root_dash.cli; print(sorted({'torch', 'dash', 'fastapi', 'sqlalchemy'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[]"
+
+
+def test_runs_are_listed(tmp_path: Path) -> None:
+    """`root-dash runs` prints a line for every run, its name as it is."""
+    path = record(tmp_path / "x.db", 3, name="[red]odd[/red] ünï")
+    record(path, 2, uid="run-2", end=False)
+    result = CliRunner().invoke(app, ["runs", str(path)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    lines = [line for line in result.stdout.splitlines() if line.strip()]
+    assert len(lines) == 3
+    assert lines[1].split()[0] == "2"
+    assert lines[1].split()[-1] == "open"
+    assert "[red]odd[/red] ünï" in lines[2]
+    assert lines[2].split()[-3:] == ["0", "2", "ended"]
+
+
+def test_the_version_is_printed() -> None:
+    """`root-dash --version` prints the version alone."""
+    assert CliRunner().invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+def test_a_demo_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is missing the demo says how to install it."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else find(name))
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 2
+    assert result.stderr == "root-dash: root-dash demo needs torch: pip install 'root-dash[torch]'\n"
+
+
+def test_addresses_can_be_opened() -> None:
+    """The address has the token quoted, an IPv6 host in brackets, and a name where all interfaces are bound."""
+    assert address_of(Settings(token=SecretStr("a&b c"))) == "http://127.0.0.1:8050/?token=a%26b%20c"
+    assert address_of(Settings(token=None, host="::1", port=1)) == "http://[::1]:1/"
+    assert address_of(Settings(token=SecretStr("x"), host="::")).startswith("http://localhost:8050/")
+
+
+def test_the_dashboard_answers_what_the_api_does_not(tmp_path: Path) -> None:
+    """Behind one guard stand the API, its JSON 404 and, on every other path, the dashboard."""
+    with Store.open(record(tmp_path / "x.db", 3)) as store:
+        settings = Settings(token=SecretStr("s3cret"))
+        client = TestClient(compose(settings, store), base_url="http://127.0.0.1:8050")
+        assert client.get("/").status_code == 401
+        assert client.get("/_dash-layout").status_code == 401
+        assert client.get("/api/v1/runs").status_code == 401
+        page = client.get("/?token=s3cret")
+        assert page.status_code == 200
+        assert "text/html" in page.headers["content-type"]
+        assert client.get("/api/v1/runs").json()[0]["frames"] == 3
+        missing = client.get("/api/nope")
+        assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
+        assert client.post("/api/v1/runs").status_code == 405
+
+
+@pytest.mark.heavy
+def test_a_server_serves_streams_and_leaves(tmp_path: Path) -> None:
+    """A real server prints where it is, streams a frame that is stored meanwhile, and Ctrl-C ends it at once."""
+    layers, rng = make_layers(2), np.random.default_rng(0)
+    with Store.create(tmp_path / "x.db") as store:
+        recording = store.begin(Run("u", "live", 1.0), layers)
+        recording.append(make_frame(0, 0, layers, rng))
+        with serving(str(tmp_path / "x.db")) as (process, address, token):
+            assert len(token) >= 43
+            with urllib.request.urlopen(f"{address}/healthz", timeout=20) as answer:  # noqa: S310
+                assert json.load(answer) == {"status": "ok"}
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"{address}/api/v1/runs", timeout=20)  # noqa: S310
+            url = f"{address}/api/v1/runs/1/stream?after=1"
+            with urllib.request.urlopen(get(url, token), timeout=20) as events:  # noqa: S310
+                threading.Timer(0.3, recording.append, (make_frame(1, 7, layers, rng),)).start()
+                data = json.loads(events.readline().removeprefix(b"data: "))
+                assert (data["id"], data["step"]) == (2, 7)
+                assert events.readline() == b"id: 2\n"
+                # The stream is still open: it must not keep the server from leaving.
+                began = time.monotonic()
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == 0
+                assert time.monotonic() - began < 3
+            out, err = process.communicate()
+            assert (out, err) == ("", "")
+
+
+@pytest.mark.heavy
+def test_a_server_takes_its_token_from_the_environment(tmp_path: Path) -> None:
+    """ROOT_DASH_DB and ROOT_DASH_TOKEN are respected, and SIGTERM ends the server without a word."""
+    path = str(record(tmp_path / "x.db", 2))
+    variables = {"ROOT_DASH_DB": path, "ROOT_DASH_TOKEN": "from-the-environment"}
+    with serving(**variables) as (process, address, token):
+        assert token == variables["ROOT_DASH_TOKEN"]
+        with urllib.request.urlopen(get(f"{address}/api/v1/runs/1", token), timeout=20) as answer:  # noqa: S310
+            assert json.load(answer)["frames"] == 2
+        process.terminate()
+        process.wait(10)
+        assert process.communicate() == ("", "")
