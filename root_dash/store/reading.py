@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, select
 
 from root_dash.exceptions import NotRecorded, StoreError
@@ -146,11 +147,10 @@ def series(
     rows = connection.execute(
         select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
     ).all()
-    steps = np.array([row[1] for row in rows], np.int64)
-    values = np.array([row[2] for row in rows], np.float64)
+    frames, steps, values = by_column(rows, np.int64, np.int64, np.float64)
     keys = np.zeros_like(steps)
     if not shaping.in_order(keys, steps):
-        kept = newest_rows(connection, run_id, keys, steps, np.array([row[0] for row in rows], np.int64))
+        kept = newest_rows(connection, run_id, keys, steps, frames)
         steps, values = steps[kept], values[kept]
     return steps, values
 
@@ -196,8 +196,7 @@ def over_steps(
     query = select(table.c.step, table.c.frame_id).where(table.c.layer_id == layer_id)
     query = query if held is None else query.where(held)
     rows = connection.execute(query.order_by(table.c.frame_id)).all()
-    steps = np.array([row[0] for row in rows], np.int64)
-    frames = np.array([row[1] for row in rows], np.int64)
+    steps, frames = by_column(rows, np.int64, np.int64)
     keys = np.zeros_like(steps)
     if not shaping.in_order(keys, steps):
         frames = frames[newest_rows(connection, run_id, keys, steps, frames)]
@@ -209,6 +208,13 @@ def over_steps(
         )
         found.extend(connection.execute(wanted.order_by(table.c.step)))
     return found
+
+
+def by_column(rows: Sequence[Fields], *types: type[np.generic]) -> list[NDArray[Any]]:
+    """The rows' columns as arrays of those types; NULL as NaN."""
+    # All at once: taking each field of each row would cost more than reading them from the file.
+    columns = list(zip(*rows, strict=True)) or [()] * len(types)
+    return [np.array(column, kind) for column, kind in zip(columns, types, strict=True)]
 
 
 def nothing(what: str, layer_id: int, step: int | None) -> NotRecorded:

@@ -223,9 +223,7 @@ class Store:
                 .order_by(table.c.layer_id, table.c.frame_id)
             )
             rows = connection.execute(query).all()
-            keys = np.array([row[0] for row in rows], np.int64)
-            steps = np.array([row[2] for row in rows], np.int64)
-            values = np.array([row[3] for row in rows], np.float64)
+            keys, frames, steps, values = reading.by_column(rows, np.int64, np.int64, np.int64, np.float64)
             if not shaping.in_order(keys, steps):
                 kept = reading.newest_rows(
                     connection, run_id, keys, steps, np.array([row[1] for row in rows], np.int64)

@@ -426,3 +426,14 @@ def test_nothing_is_left_beside_a_closed_file(tmp_path: Path) -> None:
     """When the last writer closes, the write-ahead log is folded into the file: one file to copy."""
     record(tmp_path / "x.db", 5)
     assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_a_forked_process_cannot_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording inherited by a forked data loader refuses to write: two processes on one connection corrupt it."""
+    with Store.create(tmp_path / "x.db") as store:
+        recording = store.begin(RUN, make_layers(1))
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda: -1)
+            with pytest.raises(StoreError, match="forked process"):
+                recording.append(make_frame(0, 0, recording.layers, np.random.default_rng(0)))
+        recording.append(make_frame(0, 0, recording.layers, np.random.default_rng(0)))
