@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
+from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from root_dash import __version__
 from root_dash.settings import Settings
 from root_dash.store import Store
 
@@ -24,7 +24,7 @@ def create_app(settings: Settings, store: Store, stopping: threading.Event | Non
     """
     app = FastAPI(
         title="root-dash",
-        version=__version__,
+        version=version("root-dash"),
         description="What was recorded, as JSON: NaN is null, an infinity the string Infinity or -Infinity.",
         openapi_url="/api/openapi.json",
         docs_url=None,  # the usual documentation pages load their scripts from other people's servers
