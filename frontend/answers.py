@@ -15,6 +15,7 @@ from dash import no_update
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend import address
+from root_dash.frontend.address import Basis
 from root_dash.frontend.figures import polynomial
 from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.evolution import evolution
@@ -48,18 +49,18 @@ def route(
     picks = [{"value": str(run.id), "label": run.name or run.uid} for run in runs]
     if wanted.page == "newest":
         if runs:
-            return (no_update, no_update, address.overview(runs[0].id), picks, no_update, no_update, True)
-        return ({"page": "empty"}, notices.empty(), no_update, [], None, [], False)
+            return ({"page": "newest", "to": address.overview(runs[0].id)}, None, picks, no_update, [], True)
+        return ({"page": "empty"}, notices.empty(), [], None, [], False)
     try:
         view, layers = _view(store, wanted)
     except (NotRecorded, ValueError) as error:
         page = notices.missing(path, str(error) if wanted.run is not None else "")
-        return ({"page": "missing"}, page, no_update, picks, None, [], True)
+        return ({"page": "missing"}, page, picks, None, [], True)
     fresh: Any = no_update
     if before is None or before.get("page") != view["page"] or view["page"] == "overview":
-        fresh = overview.page(wanted.statistic) if view["page"] == "overview" else layer_page.page()
+        fresh = overview.page(wanted.statistic, wanted.basis) if view["page"] == "overview" else layer_page.page()
     jumps = [{"value": str(layer.id), "label": layer.name} for layer in layers]
-    return (view, fresh, no_update, picks, str(view["run"]), jumps, True)
+    return (view, fresh, picks, str(view["run"]), jumps, True)
 
 
 def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[Layer]]:
@@ -82,14 +83,14 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[L
 
 
 def draw_map(
-    store: Store, view: View, _cursor: Any, name: str, basis: str, theme_name: str | None
+    store: Store, view: View, _cursor: Any, name: str, basis: Basis, theme_name: str | None
 ) -> tuple[go.Figure, str, str]:
     """The loss over the map, the sentence on top, and the statistic's definition."""
     run_id, chosen = int(view["run"]), statistic(name)
     run, layers, grid = store.run(run_id), store.layers(run_id), store.grid(run_id, name)
     losses = [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar]
-    drawn = loss_map(losses, grid, chosen, theme(theme_name), relative=basis == "own")
-    return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, grid.shown, grid.total)
+    drawn = loss_map(losses, grid, chosen, theme(theme_name), basis=basis)
+    return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, basis, grid.shown, grid.total)
 
 
 # A layer's page
@@ -193,7 +194,13 @@ def draw_statistics(
     chosen = layer_page.small(layer)
     curves = [_recorded(partial(store.history, layer.id, s.name, 400)) for s in chosen]
     drawn = (history(curve, s, paper, step=None if follow else step) for curve, s in zip(curves, chosen, strict=True))
-    return (*(_keep(figure, layer.id) for figure in drawn), *(s.label for s in chosen))
+    return (
+        *(_keep(figure, layer.id) for figure in drawn),
+        *(
+            layer_page.statistic_title(s, curve, None if follow else step)
+            for s, curve in zip(chosen, curves, strict=True)
+        ),
+    )
 
 
 def _step(shown: View | None) -> int | None:

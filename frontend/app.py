@@ -63,10 +63,17 @@ def mount(api: FastAPI, store: Store) -> None:
 
 def _answer_pages(api: FastAPI, dash: Any) -> None:
     """Routes of our own for the pages: Dash's catch-all belongs to the app of this process that was made last."""
-    from starlette.responses import HTMLResponse
+    from dash.backends import _fastapi
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, Response
 
-    async def index() -> HTMLResponse:
-        return HTMLResponse(dash.index())
+    requests: Any = _fastapi  # as Dash's own catch-all does: the index is made for a request
 
-    for path in ("/r/{rest:path}",):
-        api.add_api_route(path, index, methods=["GET"], include_in_schema=False)
+    async def index(request: Request) -> Response:
+        token = requests.set_current_request(request)
+        try:
+            return HTMLResponse(dash.index())
+        finally:
+            requests.reset_current_request(token)
+
+    api.add_route("/r/{rest:path}", index, methods=["GET"], include_in_schema=False)

@@ -34,7 +34,6 @@ def register(app: Dash, store: Store) -> None:
         [
             Output(ids.VIEW, "data"),
             Output(ids.PAGE, "children"),
-            Output(ids.URL, "pathname"),
             Output(ids.RUN_PICKER, "data"),
             Output(ids.RUN_PICKER, "value"),
             Output(ids.LAYER_PICKER, "data"),
@@ -146,7 +145,7 @@ def _register_clientside(app: Any) -> None:
         [Output(ids.THEME, "data"), Output(ids.PROVIDER, "forceColorScheme")],
         Input(ids.THEME_TOGGLE, "n_clicks"),
     )
-    bind("stream", [], Input(ids.VIEW, "data"))
+    bind("arrive", [], Input(ids.VIEW, "data"))
     bind("pickRun", [], Input(ids.RUN_PICKER, "value"), view, initially=False)
     bind("pickLayer", [Output(ids.LAYER_PICKER, "value")], Input(ids.LAYER_PICKER, "value"), view, initially=False)
     bind("openCell", [], Input(ids.MAP, "clickData"), State(ids.MAP, "figure"), view, initially=False)

@@ -14,8 +14,8 @@ from root_dash.records import KINDS
 CONFIG: Any = {
     "displaylogo": False,
     "responsive": True,
-    "doubleClick": "reset",
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    "doubleClick": "autosize",
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "resetScale2d", "zoomIn2d", "zoomOut2d"],
 }
 
 # Before the first figure arrives a graph is blank, not Plotly's white axes.

@@ -2,7 +2,11 @@
 (function () {
   const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
   const skip = () => window.dash_clientside.no_update;
-  const go = (pathname, search = "") => window.dash_clientside.set_props("url", { pathname, search });
+  // dcc.Location hears of a change through popstate.
+  const go = (to, record = "pushState") => {
+    history[record](null, "", to);
+    window.dispatchEvent(new PopStateEvent("popstate"));
+  };
   const count = (step) => step.toLocaleString("en-US");
 
   function address(query) {
@@ -29,24 +33,24 @@
         const scheme = clicks ? window.rootDashTheme.toggle() : window.rootDashTheme.current();
         return [scheme, scheme];
       },
-      stream(view) { window.rootDashStream.follow(view); },
+      // Another view: go where it points to, else follow its run.
+      arrive(view) { view && view.to ? go(view.to, "replaceState") : window.rootDashStream.follow(view); },
       pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(`/r/${run}`); },
       pickLayer(layer, view) {
         if (!layer || !view) return skip();
         go(`/r/${view.run}/l/${layer}`);
         return null;
       },
-      // A click on a cell of the map: the row's layer, at the column's first step.
+      // A click on a cell of the map: the row's layer, at the first step of the column.
       openCell(click, figure, view) {
-        const point = click && click.points && click.points.find((p) => p.z !== undefined);
-        const layers = figure && figure.layout && figure.layout.meta && figure.layout.meta.layers;
-        if (!point || !layers) return;
-        const row = Array.isArray(point.pointNumber) ? point.pointNumber[0] : null;
-        if (row !== null && layers[row] !== undefined)
-          go(`/r/${view.run}/l/${layers[row]}`, `?step=${Math.floor(stepOf(point, figure))}`);
+        const cell = click && click.points && click.points.find((point) => point.z !== undefined);
+        const { layers, starts } = (figure && figure.layout && figure.layout.meta) || {};
+        if (!cell || !layers || !(cell.y in layers)) return;
+        const step = starts.filter((start) => start <= cell.x).pop() ?? starts[0];
+        go(`/r/${view.run}/l/${layers[cell.y]}?step=${step}`);
       },
       statistic(name, basis) {
-        address({ stat: name, basis: basis === "all" ? "all" : null });
+        address({ stat: name, basis: basis === "value" ? "value" : null });
       },
       // A new recording: the slider grows, and moves along while it follows.
       advance(cursor, follow) {
@@ -67,15 +71,8 @@
       step(value, follow) {
         address({ step: follow ? null : value });
         mark(follow ? null : value);
-        return value === null || value === undefined ? "" : count(value);
+        return value === null || value === undefined ? "" : `step ${count(value)}`;
       },
     },
   });
-
-  // The first step of a clicked column: Plotly gives its middle.
-  function stepOf(point, figure) {
-    const starts = figure.layout.meta.starts;
-    const column = Array.isArray(point.pointNumber) ? point.pointNumber[1] : 0;
-    return starts ? starts[column] : point.x;
-  }
 })();

@@ -84,9 +84,11 @@ def log_range(values: Any, decades: float = 12.0, pad: float = 0.08) -> tuple[fl
 def log_ticks(low: float, high: float) -> dict[str, Any]:
     """Few ticks on a logarithmic axis between two powers of ten: whole decades, or 1-2-5 on a short one."""
     whole = high - low
-    if whole >= 1.6:
+    if whole >= 2:
         return {"dtick": max(1, int(np.ceil(whole / 5)))}
-    return {"dtick": "D2"} if whole >= 0.5 else {"dtick": None, "nticks": 4}
+    # Plotly labels 0.05 on such an axis "5" unless it is given a format.
+    format_ = {"tickformat": "~g" if low > -3.5 else "~e"}
+    return {"dtick": "D2", **format_} if whole >= 0.4 else {"nticks": 4, **format_}
 
 
 def end_labels(

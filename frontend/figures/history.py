@@ -27,7 +27,7 @@ def history(recorded: History | None, statistic: Statistic, theme: Theme, *, ste
     drawn.update_layout(
         xaxis={**base.STEP_AXIS, "nticks": 4, "showgrid": False},
         yaxis={"nticks": 4, "tickformat": "~g"} if span is None
-        else {"type": "log", "range": list(span), **base.log_ticks(*span), "nticks": 4},
+        else {"type": "log", "range": list(span), **base.log_ticks(*span)},
     )  # fmt: skip
     base.marker(drawn, step, theme)
     return drawn

@@ -10,29 +10,33 @@ import numpy as np
 import plotly.graph_objects as go
 
 from root_dash.frontend import theme as colours
+from root_dash.frontend.address import Basis
 from root_dash.frontend.figures import base
+from root_dash.frontend.numbers import value
 from root_dash.frontend.theme import MONO, Theme
 from root_dash.records import Float64Array, Grid, History, Statistic
 
 LOSS_COLOURS = (colours.BLUE, colours.AMBER, colours.PURPLE, colours.GREEN)
 LOSS = (0.80, 1.0)
 MAP = (0.0, 0.755)
-NEVER_LESS_THAN_A_FACTOR_OF = 2.0
-"""What differs from the usual by less stays the colour of the paper."""
+FAR = 8.0
+"""How unusual a value must be for the last colour of the scale; the first one begins at a quarter of it."""
+LEAST = 0.05
+"""A layer whose statistic hardly moves is not unusual for moving by less than this share of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the map draws: the layers that have the statistic, and its values as they are coloured."""
+    """What the map draws: the layers that have the statistic, its values, and what is coloured between which ends."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     raw: Float64Array
-    drawn: Float64Array
+    coloured: Float64Array
     log: bool
-    low: float
-    middle: float
-    high: float
+    unusual: bool
+    ends: tuple[float, float, float]
+    """Where the colours begin, are the paper's, and end."""
 
 
 def loss_map(
@@ -41,15 +45,15 @@ def loss_map(
     statistic: Statistic,
     theme: Theme,
     *,
-    relative: bool = False,
+    basis: Basis = "unusual",
 ) -> go.Figure:
     """The curves of `losses` above the heat map of one statistic, layers in model order from the top.
 
-    Colour is spent on what is unusual: the median is the colour of the paper, and the ends of the scale are the
-    percentiles 0.5 and 99.5 (of all values or, when `relative`, of each value against its own layer's median). Cells
-    that are not finite are vermilion, cells that were not recorded are empty.
+    The colour is `unusual` (see there) between -8 and 8 or, with the basis `"value"`, the value itself between its
+    percentiles 0.5 and 99.5 with the median the colour of the paper. Cells that are not finite are vermilion, cells
+    that were not recorded are empty.
     """
-    rows = rows_of(grid, statistic, relative) if grid is not None and grid.values.size else None
+    rows = rows_of(grid, statistic, basis) if grid is not None and grid.values.size else None
     if rows is None and not any(len(loss.steps) for loss in losses):
         return base.empty(theme, "map", "Nothing recorded yet: the first frame appears here by itself.")
     drawn = base.figure(theme, "map")
@@ -73,42 +77,58 @@ def loss_map(
     return drawn
 
 
-def rows_of(grid: Grid, statistic: Statistic, relative: bool) -> Rows | None:
-    """The rows of a grid that have any value, and the range of their colours; None where there is none."""
+def rows_of(grid: Grid, statistic: Statistic, basis: Basis) -> Rows | None:
+    """The rows of a grid that have any value, and the ends of their colours; None where there is none."""
     has = np.asarray(~np.isnan(grid.values).all(axis=1))
     if not has.any():
         return None
     layers = [layer for layer, kept in zip(grid.layers, has, strict=True) if kept]
     raw = grid.values[has]
-    finite = np.where(np.isfinite(raw), raw, np.nan)
-    log = statistic.log and bool(np.nanmax(finite, initial=-np.inf) > 0)
-    if log:
-        finite = np.where(finite > 0, finite, np.nan)
-    drawn = finite
-    if relative:
-        usual = np.array([[np.median(row[~np.isnan(row)]) if not np.isnan(row).all() else np.nan] for row in finite])
-        drawn = finite / usual if log else finite - usual
-    values = drawn[~np.isnan(drawn)]
-    low, middle, high = _range(values, log, relative)
-    return Rows(
-        names=tuple(layer.name for layer in layers), ids=tuple(layer.id for layer in layers), raw=raw, drawn=drawn,
-        log=log, low=low, middle=middle, high=high,
-    )  # fmt: skip
+    log = statistic.log and bool((np.isfinite(raw) & (raw > 0)).any())
+    finite = np.where(np.isfinite(raw) & ((raw > 0) | (not log)), raw, np.nan)
+    coloured, ends = finite, (-FAR, 0.0, FAR)
+    if basis == "unusual":
+        coloured, log = unusual(finite, log), False
+    else:
+        ends = _ends(finite[~np.isnan(finite)], log)
+    names, ids = tuple(layer.name for layer in layers), tuple(layer.id for layer in layers)
+    return Rows(names, ids, raw, coloured, log, basis == "unusual", ends)
 
 
-def _range(values: Float64Array, log: bool, relative: bool) -> tuple[float, float, float]:
-    """Where the colours begin, are the paper's, and end."""
+def unusual(values: Float64Array, log: bool) -> Float64Array:
+    """How many robust deviations each value lies from what is usual for its layer and for its step.
+
+    Values are compared as logarithms or, where they may be negative, as asinh(value / median |value| of the layer).
+    From each the layer's median is taken, and from what is left the step's median over the layers: what all layers do
+    together, as at the start of a run, is no layer's fault. The deviation is 1.4826 times the layer's median absolute
+    rest, and at least `LEAST`.
+    """
+    size = _median(np.abs(values), 1)
+    x = np.log(values) if log else np.arcsinh(values / np.where(size > 0, size, 1.0))
+    rest = x - _median(x, 1)
+    if len(x) >= 4:
+        rest = rest - _median(rest, 0)
+        rest = rest - _median(rest, 1)
+    z: Float64Array = rest / np.maximum(1.4826 * _median(np.abs(rest), 1), LEAST)
+    return z
+
+
+def _median(values: Float64Array, axis: int) -> Float64Array:
+    """The median of what is recorded, as a row or column; NaN where nothing is."""
+    order = np.sort(values, axis=axis)  # NaN last
+    count = np.sum(~np.isnan(values), axis=axis, keepdims=True)
+    last = np.maximum(count - 1, 0)
+    below, above = (np.take_along_axis(order, at, axis=axis) for at in (last // 2, (last + 1) // 2))
+    middle: Float64Array = (below + above) / 2
+    return middle
+
+
+def _ends(values: Float64Array, log: bool) -> tuple[float, float, float]:
     if not len(values):
         return (0.5, 1.0, 2.0) if log else (-1.0, 0.0, 1.0)
     low, middle, high = (float(q) for q in np.percentile(values, [0.5, 50, 99.5]))
-    if relative:
-        middle = 1.0 if log else 0.0
     if log:
-        return (
-            min(low, middle / NEVER_LESS_THAN_A_FACTOR_OF),
-            middle,
-            max(high, middle * NEVER_LESS_THAN_A_FACTOR_OF),
-        )
+        return min(low, middle / 2), middle, max(high, 2 * middle)
     least = max(0.1 * abs(middle), 0.25 * (high - low), 1e-12)
     return min(low, middle - least), middle, max(high, middle + least)
 
@@ -116,11 +136,12 @@ def _range(values: Float64Array, log: bool, relative: bool) -> tuple[float, floa
 def _add_map(drawn: go.Figure, grid: Grid, rows: Rows, statistic: Statistic, theme: Theme) -> None:
     edges = np.append(grid.starts, grid.ends[-1] + 1).astype(np.float64)
     place: dict[str, Any] = {"x": edges, "y": list(rows.names), "xgap": 0, "ygap": 1 if len(rows.names) <= 80 else 0}
-    hover = "<b>%{y}</b><br>step %{x:,.0f}<br>" + statistic.label + " %{customdata:.3~g}<extra></extra>"
-    scale = base.warped(theme.severity, rows.low, rows.middle, rows.high, rows.log)
+    hover = f"<b>%{{y}}</b><br>step %{{x:,.0f}}<br>{statistic.label} %{{customdata:.3~g}}<extra></extra>"
+    low, middle, high = rows.ends
     drawn.add_heatmap(
-        z=rows.drawn.astype(np.float32), customdata=rows.raw.astype(np.float32), zmin=rows.low, zmax=rows.high,
-        colorscale=scale, showscale=False, hoverongaps=False, hovertemplate=hover, **place,
+        z=rows.coloured.astype(np.float32), zmin=low, zmax=high, customdata=rows.raw.astype(np.float32),
+        colorscale=base.warped(theme.severity, low, middle, high, rows.log), showscale=False, hoverongaps=False,
+        hovertemplate=hover, **place,
     )  # fmt: skip
     broken = np.isinf(rows.raw)
     if broken.any():
@@ -135,23 +156,22 @@ def _add_map(drawn: go.Figure, grid: Grid, rows: Rows, statistic: Statistic, the
     drawn.update_yaxes(
         selector={"autorange": "reversed"}, type="category", tickfont={"family": MONO, "size": 10}, labelalias=alias
     )
-    # A click on a cell gives its row and column: these say which layer and which step.
-    drawn.update_layout(meta={"layers": list(rows.ids), "starts": grid.starts.tolist()})
-    first, last = edges[0], edges[-1]
-    if first < last:
-        drawn.update_xaxes(minallowed=float(first), maxallowed=float(last))
+    # A click on a cell gives its row's name and its middle: these say which layer and which step.
+    drawn.update_layout(meta={"layers": dict(zip(rows.names, rows.ids, strict=True)), "starts": grid.starts.tolist()})
 
 
 def _add_colour_bar(drawn: go.Figure, rows: Rows, theme: Theme) -> None:
     """A bar with honest ticks: the heat map's own would be linear."""
-    ends = np.log10([rows.low, rows.middle, rows.high]) if rows.log else np.array([rows.low, rows.middle, rows.high])
+    ends = np.log10(rows.ends) if rows.log else np.array(rows.ends)
     side = np.linspace(-1, 1, 25)
     at = np.where(side < 0, ends[1] + side * (ends[1] - ends[0]), ends[1] + side * (ends[2] - ends[1]))
     position = (at - at[0]) / (at[-1] - at[0])
     scale = [
         [float(p), c] for p, (_, c) in zip(position, base.warped(theme.severity, -1, 0, 1, False, 12), strict=True)
     ]
-    texts = [_tick(float(10**v if rows.log else v)) for v in ends]
+    texts = [value(end, 2) for end in rows.ends]
+    if rows.unusual:
+        texts[-1] = f"z {texts[-1]}"
     drawn.add_scatter(
         x=[None], y=[None], yaxis="y2", mode="markers", hoverinfo="skip", showlegend=False,
         marker={
@@ -163,12 +183,6 @@ def _add_colour_bar(drawn: go.Figure, rows: Rows, theme: Theme) -> None:
             },
         },
     )  # fmt: skip
-
-
-def _tick(number: float) -> str:
-    from root_dash.frontend.numbers import value
-
-    return value(number, 2)
 
 
 def _name_losses(drawn: go.Figure, losses: Sequence[History]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import dash_mantine_components as dmc
+import numpy as np
 from dash import dcc, html
 
 from root_dash.frontend import ids, layout
-from root_dash.frontend.numbers import count
+from root_dash.frontend.numbers import count, value
 from root_dash.frontend.theme import GREEN
-from root_dash.records import Histogram, Kind, Layer, Mask, Quantiles, Spectrum, Statistic, Tensor, statistic
+from root_dash.records import Histogram, History, Kind, Layer, Mask, Quantiles, Spectrum, Statistic, Tensor, statistic
 
 STEP_KINDS: tuple[Kind, ...] = ("histograms", "spectra", "masks")
 """The kinds whose panels show one step."""
@@ -111,3 +112,12 @@ def histogram_hint(recorded: Histogram | None, tensor: Tensor, threshold: float)
         return f"{' and '.join(lost)} left out · step {count(recorded.step)}"
     beyond = ", red: beyond ε" if tensor == "momentum" and threshold > 0 else ""
     return at_step(recorded, f"dashed: Gaussian{beyond}")
+
+
+def statistic_title(shown: Statistic, recorded: History | None, step: int | None) -> list[Any]:
+    """A statistic's name, and its value at the shown step."""
+    number = float("nan")
+    if recorded is not None and len(recorded.steps):
+        at = len(recorded.steps) if step is None else int(np.searchsorted(recorded.steps, step, side="right"))
+        number = float(recorded.values[max(at - 1, 0)])
+    return [shown.label, html.Span("" if np.isnan(number) else value(number), className="now")]

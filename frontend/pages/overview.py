@@ -17,7 +17,7 @@ ALGORITHMS = {"root": "ROOT", "adamw": "AdamW", "adam": "Adam", "muon": "Muon", 
 _GROUPS: dict[Kind, str] = {"statistics": "every frame", "spectra": "with spectra", "masks": "with masks"}
 
 
-def page(statistic: str) -> Any:
+def page(statistic: str, basis: str) -> Any:
     """The overview's layout."""
     picker = dmc.Select(
         id=ids.STAT_PICKER, value=statistic, allowDeselect=False, searchable=True, size="xs", className="stat-picker",
@@ -27,9 +27,9 @@ def page(statistic: str) -> Any:
             for kind, group in _GROUPS.items()
         ],
     )  # fmt: skip
-    basis = dmc.SegmentedControl(
-        id=ids.BASIS, value="own", size="xs", **layout.aria(label="what the colour compares with"),
-        data=[{"value": "own", "label": "vs. own median"}, {"value": "all", "label": "value"}],
+    toggle = dmc.SegmentedControl(
+        id=ids.BASIS, value=basis, size="xs", **layout.aria(label="what the colour shows"),
+        data=[{"value": "unusual", "label": "unusual"}, {"value": "value", "label": "value"}],
     )  # fmt: skip
     return html.Div(
         className="overview",
@@ -42,7 +42,7 @@ def page(statistic: str) -> Any:
                         [
                             html.H2("Layers over steps"),
                             picker,
-                            basis,
+                            toggle,
                             html.Span(id=ids.STAT_HINT, className="hint"),
                             html.Span("click a cell for its layer, drag to zoom", className="hint far"),
                         ],
@@ -58,7 +58,7 @@ def page(statistic: str) -> Any:
 def summary(run: Run, layers: Sequence[Layer]) -> str:
     """One sentence that says what is recorded, and whether any of it was lost."""
     groups: dict[str, list[Layer]] = {}
-    for layer in layers:
+    for layer in sorted(layers, key=lambda layer: layer.algorithm != "root"):
         groups.setdefault(layer.algorithm, []).append(layer)
     who = " and ".join(
         (
@@ -85,7 +85,8 @@ def cadence(run: Run) -> str:
     return ", ".join(f"{' and '.join(kinds)} {every(steps)}" for steps, kinds in rhythm.items())
 
 
-def hint(statistic: Statistic, shown: int, total: int) -> str:
-    """The definition, and how many recorded steps a column stands for where it is several."""
-    packed = f" · {count(total)} steps in {plural(shown, 'column')}, each its extreme" if total > shown else ""
-    return statistic.definition + packed
+def hint(statistic: Statistic, basis: str, shown: int, total: int) -> str:
+    """What the colour means, and how many recorded steps a column stands for where it is several."""
+    what = "robust z of " if basis == "unusual" else ""
+    packed = f" · about {count(round(total / shown))} steps a column, its extreme" if total > shown > 0 else ""
+    return what + statistic.definition + packed
