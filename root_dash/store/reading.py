@@ -144,10 +144,8 @@ def series(
     connection: Connection, run_id: int, table: Table, value: ColumnElement[Any], where: ColumnElement[bool]
 ) -> tuple[IntArray, Float64Array]:
     """Steps, ascending and each once, and values of one layer or scalar."""
-    rows = connection.execute(
-        select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
-    ).all()
-    frames, steps, values = by_column(rows, np.int64, np.int64, np.float64)
+    query = select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
+    frames, steps, values = columns_of(connection, query, np.int64, np.int64, np.float64)
     keys = np.zeros_like(steps)
     if not shaping.in_order(keys, steps):
         kept = newest_rows(connection, run_id, keys, steps, frames)
@@ -158,10 +156,9 @@ def series(
 def newest_rows(connection: Connection, run_id: int, layers: IntArray, steps: IntArray, frames: IntArray) -> IntArray:
     """`shaping.newest` with the frames' attempts looked up."""
     columns = schema.frames.c
-    rows = connection.execute(select(columns.id, columns.attempt_id).where(columns.run_id == run_id)).all()
-    known = np.array([tuple(row) for row in rows], np.int64).reshape(-1, 2)
-    known = known[np.argsort(known[:, 0])]
-    return shaping.newest(layers, steps, known[np.searchsorted(known[:, 0], frames), 1], frames)
+    query = select(columns.id, columns.attempt_id).where(columns.run_id == run_id).order_by(columns.id)
+    known, attempts = columns_of(connection, query, np.int64, np.int64)
+    return shaping.newest(layers, steps, attempts[np.searchsorted(known, frames)], frames)
 
 
 def at_step(
@@ -195,8 +192,7 @@ def over_steps(
     """The step and the columns of at most `max_points` of the layer's rows, by ascending step, evenly apart."""
     query = select(table.c.step, table.c.frame_id).where(table.c.layer_id == layer_id)
     query = query if held is None else query.where(held)
-    rows = connection.execute(query.order_by(table.c.frame_id)).all()
-    steps, frames = by_column(rows, np.int64, np.int64)
+    steps, frames = columns_of(connection, query.order_by(table.c.frame_id), np.int64, np.int64)
     keys = np.zeros_like(steps)
     if not shaping.in_order(keys, steps):
         frames = frames[newest_rows(connection, run_id, keys, steps, frames)]
@@ -210,10 +206,12 @@ def over_steps(
     return found
 
 
-def by_column(rows: Sequence[Fields], *types: type[np.generic]) -> list[NDArray[Any]]:
-    """The rows' columns as arrays of those types; NULL as NaN."""
-    # All at once: taking each field of each row would cost more than reading them from the file.
-    columns = list(zip(*rows, strict=True)) or [()] * len(types)
+def columns_of(connection: Connection, query: Query, *types: type[np.generic]) -> list[NDArray[Any]]:
+    """The columns of integers and floats that the query answers with, as arrays of those types; NULL as NaN."""
+    cursor = connection.execute(query).cursor
+    assert cursor is not None
+    # The driver's own tuples: making a Row of each would take longer than reading them from the file.
+    columns = list(zip(*cursor.fetchall(), strict=True)) or [()] * len(types)
     return [np.array(column, kind) for column, kind in zip(columns, types, strict=True)]
 
 

@@ -222,12 +222,11 @@ class Store:
                 .where(table.c.layer_id.in_(select(schema.layers.c.id).where(schema.layers.c.run_id == run_id)))
                 .order_by(table.c.layer_id, table.c.frame_id)
             )
-            rows = connection.execute(query).all()
-            keys, frames, steps, values = reading.by_column(rows, np.int64, np.int64, np.int64, np.float64)
+            keys, frames, steps, values = reading.columns_of(
+                connection, query, np.int64, np.int64, np.int64, np.float64
+            )
             if not shaping.in_order(keys, steps):
-                kept = reading.newest_rows(
-                    connection, run_id, keys, steps, np.array([row[1] for row in rows], np.int64)
-                )
+                kept = reading.newest_rows(connection, run_id, keys, steps, frames)
                 keys, steps, values = keys[kept], steps[kept], values[kept]
         order = np.argsort(ids)
         places = order[np.searchsorted(np.array(ids, np.int64), keys, sorter=order)] if ids else keys
