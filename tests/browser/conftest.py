@@ -1,0 +1,104 @@
+"""A real Chromium, and servers for it to look at."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
+
+from tests.browser.chromium import ARGUMENTS, find
+
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+START_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium; where there is none the tests are skipped, and fail under CI."""
+    path = find()
+    if path is None:
+        reason = "no Chromium: `python -m tests.browser.chromium` says why none could be had"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Tab:
+    """A page, and what went wrong on it."""
+
+    page: Page
+    errors: list[str] = field(default_factory=list)
+
+    def heard(self, message: ConsoleMessage) -> None:
+        """Keep what the console calls an error."""
+        if message.type == "error":
+            self.errors.append(f"console: {message.text}")
+
+    def failed(self, error: Error) -> None:
+        """Keep an exception that no script caught."""
+        self.errors.append(f"exception: {error}")
+
+    def picture(self, name: str) -> None:
+        """Take a screenshot for a person to look at."""
+        SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@contextmanager
+def tab(browser: Browser, width: int = 1440, height: int = 900, scheme: str = "light") -> Iterator[Tab]:
+    """A fresh tab; leaving it checks that nothing went wrong on the page."""
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
+    opened = Tab(context.new_page())
+    opened.page.on("console", opened.heard)
+    opened.page.on("pageerror", opened.failed)
+    yield opened
+    context.close()
+    assert opened.errors == []
+
+
+@contextmanager
+def running(arguments: list[str], log: Path) -> Iterator[str]:
+    """A `root-dash` command that serves, for as long as it is looked at: the URL that it prints."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "root_dash.cli", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield _url(process.stdout, log)
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                raise
+
+
+def _url(lines: IO[str] | None, log: Path) -> str:
+    assert lines is not None
+    said = ""
+    for line in lines:
+        said += line
+        if found := re.search(r"http://\S+", line):
+            return found.group()
+    pytest.fail(f"no URL was printed: {said}{log.read_text()}")

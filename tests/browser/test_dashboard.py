@@ -1,0 +1,172 @@
+"""The dashboard in a real Chromium: live beside a training demo, and on a finished run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, FloatRect, Page, expect
+
+from root_dash.frontend import ids
+from tests.browser.conftest import running, tab
+from tests.store.frames import record
+
+pytestmark = [pytest.mark.heavy, pytest.mark.browser]
+
+PATIENCE = 60_000  # ms; two cores train, serve and draw at the same time
+
+# JavaScript for the figure of that id, and for how far its first curve reaches.
+PLOT = "document.querySelector(`#${id} .js-plotly-plot`)"
+LAST_X = f"Math.max(...({PLOT}?._fullData?.[0]?.x ?? [0]))"
+
+OVERVIEW_GRAPHS = (ids.MAP,)
+LAYER_GRAPHS = (
+    ids.HISTOGRAM, ids.QQ, ids.EVOLUTION, ids.SPECTRUM, ids.ERRORS, ids.MASK,
+    *(ids.statistic(slot) for slot in range(ids.STATISTIC_SLOTS)),
+)  # fmt: skip
+
+
+def shown_step(page: Page) -> int:
+    """The step counter in the header."""
+    text = page.locator(f"#{ids.STATUS_STEP}").inner_text()
+    digits = re.sub(r"\D", "", text)
+    return int(digits) if digits else 0
+
+
+def wait_for_step(page: Page, step: int) -> None:
+    """Until the header's step counter has reached a step."""
+    page.wait_for_function(
+        "([id, step]) => Number(document.getElementById(id)?.innerText.replace(/\\D/g, '') || 0) >= step",
+        arg=[ids.STATUS_STEP, step],
+        timeout=PATIENCE,
+    )
+
+
+def last_x(page: Page, graph: str) -> float:
+    """How far the first curve of a figure reaches."""
+    reached: float = page.evaluate(f"id => {LAST_X}", graph)
+    return reached
+
+
+def wait_for_curve(page: Page, graph: str, beyond: float) -> None:
+    """Until the first curve of a figure reaches further than that."""
+    page.wait_for_function(f"([id, beyond]) => {LAST_X} > beyond", arg=[graph, beyond], timeout=PATIENCE)
+
+
+def x_range(page: Page, graph: str) -> list[float]:
+    """What a figure's x axis shows."""
+    shown: list[float] = page.evaluate(f"id => {PLOT}._fullLayout.xaxis.range", graph)
+    return shown
+
+
+def subplot(page: Page, graph: str, *, largest: bool) -> FloatRect:
+    """Where the largest or the smallest subplot of a figure lies in the window."""
+    boxes = [box for drag in page.locator(f"#{graph} .nsewdrag").all() if (box := drag.bounding_box())]
+    return sorted(boxes, key=lambda box: box["height"])[-1 if largest else 0]
+
+
+def drag(page: Page, box: FloatRect, start: float, end: float) -> None:
+    """Draw the mouse along the middle of a subplot, from one share of its width to another."""
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + start * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + end * box["width"], y, steps=5)
+    page.mouse.up()
+
+
+def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
+    """Until every one of the figures has data."""
+    filled = f"id => ({PLOT}?._fullData ?? []).some(trace => ((trace.z ?? trace.y ?? trace.x)?.length ?? 0) > 0)"
+    for graph in graphs:
+        page.wait_for_function(filled, arg=graph, timeout=PATIENCE)
+
+
+def click_map(page: Page) -> None:
+    """Click a cell in the middle of the heat map: the subplot of the figure that is not the loss."""
+    box = subplot(page, ids.MAP, largest=True)
+    x, y = box["x"] + box["width"] / 3, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.wait_for_selector(f"#{ids.MAP} .hoverlayer .hovertext", timeout=PATIENCE)
+    page.mouse.click(x, y)
+
+
+def test_a_training_run_is_seen_live(browser: Browser, tmp_path: Path) -> None:
+    """Counter and curve advance without a reload and keep the zoom; the map opens a layer; the slider moves."""
+    demo = ["demo", "--steps", "2000", "--no-open", "--db", str(tmp_path / "demo.db")]
+    with running(demo, tmp_path / "demo.log") as url, tab(browser) as opened:
+        page = opened.page
+        page.goto(url)
+        assert "token" not in page.url
+        wait_for_step(page, 3)
+        wait_until_filled(page, OVERVIEW_GRAPHS)
+        expect(page.locator(f"#{ids.STATUS_TEXT}")).to_have_text("live")
+        page.evaluate("window.notReloaded = true")
+        before, curve = shown_step(page), last_x(page, ids.MAP)
+        wait_for_step(page, before + 5)
+        wait_for_curve(page, ids.MAP, curve)
+
+        whole = x_range(page, ids.MAP)
+        drag(page, subplot(page, ids.MAP, largest=False), 0.2, 0.6)
+        page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[ids.MAP, whole[0] + 0.5])
+        zoomed = x_range(page, ids.MAP)
+        wait_for_curve(page, ids.MAP, last_x(page, ids.MAP))
+        assert x_range(page, ids.MAP) == zoomed
+        box = subplot(page, ids.MAP, largest=False)
+        page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        wait_for_step(page, 21)
+        opened.picture("overview-live")
+
+        click_map(page)
+        expect(page.locator(f"#{ids.LAYER_TITLE}")).to_be_visible(timeout=PATIENCE)
+        assert re.search(r"/r/\d+/l/\d+", page.url)
+        wait_until_filled(page, LAYER_GRAPHS)
+        page.locator(f"#{ids.FOLLOW}").check(force=True)
+        wait_for_step(page, shown_step(page) + 3)
+        opened.picture("layer-live")
+
+        thumb = page.locator(f"#{ids.STEP_SLIDER} [role=slider]")
+        newest = page.locator(f"#{ids.STEP_LABEL}").inner_text()
+        thumb.press("Home")
+        expect(page.locator(f"#{ids.STEP_LABEL}")).not_to_have_text(newest, timeout=PATIENCE)
+        expect(page.locator(f"#{ids.STEP_LABEL}")).to_contain_text("step 1", timeout=PATIENCE)
+        expect(page.locator(f"#{ids.FOLLOW}")).not_to_be_checked(timeout=PATIENCE)
+        wait_until_filled(page, LAYER_GRAPHS)
+        assert page.evaluate("window.notReloaded") is True
+
+
+def test_a_finished_run_opens_with_every_panel_filled(browser: Browser, tmp_path: Path) -> None:
+    """In light, dark and narrow windows, by its address alone."""
+    db = record(tmp_path / "runs.db", 60)
+    with running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url:
+        for name, size, scheme in (
+            ("light", (1440, 900), "light"),
+            ("dark", (1440, 900), "dark"),
+            ("narrow", (390, 844), "light"),
+        ):
+            with tab(browser, *size, scheme) as opened:
+                page = opened.page
+                page.goto(url)
+                wait_until_filled(page, OVERVIEW_GRAPHS)
+                expect(page.locator(f"#{ids.STATUS_TEXT}")).to_have_text("ended")
+                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+                opened.picture(f"overview-{name}")
+                if name == "narrow":
+                    page.goto(page.url.split("?")[0] + "/l/2")
+                else:
+                    click_map(page)
+                expect(page.locator(f"#{ids.LAYER_TITLE}")).to_be_visible(timeout=PATIENCE)
+                wait_until_filled(page, LAYER_GRAPHS)
+                assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+                opened.picture(f"layer-{name}")
+
+
+def test_an_address_that_leads_nowhere_says_so(browser: Browser, tmp_path: Path) -> None:
+    """A run or layer that is not there is a sentence, not a broken page."""
+    db = record(tmp_path / "runs.db", 3)
+    with running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url, tab(browser) as opened:
+        opened.page.goto(url)
+        base = opened.page.url.split("/r/")[0].rstrip("/")
+        for path in ("/r/999", "/r/1/l/999", "/r/x", "/nowhere"):
+            opened.page.goto(base + path)
+            expect(opened.page.locator(f"#{ids.PAGE} .notice")).to_be_visible(timeout=PATIENCE)
