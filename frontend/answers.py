@@ -5,7 +5,9 @@ Plain functions that take the store first, so that they can be called without an
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +30,7 @@ from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.pages import layer as layer_page
 from root_dash.frontend.pages import notices, overview
 from root_dash.frontend.theme import theme
-from root_dash.records import Layer, Tensor, statistic
+from root_dash.records import Grid, Layer, Tensor, statistic
 
 if TYPE_CHECKING:
     from root_dash.store import Store
@@ -75,6 +77,7 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[L
         "layer": wanted.layer,
         "step": wanted.step,
         "ended": run.ended_at is not None,
+        "name": next((layer.name for layer in layers if layer.id == wanted.layer), run.name),
         "latest": None if latest is None else {"id": latest.id, "step": latest.step, "time": latest.time},
     }, layers
 
@@ -82,14 +85,38 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[L
 # The overview
 
 
+class Nonfinite:
+    """Where gradients held entries that were not finite: two more grids, so not read anew for every frame."""
+
+    PERIOD = 5.0
+    KEPT = 16
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[float, Grid]] = {}
+
+    def __call__(self, store: Store, run_id: int) -> Grid:
+        """Counts of NaN and infinite entries of all layers, at most `PERIOD` seconds old."""
+        now = time.monotonic()
+        known = self._known.get(run_id)
+        if known is not None and now - known[0] < self.PERIOD:
+            return known[1]
+        nan, inf = store.grid(run_id, "grad_nan"), store.grid(run_id, "grad_inf")
+        # A frame between the two reads makes one of them longer.
+        both = nan if nan.values.shape != inf.values.shape else replace(nan, values=nan.values + inf.values)
+        if len(self._known) >= self.KEPT:
+            self._known.clear()
+        self._known[run_id] = (now, both)
+        return both
+
+
 def draw_map(
-    store: Store, view: View, _cursor: Any, name: str, basis: Basis, theme_name: str | None
+    store: Store, nonfinite: Nonfinite, view: View, _cursor: Any, name: str, basis: Basis, theme_name: str | None
 ) -> tuple[go.Figure, str, str]:
     """The loss over the map, the sentence on top, and the statistic's definition."""
     run_id, chosen = int(view["run"]), statistic(name)
     run, layers, grid = store.run(run_id), store.layers(run_id), store.grid(run_id, name)
     losses = [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar]
-    drawn = loss_map(losses, grid, chosen, theme(theme_name), basis=basis)
+    drawn = loss_map(losses, grid, chosen, theme(theme_name), nonfinite=nonfinite(store, run_id), basis=basis)
     return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, basis, grid.shown, grid.total)
 
 
@@ -106,8 +133,8 @@ def layer_head(store: Store, view: View) -> tuple[Any, ...]:
         steps = store.steps(layer_id, "statistics")
     first, last = (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
     interval = max(1, int(np.gcd.reduce(np.diff(steps)))) if len(steps) > 1 else 1
-    step = view.get("step")
-    at = last if step is None else int(min(max(step, first), last))
+    step = view.get("step") if len(steps) else None
+    at = last if step is None else int(steps[max(0, int(np.searchsorted(steps, step, side="right")) - 1)])
     return (
         layers[place].name,
         layer_page.shape(layers[place]),
@@ -144,11 +171,11 @@ def draw_distribution(
 
 
 def draw_evolution(
-    store: Store, view: View, _cursor: Any, tensor: Tensor, theme_name: str | None, step: int | None, follow: bool
+    store: Store, view: View, _cursor: Any, tensor: Tensor, theme_name: str | None
 ) -> tuple[go.Figure, str]:
     """One tensor's histograms over the steps."""
     recorded = _recorded(lambda: store.histograms(int(view["layer"]), tensor))
-    drawn = evolution(recorded, theme(theme_name), step=None if follow else step)
+    drawn = evolution(recorded, theme(theme_name))
     return _keep(drawn, view["layer"], tensor), f"{tensor.capitalize()} over time"
 
 
@@ -161,9 +188,7 @@ def draw_spectrum(store: Store, view: View, shown: View | None, theme_name: str 
     return _keep(drawn, layer.id), layer_page.at_step(recorded, "dashed 1 is perfect")
 
 
-def draw_errors(
-    store: Store, view: View, _cursor: Any, theme_name: str | None, step: int | None, follow: bool
-) -> tuple[go.Figure, str]:
+def draw_errors(store: Store, view: View, _cursor: Any, theme_name: str | None) -> tuple[go.Figure, str]:
     """The polar error as recorded, beside Muon's and the paper's coefficients on the same spectra."""
     layer = store.layer(int(view["layer"]))
     spectra = _recorded(lambda: store.spectra(layer.id)) or []
@@ -172,7 +197,7 @@ def draw_errors(
     sentence = "" if layer.is_matrix else layer_page.NO_SPECTRUM
     drawn = errors(
         own, muon, paper, theme(theme_name),
-        step=None if follow else step, algorithm=layer.algorithm, sentence=sentence,
+        algorithm=layer.algorithm, sentence=sentence,
     )  # fmt: skip
     return _keep(drawn, layer.id), "other coefficients on the same spectra"
 
@@ -187,20 +212,15 @@ def draw_mask(store: Store, view: View, shown: View | None, theme_name: str | No
 
 
 def draw_statistics(
-    store: Store, view: View, _cursor: Any, theme_name: str | None, step: int | None, follow: bool
+    store: Store, view: View, _cursor: Any, shown: View | None, theme_name: str | None
 ) -> tuple[Any, ...]:
-    """Six statistics over the steps, and their names with the newest value."""
-    layer, paper = store.layer(int(view["layer"])), theme(theme_name)
+    """Six statistics over the steps, and their names with the value at the shown step."""
+    layer, paper, step = store.layer(int(view["layer"])), theme(theme_name), _step(shown)
     chosen = layer_page.small(layer)
     curves = [_recorded(partial(store.history, layer.id, s.name, 400)) for s in chosen]
-    drawn = (history(curve, s, paper, step=None if follow else step) for curve, s in zip(curves, chosen, strict=True))
-    return (
-        *(_keep(figure, layer.id) for figure in drawn),
-        *(
-            layer_page.statistic_title(s, curve, None if follow else step)
-            for s, curve in zip(chosen, curves, strict=True)
-        ),
-    )
+    pairs = list(zip(chosen, curves, strict=True))
+    drawn = (_keep(history(curve, s, paper), layer.id) for s, curve in pairs)
+    return (*drawn, *(layer_page.statistic_title(s, curve, step) for s, curve in pairs))
 
 
 def _step(shown: View | None) -> int | None:

@@ -19,7 +19,6 @@ def register(app: Dash, store: Store) -> None:
     """Bind every callback to the app."""
     _register_clientside(app)
     view, light = Input(ids.VIEW, "data"), Input(ids.THEME, "data")
-    step, follow = State(ids.STEP_SLIDER, "value"), State(ids.FOLLOW, "checked")
 
     def serve(function: Callable[..., Any], outputs: list[Any], *inputs: Any) -> None:
         # In a thread: the loop that answers has streams to feed meanwhile.
@@ -44,8 +43,13 @@ def register(app: Dash, store: Store) -> None:
         Input(ids.RETRY, "n_intervals"),
         State(ids.VIEW, "data"),
     )
+    nonfinite = answers.Nonfinite()
+
+    def draw_map(store: Store, *values: Any) -> Any:
+        return answers.draw_map(store, nonfinite, *values)
+
     serve(
-        answers.draw_map,
+        draw_map,
         [Output(ids.MAP, "figure"), Output(ids.SUMMARY, "children"), Output(ids.STAT_HINT, "children")],
         view,
         Input(ids.CURSOR, "data"),
@@ -89,8 +93,6 @@ def register(app: Dash, store: Store) -> None:
         Input(ids.cursor_of("histograms"), "data"),
         Input(ids.TENSOR, "value"),
         light,
-        step,
-        follow,
     )
     serve(
         answers.draw_spectrum,
@@ -105,8 +107,6 @@ def register(app: Dash, store: Store) -> None:
         view,
         Input(ids.cursor_of("spectra"), "data"),
         light,
-        step,
-        follow,
     )
     serve(
         answers.draw_mask,
@@ -124,9 +124,8 @@ def register(app: Dash, store: Store) -> None:
         ],
         view,
         Input(ids.cursor_of("statistics"), "data"),
+        Input(ids.shown("histograms"), "data"),
         light,
-        step,
-        follow,
     )
 
 

@@ -13,6 +13,8 @@ from root_dash.records import KINDS
 
 CONFIG: Any = {
     "displaylogo": False,
+    "showSendToCloud": False,  # nothing leaves the machine
+    "plotlyServerURL": "",
     "responsive": True,
     "doubleClick": "autosize",
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "resetScale2d", "zoomIn2d", "zoomOut2d"],
@@ -70,7 +72,7 @@ def header() -> Any:
             dcc.Link("root-dash", href="/", className="brand"),
             dmc.Select(
                 id=ids.RUN_PICKER, data=[], allowDeselect=False, size="xs", className="run-picker",
-                placeholder="no runs yet", maxDropdownHeight=420, **aria(label="run"),
+                placeholder="run", maxDropdownHeight=420, **aria(label="run"),
             ),
             dmc.Select(
                 id=ids.LAYER_PICKER, data=[], searchable=True, size="xs", className="layer-picker",
@@ -100,7 +102,7 @@ def graph(graph_id: str, label: str) -> Any:
     return html.Div(
         dcc.Graph(id=graph_id, figure=_BLANK, config=CONFIG, responsive=True, className="graph"),
         className="graph-box",
-        role="img",
+        role="figure",
         **aria(label=label),
     )
 

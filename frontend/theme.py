@@ -7,6 +7,7 @@ Okabe and Ito's, told apart with any colour vision.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,8 @@ class Theme:
     """From nothing to much, in the data's blue."""
     severity: Stops
     """From unusually low (-1) over ordinary (0, almost the paper) to unusually high (1)."""
+    words: Mapping[str, str]
+    """The inks of words that name a coloured line: the same hues, with the contrast that small text needs."""
 
     @property
     def template(self) -> go.layout.Template:
@@ -101,6 +104,7 @@ LIGHT = Theme(
         (0.8, "#d23f76"),
         (1.0, "#5e1a66"),
     ),
+    words={BLUE: "#2b6ca6", VERMILION: "#b34e00", GREEN: "#007a59", AMBER: "#946500", PURPLE: "#8b4f91"},
 )
 
 DARK = Theme(
@@ -124,6 +128,7 @@ DARK = Theme(
         (0.8, "#f08a5d"),
         (1.0, "#ffe0a3"),
     ),
+    words={BLUE: "#6aa9e0", VERMILION: "#f0803c", GREEN: "#2bb88d", AMBER: "#e9ab22", PURPLE: "#c790cb"},
 )
 
 

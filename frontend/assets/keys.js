@@ -8,8 +8,7 @@ document.addEventListener("keydown", (event) => {
     if (target) { event.preventDefault(); target.click(); }
   };
   const key = event.key.toLowerCase();
-  if (key === "j") press("next-layer");
-  else if (key === "k") press("previous-layer");
+  if (key === "j" || key === "k") window.rootDashView.walk(key === "j" ? 1 : -1);
   else if (key === "arrowleft") press("earlier");
   else if (key === "arrowright") press("later");
   else if (key === " " && !event.target.closest("button, a, input")) press("follow");

@@ -16,16 +16,15 @@
     if (url.href !== window.location.href) history.replaceState(history.state, "", url);
   }
 
-  function mark(step) {
-    for (const box of document.querySelectorAll(".layer .js-plotly-plot")) {
-      const shapes = (box.layout && box.layout.shapes) || [];
-      const at = shapes.findIndex((shape) => shape.name === "step");
-      if (at >= 0)
-        window.Plotly.relayout(box, {
-          [`shapes[${at}].x0`]: step ?? 0, [`shapes[${at}].x1`]: step ?? 0, [`shapes[${at}].visible`]: step !== null,
-        });
-    }
+  // J and K: the layer that stands so many places further in the picker.
+  function walk(places) {
+    const picker = window.dash_component_api?.getLayout("layer-picker");
+    const layers = ((picker && picker.props.data) || []).map((layer) => layer.value);
+    const [, run, layer] = window.location.pathname.match(/^\/r\/(\d+)\/l\/(\d+)/) || [];
+    const at = layers.indexOf(layer);
+    if (at >= 0) go(`/r/${run}/l/${layers[(at + places + layers.length) % layers.length]}`);
   }
+  window.rootDashView = { walk };
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     rootdash: {
@@ -34,7 +33,11 @@
         return [scheme, scheme];
       },
       // Another view: go where it points to, else follow its run.
-      arrive(view) { view && view.to ? go(view.to, "replaceState") : window.rootDashStream.follow(view); },
+      arrive(view) {
+        if (view && view.to) return go(view.to, "replaceState");
+        document.title = view && view.name ? `${view.name} · root-dash` : "root-dash";
+        window.rootDashStream.follow(view);
+      },
       pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(`/r/${run}`); },
       pickLayer(layer, view) {
         if (!layer || !view) return skip();
@@ -70,7 +73,7 @@
       },
       step(value, follow) {
         address({ step: follow ? null : value });
-        mark(follow ? null : value);
+        window.rootDashPlots.mark(follow ? null : value);
         return value === null || value === undefined ? "" : `step ${count(value)}`;
       },
     },

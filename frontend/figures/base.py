@@ -22,8 +22,8 @@ def figure(theme: Theme, plot: str) -> go.Figure:
 def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
     """Axes, and a sentence that says why nothing is drawn or what to do."""
     drawn = figure(theme, plot)
-    drawn.update_xaxes(range=[0, 1], showticklabels=False, fixedrange=True)
-    drawn.update_yaxes(range=[0, 1], showticklabels=False, fixedrange=True)
+    bare = {"range": [0, 1], "showticklabels": False, "showgrid": False, "showline": True, "fixedrange": True}
+    drawn.update_layout(xaxis=bare, yaxis=bare)
     drawn.add_annotation(
         text=wrap(sentence), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second}
     )
@@ -41,10 +41,11 @@ def wrap(sentence: str, width: int = 44) -> str:
 
 
 def edges_of(steps: Any) -> Float64Array:
-    """Edges of cells about ascending steps: each cell lasts until the next one, the last as long as is usual."""
-    starts = np.asarray(steps, np.float64)
-    usual = float(np.median(np.diff(starts))) if len(starts) > 1 else 1.0
-    return np.append(starts, starts[-1] + usual)
+    """Edges of cells about ascending steps, half-way between them, so that the middle of a cell is its step."""
+    middles = np.asarray(steps, np.float64)
+    usual = float(np.median(np.diff(middles))) if len(middles) > 1 else 1.0
+    between = (middles[1:] + middles[:-1]) / 2
+    return np.concatenate([[middles[0] - usual / 2], between, [middles[-1] + usual / 2]])
 
 
 def warped(stops: Stops, low: float, middle: float, high: float, log: bool, count: int = 24) -> list[list[Any]]:
@@ -92,33 +93,38 @@ def log_ticks(low: float, high: float) -> dict[str, Any]:
 
 
 def end_labels(
-    drawn: go.Figure, ends: Sequence[tuple[str, str, float]], span: tuple[float, float], gap: float = 0.085
+    drawn: go.Figure,
+    ends: Sequence[tuple[str, str, float]],
+    span: tuple[float, float],
+    theme: Theme,
+    *,
+    domain: tuple[float, float] = (0.0, 1.0),
+    gap: float = 0.085,
 ) -> None:
     """Name lines at their right end instead of in a legend, pushed apart where they would cover each other.
 
-    `ends` are text, colour and height on the axis (a power of ten on a logarithmic one), `span` is the axis' range.
+    `ends` are text, colour and height on the axis (a power of ten on a logarithmic one), `span` is the axis' range,
+    `domain` its place in the figure and `gap` the height of a label there.
     """
     low, high = span
-    wanted = sorted((np.clip((y - low) / (high - low), 0.03, 0.97), text, colour) for text, colour, y in ends)
-    heights = [float(y) for y, _, _ in wanted]
+    wanted = sorted((float(np.clip((y - low) / (high - low), 0.0, 1.0)), text, colour) for text, colour, y in ends)
+    heights = [domain[0] + at * (domain[1] - domain[0]) for at, _, _ in wanted]
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + gap)
-    overshoot = max(0.0, heights[-1] - 0.98) if heights else 0.0
-    if overshoot:
-        heights[-1] -= overshoot
-        for i in range(len(heights) - 2, -1, -1):
-            heights[i] = min(heights[i], heights[i + 1] - gap)
+    top = domain[1]
+    for i in reversed(range(len(heights))):
+        heights[i] = min(heights[i], top)
+        top = heights[i] - gap
     for height, (_, text, colour) in zip(heights, wanted, strict=True):
         drawn.add_annotation(
             text=text, x=1.0, xref="paper", xanchor="left", xshift=5, y=height, yref="paper", yanchor="middle",
-            font={"color": colour, "size": 11},
+            font={"color": theme.words.get(colour, colour), "size": 11},
         )  # fmt: skip
 
 
-def marker(drawn: go.Figure, step: int | None, theme: Theme) -> None:
-    """A dotted line at the step that the page shows; without one it is there unseen, for the page to move."""
-    at = 0 if step is None else step
+def marker(drawn: go.Figure, theme: Theme) -> None:
+    """A dotted line, unseen: the page moves it to the step that it shows, without asking for the figure again."""
     drawn.add_shape(
-        name="step", visible=step is not None, type="line", x0=at, x1=at, y0=0, y1=1, yref="y domain",
+        name="step", visible=False, type="line", x0=0, x1=0, y0=0, y1=1, yref="y domain",
         line={"color": theme.ink, "width": 1, "dash": "dot"},
     )  # fmt: skip

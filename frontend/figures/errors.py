@@ -17,7 +17,6 @@ def errors(
     paper: History | None,
     theme: Theme,
     *,
-    step: int | None = None,
     algorithm: str = "root",
     sentence: str = "",
 ) -> go.Figure:
@@ -42,8 +41,8 @@ def errors(
         margin={"r": 52},
     )
     ends = [(text, colour, _last(history)) for history, text, colour in curves]
-    base.end_labels(drawn, ends, span)
-    base.marker(drawn, step, theme)
+    base.end_labels(drawn, ends, span, theme)
+    base.marker(drawn, theme)
     return drawn
 
 

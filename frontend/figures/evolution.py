@@ -27,7 +27,7 @@ class Bands:
     share: Float64Array
 
 
-def evolution(recorded: HistogramHistory | None, theme: Theme, *, step: int | None = None) -> go.Figure:
+def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
     """The share of the entries in each band of magnitude over the steps, on a symmetric logarithmic axis."""
     if recorded is None or not len(recorded.steps):
         return base.empty(theme, "evolution", "No histograms yet: watch() records them every 10 steps.")
@@ -58,7 +58,7 @@ def evolution(recorded: HistogramHistory | None, theme: Theme, *, step: int | No
             "showgrid": False,
         },
     )
-    base.marker(drawn, step, theme)
+    base.marker(drawn, theme)
     return drawn
 
 

@@ -67,7 +67,7 @@ def histogram(
             )
         drawn.add_annotation(
             text="ε", x=threshold, y=1, yref="y domain", xanchor="left", yanchor="top", xshift=4,
-            font={"color": colours.VERMILION, "size": 12},
+            font={"color": theme.words[colours.VERMILION], "size": 12},
         )  # fmt: skip
     drawn.update_layout(
         bargap=0,

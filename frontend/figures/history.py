@@ -11,8 +11,8 @@ from root_dash.frontend.theme import Theme
 from root_dash.records import History, Statistic
 
 
-def history(recorded: History | None, statistic: Statistic, theme: Theme, *, step: int | None = None) -> go.Figure:
-    """The curve, and a dotted line at the step that the page shows."""
+def history(recorded: History | None, statistic: Statistic, theme: Theme) -> go.Figure:
+    """The curve, on a logarithmic axis where the statistic is best read on one."""
     plot = f"history-{statistic.name}"
     if recorded is None or not np.isfinite(recorded.values).any():
         return base.empty(theme, plot, "not recorded")
@@ -29,5 +29,5 @@ def history(recorded: History | None, statistic: Statistic, theme: Theme, *, ste
         yaxis={"nticks": 4, "tickformat": "~g"} if span is None
         else {"type": "log", "range": list(span), **base.log_ticks(*span)},
     )  # fmt: skip
-    base.marker(drawn, step, theme)
+    base.marker(drawn, theme)
     return drawn

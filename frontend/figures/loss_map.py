@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from root_dash.frontend import theme as colours
 from root_dash.frontend.address import Basis
@@ -19,6 +22,8 @@ from root_dash.records import Float64Array, Grid, History, Statistic
 LOSS_COLOURS = (colours.BLUE, colours.AMBER, colours.PURPLE, colours.GREEN)
 LOSS = (0.80, 1.0)
 MAP = (0.0, 0.755)
+_NUMBERED = re.compile(r"(\D+\.)\d+\.")
+
 FAR = 8.0
 """How unusual a value must be for the last colour of the scale; the first one begins at a quarter of it."""
 LEAST = 0.05
@@ -45,35 +50,44 @@ def loss_map(
     statistic: Statistic,
     theme: Theme,
     *,
+    nonfinite: Grid | None = None,
     basis: Basis = "unusual",
 ) -> go.Figure:
     """The curves of `losses` above the heat map of one statistic, layers in model order from the top.
 
     The colour is `unusual` (see there) between -8 and 8 or, with the basis `"value"`, the value itself between its
-    percentiles 0.5 and 99.5 with the median the colour of the paper. Cells that are not finite are vermilion, cells
-    that were not recorded are empty.
+    percentiles 0.5 and 99.5 with the median the colour of the paper. Vermilion are the cells whose value is
+    not finite and those where `nonfinite` counts entries of the gradient that were not; what was not recorded is empty.
     """
     rows = rows_of(grid, statistic, basis) if grid is not None and grid.values.size else None
     if rows is None and not any(len(loss.steps) for loss in losses):
         return base.empty(theme, "map", "Nothing recorded yet: the first frame appears here by itself.")
+    span = _span(losses)
     drawn = base.figure(theme, "map")
     drawn.update_layout(
         xaxis={**base.STEP_AXIS, "anchor": "y", "showgrid": False, "title": {"text": "optimizer step"}},
         yaxis={"domain": MAP, "autorange": "reversed", "showgrid": False, "fixedrange": True},
-        yaxis2={"domain": LOSS, "anchor": "x", "nticks": 4, "title": {"text": "loss"}, "fixedrange": True},
-        margin={"r": 64},
+        yaxis2={
+            "domain": LOSS,
+            "anchor": "x",
+            "nticks": 4,
+            "title": {"text": "loss"},
+            "fixedrange": True,
+            "range": span,
+        },
+        margin={"r": 78},
     )
     for loss, colour in zip(losses, LOSS_COLOURS, strict=False):
         drawn.add_scatter(
             x=loss.steps, y=loss.values, yaxis="y2", name=loss.name, mode="lines",
             line={"color": colour, "width": 1.6}, hovertemplate="step %{x:,}: %{y:.4~g}",
         )  # fmt: skip
-    _name_losses(drawn, losses)
+    base.end_labels(drawn, _loss_ends(losses), span, theme, domain=LOSS, gap=0.03)
     if rows is None or grid is None:
         text = "No layer has this statistic yet." if grid is None or not grid.values.size else _absent(statistic)
         drawn.add_annotation(text=text, x=0.5, y=0.4, xref="paper", yref="paper", font={"size": 12})
         return drawn
-    _add_map(drawn, grid, rows, statistic, theme)
+    _add_map(drawn, grid, rows, statistic, theme, nonfinite)
     return drawn
 
 
@@ -129,33 +143,59 @@ def _ends(values: Float64Array, log: bool) -> tuple[float, float, float]:
     low, middle, high = (float(q) for q in np.percentile(values, [0.5, 50, 99.5]))
     if log:
         return min(low, middle / 2), middle, max(high, 2 * middle)
-    least = max(0.1 * abs(middle), 0.25 * (high - low), 1e-12)
+    least = max(0.1 * abs(middle), 1e-12)
     return min(low, middle - least), middle, max(high, middle + least)
 
 
-def _add_map(drawn: go.Figure, grid: Grid, rows: Rows, statistic: Statistic, theme: Theme) -> None:
-    edges = np.append(grid.starts, grid.ends[-1] + 1).astype(np.float64)
-    place: dict[str, Any] = {"x": edges, "y": list(rows.names), "xgap": 0, "ygap": 1 if len(rows.names) <= 80 else 0}
-    hover = f"<b>%{{y}}</b><br>step %{{x:,.0f}}<br>{statistic.label} %{{customdata:.3~g}}<extra></extra>"
+def _edges(grid: Grid) -> Float64Array:
+    """Edges of the columns, such that the middle of a column of one step is that step."""
+    return np.append(grid.starts, grid.ends[-1] + 1) - 0.5
+
+
+def _counts(nonfinite: Grid, rows: Rows) -> Float64Array:
+    """Counts of entries that were not finite, a row for each row of the map."""
+    by_id = {layer.id: row for layer, row in zip(nonfinite.layers, nonfinite.values, strict=True)}
+    none = np.full(nonfinite.values.shape[1], np.nan)
+    return np.array([by_id.get(layer_id, none) for layer_id in rows.ids])
+
+
+def _add_broken(drawn: go.Figure, cells: NDArray[np.bool_], place: dict[str, Any], hover: str) -> None:
+    """Paint cells vermilion: a layer of their own, of no more columns than they span.
+
+    Of all rows, though: on an axis of names Plotly counts a heat map's rows from the first name.
+    """
+    if not cells.any():
+        return
+    columns = np.flatnonzero(cells.any(axis=0))
+    first, last = int(columns[0]), int(columns[-1]) + 1
+    drawn.add_heatmap(
+        z=[[1 if cell else None for cell in line] for line in cells[:, first:last]], zmin=0, zmax=1,
+        hovertemplate=hover,
+        colorscale=[[0, colours.VERMILION], [1, colours.VERMILION]], showscale=False, hoverongaps=False,
+        **{**place, "x": place["x"][first : last + 1]},
+    )  # fmt: skip
+
+
+def _add_map(
+    drawn: go.Figure, grid: Grid, rows: Rows, statistic: Statistic, theme: Theme, nonfinite: Grid | None
+) -> None:
+    place: dict[str, Any] = {"x": _edges(grid), "y": list(rows.names), "ygap": 1 if len(rows.names) <= 80 else 0}
+    where = "<b>%{y}</b><br>step %{x:,.0f}<br>"
     low, middle, high = rows.ends
     drawn.add_heatmap(
         z=rows.coloured.astype(np.float32), zmin=low, zmax=high, customdata=rows.raw.astype(np.float32),
         colorscale=base.warped(theme.severity, low, middle, high, rows.log), showscale=False, hoverongaps=False,
-        hovertemplate=hover, **place,
+        hovertemplate=f"{where}{statistic.label} %{{customdata:.3~g}}<extra></extra>", **place,
     )  # fmt: skip
-    broken = np.isinf(rows.raw)
-    if broken.any():
-        drawn.add_heatmap(
-            z=np.where(broken, 1.0, np.nan).astype(np.float32), colorscale=[[0, colours.VERMILION]] * 1
-            + [[1, colours.VERMILION]], showscale=False, hoverongaps=False,
-            hovertemplate="<b>%{y}</b><br>step %{x:,.0f}<br>" + statistic.label + " not finite<extra></extra>", **place,
-        )  # fmt: skip
+    _add_broken(drawn, np.isinf(rows.raw), place, f"{where}{statistic.label} is not finite<extra></extra>")
+    if nonfinite is not None:
+        broken, place = _counts(nonfinite, rows) > 0, {**place, "x": _edges(nonfinite)}
+        _add_broken(drawn, broken, place, f"{where}gradient entries not finite<extra></extra>")
     _add_colour_bar(drawn, rows, theme)
-    suffix = _common_suffix(rows.names)
-    alias = {name: name.removesuffix(suffix) for name in rows.names} if suffix else None
     drawn.update_yaxes(
-        selector={"autorange": "reversed"}, type="category", tickfont={"family": MONO, "size": 10}, labelalias=alias
-    )
+        selector={"autorange": "reversed"}, type="category", tickfont={"family": MONO, "size": 10},
+        labelalias=short_names(rows.names),
+    )  # fmt: skip
     # A click on a cell gives its row's name and its middle: these say which layer and which step.
     drawn.update_layout(meta={"layers": dict(zip(rows.names, rows.ids, strict=True)), "starts": grid.starts.tolist()})
 
@@ -185,22 +225,33 @@ def _add_colour_bar(drawn: go.Figure, rows: Rows, theme: Theme) -> None:
     )  # fmt: skip
 
 
-def _name_losses(drawn: go.Figure, losses: Sequence[History]) -> None:
-    """Name each curve at its right end, where it stands."""
-    for order, (loss, colour) in enumerate(zip(losses, LOSS_COLOURS, strict=False)):
+def _span(losses: Sequence[History]) -> tuple[float, float]:
+    finite = [loss.values[np.isfinite(loss.values)] for loss in losses]
+    low, high = (f(np.concatenate(finite)) if any(map(len, finite)) else at for f, at in ((np.min, 0.0), (np.max, 1.0)))
+    space = 0.06 * float(high - low) or 0.5
+    return float(low) - space, float(high) + space
+
+
+def _loss_ends(losses: Sequence[History]) -> list[tuple[str, str, float]]:
+    """Each curve's name and last value, for its right end."""
+    ends = []
+    for loss, colour in zip(losses, LOSS_COLOURS, strict=False):
         finite = loss.values[np.isfinite(loss.values)]
         if len(finite):
-            drawn.add_annotation(
-                text=f"{loss.name} {finite[-1]:.3g}", x=1.0, xref="paper", xanchor="right", y=1.0, yref="paper",
-                yanchor="top", xshift=-4, yshift=-2 - 15 * order, font={"color": colour, "size": 11},
-            )  # fmt: skip
+            ends.append((f"{loss.name} {value(float(finite[-1]))}", colour, float(finite[-1])))
+    return ends
 
 
 def _absent(statistic: Statistic) -> str:
     return f"No layer has “{statistic.label}” yet: it comes with the {statistic.kind} of a frame."
 
 
-def _common_suffix(names: Sequence[str]) -> str:
-    """The last part of the names where all share it: `.weight` says nothing on forty rows."""
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names without what most of them share: `blocks.3.attn.v.weight` is `3.attn.v` among its like."""
     last = {name.rpartition(".")[2] for name in names}
-    return f".{last.pop()}" if len(last) == 1 and len(names) > 1 and all("." in name for name in names) else ""
+    suffix = f".{last.pop()}" if len(last) == 1 and len(names) > 1 and all("." in name for name in names) else ""
+    starts = Counter(match[1] for name in names if (match := _NUMBERED.match(name)))
+    prefix, often = starts.most_common(1)[0] if starts else ("", 0)
+    prefix = prefix if often > len(names) / 2 else ""
+    short = {name: name.removesuffix(suffix).removeprefix(prefix) or name for name in names}
+    return {name: text for name, text in short.items() if text != name}

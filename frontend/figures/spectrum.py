@@ -53,7 +53,7 @@ def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root"
         yaxis={"type": "log", "range": list(span), "title": {"text": "singular value"}, **base.log_ticks(*span)},
         margin={"r": 78},
     )
-    base.end_labels(drawn, [(name, colour, _end(values)) for name, colour, values in lines], span)
+    base.end_labels(drawn, [(name, colour, _end(values)) for name, colour, values in lines], span, theme)
     return drawn
 
 

@@ -120,4 +120,4 @@ def statistic_title(shown: Statistic, recorded: History | None, step: int | None
     if recorded is not None and len(recorded.steps):
         at = len(recorded.steps) if step is None else int(np.searchsorted(recorded.steps, step, side="right"))
         number = float(recorded.values[max(at - 1, 0)])
-    return [shown.label, html.Span("" if np.isnan(number) else value(number), className="now")]
+    return [html.Span(shown.label), html.Span("" if np.isnan(number) else value(number), className="now")]

@@ -1,8 +1,23 @@
-// Keeps a zoom over live updates. Plotly's own `uirevision` would, but dcc.Graph (Dash 4.4) writes every zoom back into
+// What the page knows of its figures and the server does not: the user's zoom, and the step that is shown.
+//
+// A zoom is kept over live updates. Plotly's own `uirevision` would, but dcc.Graph (Dash 4.4) writes every zoom back into
 // the figure and draws it again, after which Plotly takes the range for the figure's own and lets the next figure
 // replace it. So the ranges that the user chose are put into each further figure of the same `uirevision`.
 (function () {
   const zooms = new WeakMap();
+  let shown = null;
+
+  // The dotted line at the shown step; figures come with it unseen.
+  const placed = (shape) =>
+    shape.name !== "step" ? shape : { ...shape, x0: shown ?? 0, x1: shown ?? 0, visible: shown !== null };
+
+  function mark(step) {
+    if (step === shown) return;
+    shown = step;
+    for (const box of document.querySelectorAll(".layer .js-plotly-plot"))
+      if (box.layout?.shapes?.some((shape) => shape.name === "step"))
+        window.Plotly.relayout(box, { shapes: box.layout.shapes.map(placed) });
+  }
 
   function note(box, edit) {
     const revision = box.layout.uirevision;
@@ -23,6 +38,7 @@
       if (known && figure.layout && figure.layout.uirevision === known.revision)
         for (const [axis, range] of Object.entries(known.axes))
           figure.layout[axis] = { ...figure.layout[axis], range, autorange: false };
+      if (figure.layout && figure.layout.shapes) figure.layout.shapes = figure.layout.shapes.map(placed);
       return react.call(this, box, figure, ...rest).then((drawn) => {
         if (!zooms.has(box)) {
           zooms.set(box, { axes: {} });
@@ -32,6 +48,8 @@
       });
     };
   }
+
+  window.rootDashPlots = { mark };
 
   const waiting = setInterval(() => {
     if (!window.Plotly) return;
