@@ -40,6 +40,12 @@ def mount(api: FastAPI, store: Store) -> None:
     The API's own routes, and a 404 for what it does not know below its prefix, are registered before: Dash answers
     every path that is left.
     """
+    dash = dashboard(api, store)
+    _answer_pages(api, dash)
+
+
+def dashboard(api: FastAPI, store: Store) -> Any:
+    """The Dash app on that API, with its layout and callbacks."""
     dash: Any = Dash(
         "root_dash.frontend",
         server=cast(Any, api),
@@ -58,7 +64,7 @@ def mount(api: FastAPI, store: Store) -> None:
     dash.index_string = _INDEX.replace("__THEME__", escape(str(dash.get_asset_url("theme.js"))))
     dash.layout = layout.shell
     callbacks.register(dash, store)
-    _answer_pages(api, dash)
+    return dash
 
 
 def _answer_pages(api: FastAPI, dash: Any) -> None:

@@ -105,6 +105,8 @@ def _coarse(edges: Float64Array, width: float) -> np.ndarray[tuple[int], np.dtyp
     for i in range(len(edges) - 2, half - 1, -1):
         if edges[kept[-1]] - edges[i] >= width:
             kept.append(i)
-    # The bins about zero become one, as wide as its two innermost edges are apart.
+    # The bins about zero become one, between the innermost edge and its mirror image.
+    while len(kept) > 1 and 2 * edges[kept[-1]] < width:
+        kept.pop()
     inner = np.array(kept)[::-1]
     return np.concatenate([len(edges) - 1 - inner[::-1], inner]).astype(np.intp)

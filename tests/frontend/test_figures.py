@@ -1,0 +1,357 @@
+"""Figures, field by field, for records written by hand and for nothing at all."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from root_dash.frontend.figures import base, polynomial
+from root_dash.frontend.figures.errors import errors
+from root_dash.frontend.figures.evolution import bands_of, evolution
+from root_dash.frontend.figures.histogram import FINEST, bars_of, histogram
+from root_dash.frontend.figures.history import history
+from root_dash.frontend.figures.loss_map import loss_map, rows_of, short_names, unusual
+from root_dash.frontend.figures.mask import block_shares, mask, totals_of
+from root_dash.frontend.figures.qq import band, points_of, qq
+from root_dash.frontend.figures.spectrum import spectrum
+from root_dash.frontend.theme import BLUE, DARK, LIGHT, VERMILION, Theme
+from root_dash.records import (
+    Grid,
+    Histogram,
+    HistogramHistory,
+    History,
+    Layer,
+    Mask,
+    Quantiles,
+    Spectrum,
+    histogram_edges,
+    quantile_positions,
+    statistic,
+)
+
+BOTH = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+
+
+def drawn(figure: go.Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A figure's traces and layout as they are sent."""
+    sent = plain(figure.to_plotly_json())
+    return sent["data"], sent["layout"]
+
+
+def plain(sent: Any) -> Any:
+    """What is sent, with its base64 arrays as arrays again."""
+    if isinstance(sent, dict) and "bdata" in sent:
+        values = np.frombuffer(base64.b64decode(sent["bdata"]), np.dtype(sent["dtype"]))
+        return values.reshape([int(side) for side in str(sent.get("shape", len(values))).split(",")])
+    if isinstance(sent, dict):
+        return {key: plain(value) for key, value in sent.items()}
+    return [plain(value) for value in sent] if isinstance(sent, list | tuple) else sent
+
+
+def counted(values: Any) -> Histogram:
+    """The histogram of some values."""
+    return Histogram(np.histogram(values, histogram_edges())[0].astype(np.uint32))
+
+
+def gridded(values: Any, name: str = "grad_norm") -> Grid:
+    """A grid of hand-written values, one column a step."""
+    array = np.asarray(values, np.float64)
+    layers = tuple(Layer(f"blocks.{i}.weight", (4, 4), "root", i, id=10 + i) for i in range(array.shape[0]))
+    steps = np.arange(array.shape[1])
+    return Grid(name, layers, steps, steps, array, shown=len(steps), total=len(steps))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("draw", "plot"),
+    [
+        (lambda t: loss_map([], None, statistic("grad_norm"), t), "map"),
+        (lambda t: histogram(None, t), "histogram"),
+        (lambda t: histogram(counted(np.zeros(9)), t), "histogram"),
+        (lambda t: qq(None, t), "qq"),
+        (lambda t: qq(Quantiles(np.zeros(65, np.float32), 100), t, mean=0.0, deviation=0.0), "qq"),
+        (lambda t: evolution(None, t), "evolution"),
+        (lambda t: spectrum(None, t), "spectrum"),
+        (lambda t: errors(None, None, None, t), "errors"),
+        (lambda t: mask(None, t), "mask"),
+        (lambda t: history(None, statistic("grad_norm"), t), "history-grad_norm"),
+    ],
+)
+def test_nothing_is_an_empty_figure_with_axes_and_a_sentence(
+    draw: Callable[[Theme], go.Figure], plot: str, theme: Theme
+) -> None:
+    """Without a record there are axes, no trace, and a sentence."""
+    data, layout = drawn(draw(theme))
+    assert data == []
+    assert layout["uirevision"] == plot
+    assert layout["xaxis"]["range"] == layout["yaxis"]["range"] == [0, 1]
+    assert len(layout["annotations"][0]["text"]) > 5
+
+
+def test_bars_are_never_finer_than_can_be_seen_and_hold_every_entry() -> None:
+    """Fine bins about zero are joined, mirrored about it, and no entry is lost."""
+    values = np.random.default_rng(0).standard_t(3, 20_000) * 1e-3
+    bars = bars_of(counted(values))
+    assert bars is not None
+    widths = np.diff(bars.edges)
+    assert widths.min() >= (bars.edges[-1] - bars.edges[0]) / FINEST * 0.999
+    assert bars.counts.sum() == len(values)
+    assert np.allclose(bars.edges, -bars.edges[::-1])
+    assert np.isclose((bars.density * widths).sum(), 1)
+
+
+def test_a_histogram_marks_what_lies_beyond_the_threshold() -> None:
+    """Bars beyond ±ε are vermilion, ε has two lines, the Gaussian is dashed and integrates to one."""
+    values = np.random.default_rng(1).normal(0, 1, 5000)
+    data, layout = drawn(histogram(counted(values), LIGHT, mean=0.0, deviation=1.0, threshold=1.5))
+    bars, gauss = data
+    beyond = np.abs(bars["x"]) > 1.5
+    assert set(bars["marker"]["color"][beyond]) == {VERMILION}
+    assert set(bars["marker"]["color"][~beyond]) == {BLUE}
+    assert [shape["x0"] for shape in layout["shapes"]] == [-1.5, 1.5]
+    assert gauss["line"]["dash"] == "dash"
+    assert np.isclose(np.trapezoid(gauss["y"], gauss["x"]), 1, atol=0.01)
+    assert layout["xaxis"]["range"][0] == -layout["xaxis"]["range"][1]
+
+
+def test_a_histogram_without_a_threshold_claims_none() -> None:
+    """ε belongs to the momentum: a gradient's bars are all blue and without lines."""
+    data, layout = drawn(histogram(counted(np.ones(4)), LIGHT))
+    assert set(data[0]["marker"]["color"]) == {BLUE}
+    assert "shapes" not in layout
+
+
+def test_overflow_and_single_values_can_be_drawn() -> None:
+    """The outermost bins have no outer edge, and one occupied bin is a distribution too."""
+    for values in ([1e9, -1e9], [1e-20, -1e-20, 3.0], [5.0]):
+        bars = bars_of(counted(values))
+        assert bars is not None
+        assert np.isfinite(bars.edges).all()
+        assert bars.counts.sum() == len(values)
+
+
+def test_normal_quantiles_lie_on_the_diagonal_within_the_band() -> None:
+    """The exact normal is the dashed line, and no point of it is outside the band."""
+    recorded = Quantiles((3 + 2 * quantile_positions()).astype(np.float32), 1_000_000)
+    points = points_of(recorded, 3.0, 2.0)
+    assert points is not None
+    assert np.allclose(points.observed, points.position, atol=1e-5)
+    assert not points.outside.any()
+    data, _ = drawn(qq(recorded, LIGHT, mean=3.0, deviation=2.0))
+    assert set(data[2]["marker"]["color"]) == {BLUE}
+
+
+def test_heavy_tails_leave_the_band_and_unresolved_tails_are_left_out() -> None:
+    """A cube of a normal is vermilion far out; a sample of 100 has no quantile of 1e-5."""
+    recorded = Quantiles((quantile_positions() ** 3).astype(np.float32), 100)
+    points = points_of(recorded, 0.0, 15**0.5)
+    assert points is not None
+    assert np.abs(points.position).max() < 2.6
+    data, _ = drawn(qq(replace(recorded, count=10**6), LIGHT, mean=0.0, deviation=15**0.5))
+    assert list(data[2]["marker"]["color"][[0, -1]]) == [VERMILION, VERMILION]
+
+
+def test_the_band_holds_19_of_20_quantiles_of_normal_samples() -> None:
+    """The 95 % band, against samples: in the bulk and at the last quantile that is drawn."""
+    rng = np.random.default_rng(2)
+    probabilities = np.array([0.002, 0.1, 0.5, 0.975])
+    samples = np.sort(rng.normal(size=(4000, 500)), axis=1)
+    low, high = band(probabilities, 500)
+    for p, a, b in zip(probabilities, low, high, strict=True):
+        quantile = np.quantile(samples, p, axis=1, method="hazen")
+        assert 0.92 < np.mean((quantile >= a) & (quantile <= b)) < 0.985
+
+
+def test_the_evolution_keeps_every_entry_in_mirrored_bands() -> None:
+    """Shares of each step add up to one, positive entries above the middle and negative ones below."""
+    positive, negative = np.full(30, 0.5), np.full(10, -0.5)
+    counts = np.stack([counted(np.concatenate([positive, negative])).counts, counted(positive).counts])
+    recorded = HistogramHistory(np.array([0, 10]), counts)
+    bands = bands_of(recorded)
+    assert bands is not None
+    assert np.allclose(bands.share.sum(axis=0), 1)
+    assert np.allclose(bands.low, -bands.high[::-1])
+    middle = len(bands.low) // 2
+    assert np.allclose(bands.share[middle + 1 :].sum(axis=0), [0.75, 1.0])
+    data, layout = drawn(evolution(recorded, DARK))
+    assert list(data[0]["x"]) == [-5, 5, 15]
+    assert len(set(data[0]["y"])) == len(data[0]["y"]) == bands.share.shape[0]
+    assert "0" in layout["yaxis"]["ticktext"]
+
+
+def test_a_spectrum_names_its_lines_at_their_ends_without_covering_them() -> None:
+    """Momentum relative to its largest, Muon computed, labels apart, 1 dashed."""
+    values = np.geomspace(10, 0.1, 16).astype(np.float32)
+    recorded = Spectrum(values, values[:0], np.ones(16, np.float32))
+    data, layout = drawn(spectrum(recorded, LIGHT))
+    by_name = {trace["name"]: trace for trace in data}
+    assert list(by_name) == ["momentum", "Muon", "ROOT"]
+    assert by_name["momentum"]["y"][0] == 1
+    assert np.allclose(by_name["Muon"]["y"], polynomial.muon(values))
+    heights = sorted(a["y"] for a in layout["annotations"])
+    assert min(np.diff(heights)) > 0.08
+    assert layout["shapes"][0]["line"]["dash"] == "dash"
+
+
+def test_errors_are_computed_from_spectra() -> None:
+    """The error of given singular values by hand, and Muon's five steps on a flat spectrum."""
+    assert polynomial.error(np.array([0.5, 1.5]), "polar_error") == 0.5
+    assert np.isclose(polynomial.error(np.array([0.5, 1.5]), "orthogonality_error"), np.sqrt((0.75**2 + 1.25**2) / 2))
+    sigma = 1 / 2  # four equal values, by their Frobenius norm
+    for _ in range(5):
+        sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
+    spectra = [Spectrum(np.full(4, 7, np.float32), np.full(4, 7, np.float32), np.full(4, 1.1, np.float32), step=20)]
+    own, muon, paper = polynomial.errors_of(spectra, "polar_error", (4, 4))
+    assert list(own.steps) == list(muon.steps) == list(paper.steps) == [20]
+    assert np.isclose(own.values[0], 0.1, atol=1e-6)
+    assert np.isclose(muon.values[0], abs(sigma - 1), atol=1e-6)
+    data, _ = drawn(errors(own, muon, paper, LIGHT))
+    assert {trace["name"] for trace in data} == {"ROOT", "Muon", "paper"}
+
+
+def test_directions_that_are_null_count_for_no_error() -> None:
+    """A spectrum of rank one has one direction, and one of zeros none."""
+    assert list(polynomial.present(np.array([2.0, 1e-9]))) == [2.0]
+    assert len(polynomial.present(np.zeros(3))) == 0
+    assert np.isnan(polynomial.error(np.zeros(0), "polar_error"))
+
+
+def test_a_mask_shows_shares_and_its_worst_row() -> None:
+    """Blocks as shares of their entries; the one full row is vermilion, at its own number."""
+    rows, cols = 10, 6
+    row_totals = np.ones(rows, np.uint32)
+    row_totals[7] = 6
+    pooled = np.array([[3, 2], [7, 3]], np.uint32)
+    recorded = Mask(
+        rows, cols, pooled, row_totals, np.full(cols, 2, np.uint32), np.empty((0, 2), np.int64), np.empty(0, np.float32)
+    )
+    assert np.allclose(block_shares(recorded), np.array([[3, 2], [7, 3]]) / 15)
+    data, layout = drawn(mask(recorded, LIGHT))
+    right = data[1]
+    assert [line for line, colour in zip(right["customdata"][:, 0], right["marker"]["color"], strict=True)
+            if colour == VERMILION] == [7]  # fmt: skip
+    assert layout["yaxis"]["range"] == [10, 0]
+
+
+def test_many_rows_share_bars_and_the_worst_speaks_for_them() -> None:
+    """Of several rows in a bar the worst one is shown, and none is lost from view."""
+    counts = np.ones(1000, np.int64)
+    counts[333] = 50
+    totals = totals_of(counts, 100)
+    assert len(totals.line) <= 160
+    assert 333 in totals.line
+    assert list(totals.line[totals.worst]) == [333]
+
+
+def test_the_map_colours_the_one_layer_that_changed() -> None:
+    """What all layers do together is usual; what one does alone is not."""
+    rng = np.random.default_rng(3)
+    trend = np.exp(-np.arange(60) / 20)
+    values = np.exp(rng.normal(0, 0.02, (8, 60))) * trend * np.exp(rng.normal(size=(8, 1)))
+    values[5, 40:] *= 3
+    z = unusual(values, log=True)
+    assert (z[5, 40:] > 8).all()
+    healthy = np.delete(z, 5, axis=0)
+    assert (np.abs(healthy) < 2).mean() > 0.95
+    assert np.abs(healthy).max() < 5
+
+
+def test_the_unusual_of_signed_and_of_missing_values_is_finite_where_recorded() -> None:
+    """Statistics about zero, constant ones and holes: no warning, no number where nothing was recorded."""
+    values = np.array([[0.0, 0.0, 0.0], [1.0, -1.0, np.nan], [np.nan, np.nan, np.nan], [2.0, 2.0, 9.0]])
+    z = unusual(values, log=False)
+    assert (np.isnan(z) == np.isnan(values)).all()
+    assert z[3, 2] > 2
+
+
+def test_the_map_leaves_out_layers_without_the_statistic_and_names_the_rest_shortly() -> None:
+    """A row for each layer that has a value, in model order, with what a click needs."""
+    grid = gridded([[1.0, 2.0], [np.nan, np.nan], [3.0, np.inf]])
+    figure = loss_map([], grid, statistic("grad_norm"), LIGHT, basis="value")
+    data, layout = drawn(figure)
+    assert list(data[0]["y"]) == ["blocks.0.weight", "blocks.2.weight"]
+    assert layout["yaxis"]["labelalias"] == {"blocks.0.weight": "0", "blocks.2.weight": "2"}
+    assert layout["meta"] == {"layers": {"blocks.0.weight": 10, "blocks.2.weight": 12}, "starts": [0, 1]}
+    assert np.array_equal(data[0]["customdata"], np.array([[1, 2], [3, np.inf]], np.float32))
+    broken = data[1]
+    assert broken["z"] == [[None], [1]]
+    assert list(broken["x"]) == [0.5, 1.5]
+
+
+def test_gradients_that_were_not_finite_are_vermilion_whatever_the_statistic() -> None:
+    """The norm of a gradient's finite entries says nothing of its NaNs: their counts do."""
+    grid = gridded([[1.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
+    counts = gridded([[0, 0, 0], [0, 4, 0]], "grad_nan")
+    data, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=counts))
+    assert data[1]["z"] == [[None], [1]]
+    assert VERMILION in str(data[1]["colorscale"])
+    none, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=gridded(np.zeros((2, 3)))))
+    assert len(none) == 2  # the map and the colour bar
+
+
+def test_losses_are_named_at_their_ends_above_the_map() -> None:
+    """Every loss is a curve over the same steps as the map; NaNs leave a gap."""
+    losses = [
+        History("loss", np.array([0, 1]), np.array([3.0, 2.0])),
+        History("val_loss", np.array([0]), np.array([np.nan])),
+    ]
+    data, layout = drawn(loss_map(losses, gridded([[1.0, 2.0]]), statistic("grad_norm"), LIGHT))
+    assert [trace["name"] for trace in data[:2]] == ["loss", "val_loss"]
+    assert [a["text"] for a in layout["annotations"]] == ["loss 2"]
+    assert layout["yaxis2"]["anchor"] == "x"
+    assert layout["uirevision"] == "map"
+
+
+def test_the_colours_of_values_end_at_robust_percentiles() -> None:
+    """One spike in a thousand does not wash out the rest, on a logarithmic scale centred on the median."""
+    values = np.ones((1, 1000))
+    values[0, :200] = 4.0
+    values[0, 500] = 1e9
+    rows = rows_of(gridded(values), statistic("grad_norm"), "value")
+    assert rows is not None
+    assert rows.log
+    assert rows.ends == (0.5, 1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["a.weight", "b.weight"], ["a", "b"]),
+        (["h.0.q.weight", "h.1.q.weight", "head.weight"], ["0.q", "1.q", "head"]),
+        (["weight"], ["weight"]),
+        (["a.weight", "a.bias"], ["a.weight", "a.bias"]),
+    ],
+)
+def test_names_lose_what_they_share(names: list[str], short: list[str]) -> None:
+    """A shared last part and a shared start before the block's number say nothing on every row."""
+    aliases = short_names(names)
+    assert [aliases.get(name, name) for name in names] == short
+
+
+def test_a_history_is_logarithmic_where_its_statistic_is() -> None:
+    """Positive statistics over orders of magnitude on a log axis, with a gap where nothing was recorded."""
+    recorded = History("grad_norm", np.array([0, 1, 2]), np.array([1.0, np.nan, 100.0]))
+    data, layout = drawn(history(recorded, statistic("grad_norm"), LIGHT))
+    assert layout["yaxis"]["type"] == "log"
+    assert np.isnan(data[0]["y"][1])
+    assert layout["shapes"][0]["visible"] is False
+    _, linear = drawn(history(replace(recorded, name="alignment"), statistic("alignment"), LIGHT))
+    assert "type" not in linear["yaxis"]
+
+
+def test_a_bent_scale_gives_raw_values_their_logarithmic_colours() -> None:
+    """The colour of the middle value is the middle of the scale, on a raw axis over four decades."""
+    scale = base.warped(((-1.0, "#000000"), (0.0, "#808080"), (1.0, "#ffffff")), 1e-2, 1.0, 1e2, log=True)
+    positions = [position for position, _ in scale]
+    assert positions == sorted(positions)
+    assert positions[0] == 0
+    assert positions[-1] == 1
+    raw = 1e-2 + np.array(positions) * (1e2 - 1e-2)
+    at = int(np.argmin(np.abs(raw - 1.0)))
+    assert scale[at][1] == "#808080"
