@@ -40,12 +40,12 @@ class Preset:
 PRESETS = {
     "tiny": Preset(
         Shape(width=128, depth=4, heads=4, context=128),
-        batch=32,
+        batch=16,
         steps=1000,
         lr=1e-2,
         adamw_lr=1e-2,
         cadence=Cadence(histograms=10, quantiles=20, spectra=20, masks=20),
-        validate_every=50,
+        validate_every=100,
     ),
     "small": Preset(
         Shape(width=384, depth=6, heads=6, context=256),
