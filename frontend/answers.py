@@ -30,7 +30,7 @@ from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.pages import layer as layer_page
 from root_dash.frontend.pages import notices, overview
 from root_dash.frontend.theme import theme
-from root_dash.records import Grid, Layer, Tensor, statistic
+from root_dash.records import Grid, Kind, Layer, Tensor, statistic
 
 if TYPE_CHECKING:
     from root_dash.store import Store
@@ -154,8 +154,8 @@ def draw_distribution(
 ) -> tuple[Any, ...]:
     """The histogram and the Q-Q plot of one tensor at the shown step."""
     layer_id, step, paper = int(view["layer"]), _step(shown), theme(theme_name)
-    counted = _recorded(lambda: store.histogram(layer_id, step, tensor))
-    ranked = _recorded(lambda: store.quantiles(layer_id, step, tensor))
+    counted = _at(store, layer_id, "histograms", step, lambda at: store.histogram(layer_id, at, tensor))
+    ranked = _at(store, layer_id, "quantiles", step, lambda at: store.quantiles(layer_id, at, tensor))
     at = counted.step if counted is not None else step
     numbers = _recorded(lambda: store.statistics(layer_id, at)) or {}
     mean, deviation = _moments(numbers, tensor, store.layer(layer_id).size)
@@ -182,7 +182,7 @@ def draw_evolution(
 def draw_spectrum(store: Store, view: View, shown: View | None, theme_name: str | None) -> tuple[go.Figure, str]:
     """The singular values at the shown step."""
     layer = store.layer(int(view["layer"]))
-    recorded = _recorded(lambda: store.spectrum(layer.id, _step(shown)))
+    recorded = _at(store, layer.id, "spectra", _step(shown), lambda at: store.spectrum(layer.id, at))
     sentence = "" if layer.is_matrix else layer_page.NO_SPECTRUM
     drawn = spectrum(recorded, theme(theme_name), algorithm=layer.algorithm, sentence=sentence)
     return _keep(drawn, layer.id), layer_page.at_step(recorded, "dashed 1 is perfect")
@@ -205,7 +205,7 @@ def draw_errors(store: Store, view: View, _cursor: Any, theme_name: str | None) 
 def draw_mask(store: Store, view: View, shown: View | None, theme_name: str | None) -> tuple[go.Figure, str]:
     """Where the outliers sit at the shown step."""
     layer = store.layer(int(view["layer"]))
-    recorded = _recorded(lambda: store.mask(layer.id, _step(shown)))
+    recorded = _at(store, layer.id, "masks", _step(shown), lambda at: store.mask(layer.id, at))
     sentence = "" if layer.is_matrix else layer_page.NO_MASK
     hint = layer_page.at_step(recorded, "share of |M| > ε; bars: rows, columns")
     return _keep(mask(recorded, theme(theme_name), sentence=sentence), layer.id), hint
@@ -234,6 +234,14 @@ def _recorded(read: Callable[[], T]) -> T | None:
         return read()
     except NotRecorded:
         return None
+
+
+def _at(store: Store, layer_id: int, kind: Kind, step: int | None, read: Callable[[int | None], T]) -> T | None:
+    """The recording at or before a step or, where a kind began later than that, its first; None where there is none."""
+    found = _recorded(lambda: read(step))
+    if found is None and step is not None and len(steps := store.steps(layer_id, kind)):
+        found = _recorded(lambda: read(int(steps[0])))
+    return found
 
 
 def _moments(numbers: Mapping[str, float], tensor: Tensor, size: int) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from root_dash.records import KINDS
 
 CONFIG: Any = {
     "displaylogo": False,
+    "showTips": False,
     "showSendToCloud": False,  # nothing leaves the machine
     "plotlyServerURL": "",
     "responsive": True,

@@ -100,7 +100,7 @@ def head() -> Any:
 
 def at_step(recorded: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
     """The hint, with the step whose recording is shown: each kind has its own rhythm."""
-    return hint if recorded is None else f"{hint} · step {count(recorded.step)}"
+    return hint if recorded is None else f"step {count(recorded.step)} · {hint}"
 
 
 def histogram_hint(recorded: Histogram | None, tensor: Tensor, threshold: float) -> str:
@@ -109,8 +109,8 @@ def histogram_hint(recorded: Histogram | None, tensor: Tensor, threshold: float)
         return ""
     lost = [f"{count(n)} {name}" for n, name in ((recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
     if lost:
-        return f"{' and '.join(lost)} left out · step {count(recorded.step)}"
-    beyond = ", red: beyond ε" if tensor == "momentum" and threshold > 0 else ""
+        return at_step(recorded, f"{' and '.join(lost)} left out")
+    beyond = "; red: beyond ε" if tensor == "momentum" and threshold > 0 else ""
     return at_step(recorded, f"dashed: Gaussian{beyond}")
 
 

@@ -44,7 +44,9 @@ def page(statistic: str, basis: str) -> Any:
                             picker,
                             toggle,
                             html.Span(id=ids.STAT_HINT, className="hint"),
-                            html.Span("click a cell for its layer, drag to zoom", className="hint far"),
+                            html.Span(
+                                "click a cell for its layer; drag to zoom, double-click to undo", className="hint far"
+                            ),
                         ],
                         className="card-head",
                     ),

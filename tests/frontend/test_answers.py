@@ -129,25 +129,34 @@ def test_the_first_row_shows_the_recording_at_or_before_the_step(
 ) -> None:
     """Histogram and Q-Q plot at the shown step, the newest without one; ε only for the momentum."""
     bars, hint, points, _ = answers.draw_distribution(store, matrix, {"step": 37}, tensor, "light")
-    assert hint.endswith("step 30")
+    assert hint.startswith("step 30 ·")
     assert len(bars.data) == 2
     assert len(points.data) == 3
     assert ("ε" in hint) == (tensor == "momentum")
     newest = answers.draw_distribution(store, matrix, None, tensor, "dark")
-    assert newest[1].endswith("step 60")
+    assert newest[1].startswith("step 60 ·")
 
 
 def test_spectra_masks_and_errors_of_a_matrix_are_drawn(store: Store, matrix: dict[str, Any]) -> None:
     """The second row of a matrix has figures, each with the step that it shows."""
     figure, hint = answers.draw_spectrum(store, matrix, {"step": 50}, "light")
     assert {trace.name for trace in figure.data} == {"momentum", "base", "Muon", "ROOT"}
-    assert hint.endswith("step 40")
+    assert hint.startswith("step 40 ·")
     figure, hint = answers.draw_mask(store, matrix, {"step": 50}, "light")
     assert len(figure.data) == 3
-    assert hint.endswith("step 40")
+    assert hint.startswith("step 40 ·")
     figure, _ = answers.draw_errors(store, matrix, None, "light")
     own = next(trace for trace in figure.data if trace.name == "ROOT")
     assert np.allclose(own.y, store.history(matrix["layer"], "polar_error").values)
+
+
+def test_before_its_first_recording_a_kind_shows_that_one(tmp_path: Path) -> None:
+    """A step between the first histogram and the first spectrum shows both, each with its own step."""
+    with Store.open(record(tmp_path / "late.db", 40, start=1)) as late:
+        view = {"run": 1, "layer": late.layers(1)[0].id}
+        assert answers.draw_distribution(late, view, {"step": 12}, "gradient", "light")[1].startswith("step 10 ·")
+        assert answers.draw_spectrum(late, view, {"step": 12}, "light")[1].startswith("step 20 ·")
+        assert answers.draw_mask(late, view, {"step": 1}, "light")[1].startswith("step 20 ·")
 
 
 def test_a_vector_says_why_it_has_no_spectrum_and_no_mask(store: Store, vector: dict[str, Any]) -> None:
