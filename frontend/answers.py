@@ -82,6 +82,12 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[L
     }, layers
 
 
+def ended(store: Store, _quiet: Any, view: View | None) -> tuple[int | None]:
+    """The id of the view's run where it has ended: the stream tells of frames, not that there will be no more."""
+    run_id = (view or {}).get("run")
+    return (run_id if run_id is not None and store.run(int(run_id)).ended_at is not None else None,)
+
+
 # The overview
 
 

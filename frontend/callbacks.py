@@ -43,6 +43,7 @@ def register(app: Dash, store: Store) -> None:
         Input(ids.RETRY, "n_intervals"),
         State(ids.VIEW, "data"),
     )
+    serve(answers.ended, [Output(ids.ENDED, "data")], Input(ids.QUIET, "data"), State(ids.VIEW, "data"))
     nonfinite = answers.Nonfinite()
 
     def draw_map(store: Store, *values: Any) -> Any:
@@ -145,6 +146,7 @@ def _register_clientside(app: Any) -> None:
         Input(ids.THEME_TOGGLE, "n_clicks"),
     )
     bind("arrive", [], Input(ids.VIEW, "data"))
+    bind("ended", [], Input(ids.ENDED, "data"), initially=False)
     bind("pickRun", [], Input(ids.RUN_PICKER, "value"), view, initially=False)
     bind("pickLayer", [Output(ids.LAYER_PICKER, "value")], Input(ids.LAYER_PICKER, "value"), view, initially=False)
     bind("openCell", [], Input(ids.MAP, "clickData"), State(ids.MAP, "figure"), view, initially=False)

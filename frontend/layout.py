@@ -57,6 +57,8 @@ def shell() -> Any:
             dcc.Store(id=ids.THEME),
             dcc.Store(id=ids.VIEW),
             dcc.Store(id=ids.CURSOR),
+            dcc.Store(id=ids.QUIET),
+            dcc.Store(id=ids.ENDED),
             *(dcc.Store(id=ids.cursor_of(kind)) for kind in KINDS),
             dcc.Interval(id=ids.RETRY, interval=2000, disabled=True),
             header(),

@@ -4,6 +4,7 @@
   const PERIOD = 500;
   const QUIET_AFTER = 20; // seconds without a frame after which "live" would be a claim
   let source = null, run = null, last = null, pending = {}, sent = 0, ended = false, broken = false, skew = 0;
+  let asked = 0; // when it was last asked whether a quiet run has ended
 
   const set = (id, props) => window.dash_clientside.set_props(id, props);
   const drawing = () => document.querySelector("#page [data-dash-is-loading='true']") !== null;
@@ -53,6 +54,10 @@
     if (run === null || !document.getElementById("status")) return;
     const age = last ? Math.max(0, Date.now() / 1000 - last.time - skew) : null;
     const state = ended ? "ended" : broken ? "reconnecting" : !last ? "waiting" : age > QUIET_AFTER ? "quiet" : "live";
+    if (state === "quiet" && Date.now() - asked > 1000 * QUIET_AFTER) {
+      asked = Date.now();
+      set("quiet", { data: asked });
+    }
     set("status", { className: `status ${state}` });
     set("status-text", { children: state === "waiting" ? "waiting for the first frame" : state });
     set("status-step", { children: last ? `step ${last.step.toLocaleString("en-US")}` : "" });
@@ -64,6 +69,13 @@
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
 
   window.rootDashStream = {
+    end(which) {
+      if (which === null || which !== run) return;
+      ended = true;
+      close();
+      tell();
+    },
+
     // Follow the run of a view; a view of the run that is followed already changes nothing.
     follow(view) {
       const wanted = view && view.run !== undefined ? view.run : null;

@@ -38,6 +38,7 @@
         document.title = view && view.name ? `${view.name} · root-dash` : "root-dash";
         window.rootDashStream.follow(view);
       },
+      ended(run) { window.rootDashStream.end(run); },
       pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(`/r/${run}`); },
       pickLayer(layer, view) {
         if (!layer || !view) return skip();

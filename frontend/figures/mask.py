@@ -15,7 +15,9 @@ from root_dash.records import CountArray, Float64Array, IntArray, Mask
 BARS = 160
 """At most so many bars beside the map; each stands for the worst of its rows."""
 FAR = 6.0
-"""A row is vermilion when its share lies so many robust deviations above the median."""
+"""A row may be vermilion when its share lies so many robust deviations above the median."""
+WORST = 0.01
+"""And at most this share of the rows is, as in `outlier_row_share`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ def totals_of(counts: CountArray | IntArray, entries: int) -> Totals:
     bars = min(BARS, len(share))
     edges = _block_edges(len(share), bars)
     line = np.array([a + int(np.argmax(share[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)], np.int64)
-    return Totals(edges.astype(np.float64), line, share[line], share[line] > median + FAR * spread)
+    least_of_worst = np.sort(share)[-max(1, round(WORST * len(share)))]
+    worst = (share[line] > median + FAR * spread) & (share[line] >= least_of_worst)
+    return Totals(edges.astype(np.float64), line, share[line], worst)
 
 
 def _block_edges(length: int, blocks: int) -> IntArray:

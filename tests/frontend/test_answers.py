@@ -91,6 +91,14 @@ def test_walking_from_layer_to_layer_keeps_the_page(store: Store, matrix: dict[s
     assert "step-slider" in str(fresh)
 
 
+def test_a_quiet_run_is_asked_whether_it_has_ended(store: Store, tmp_path: Path) -> None:
+    """The run that ended says so; one that only pauses does not."""
+    assert answers.ended(store, 0, {"run": 1}) == (1,)
+    assert answers.ended(store, 0, {"page": "empty"}) == (None,)
+    with Store.open(record(tmp_path / "live.db", 3, end=False)) as live:
+        assert answers.ended(live, 0, {"run": 1}) == (None,)
+
+
 def test_the_overview_draws_the_loss_and_the_map(store: Store) -> None:
     """A curve for the loss, a row for each layer, the sentence and the definition."""
     figure, said, hint = answers.draw_map(store, answers.Nonfinite(), {"run": 1}, None, "grad_norm", "unusual", "light")
