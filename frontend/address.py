@@ -11,9 +11,6 @@ from root_dash.records import STATISTICS
 
 Page = Literal["newest", "overview", "layer", "missing"]
 
-Basis = Literal["unusual", "value"]
-"""What the map's colour shows: how unusual a value is, or the value itself."""
-
 DEFAULT_STATISTIC = "grad_norm"
 
 _PATH = re.compile(r"/r/(?P<run>\d{1,18})(?:/l/(?P<layer>\d{1,18}))?/?", re.ASCII)
@@ -30,7 +27,6 @@ class Address:
     layer: int | None = None
     step: int | None = None
     statistic: str = DEFAULT_STATISTIC
-    basis: Basis = "unusual"
 
 
 def parse(path: str | None, search: str | None = None) -> Address:
@@ -48,7 +44,6 @@ def parse(path: str | None, search: str | None = None) -> Address:
         layer=int(match["layer"]) if match["layer"] else None,
         step=int(step) if _WHOLE.fullmatch(step) else None,
         statistic=wanted if wanted in _NAMES else DEFAULT_STATISTIC,
-        basis="value" if query.get("basis") == ["value"] else "unusual",
     )
 
 

@@ -17,7 +17,6 @@ from dash import no_update
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend import address
-from root_dash.frontend.address import Basis
 from root_dash.frontend.figures import polynomial
 from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.evolution import evolution
@@ -25,6 +24,7 @@ from root_dash.frontend.figures.histogram import histogram
 from root_dash.frontend.figures.history import history
 from root_dash.frontend.figures.loss_map import loss_map
 from root_dash.frontend.figures.mask import mask
+from root_dash.frontend.figures.polynomial import Measure
 from root_dash.frontend.figures.qq import qq
 from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.pages import layer as layer_page
@@ -60,7 +60,7 @@ def route(
         return ({"page": "missing"}, page, picks, None, [], True)
     fresh: Any = no_update
     if before is None or before.get("page") != view["page"] or view["page"] == "overview":
-        fresh = overview.page(wanted.statistic, wanted.basis) if view["page"] == "overview" else layer_page.page()
+        fresh = overview.page(wanted.statistic) if view["page"] == "overview" else layer_page.page()
     jumps = [{"value": str(layer.id), "label": layer.name} for layer in layers]
     return (view, fresh, picks, str(view["run"]), jumps, True)
 
@@ -116,14 +116,14 @@ class Nonfinite:
 
 
 def draw_map(
-    store: Store, nonfinite: Nonfinite, view: View, _cursor: Any, name: str, basis: Basis, theme_name: str | None
+    store: Store, nonfinite: Nonfinite, view: View, _cursor: Any, name: str, theme_name: str | None
 ) -> tuple[go.Figure, str, str]:
     """The loss over the map, the sentence on top, and the statistic's definition."""
     run_id, chosen = int(view["run"]), statistic(name)
     run, layers, grid = store.run(run_id), store.layers(run_id), store.grid(run_id, name)
     losses = [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar]
-    drawn = loss_map(losses, grid, chosen, theme(theme_name), nonfinite=nonfinite(store, run_id), basis=basis)
-    return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, basis, grid.shown, grid.total)
+    drawn = loss_map(losses, grid, chosen, theme(theme_name), nonfinite=nonfinite(store, run_id))
+    return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, grid.shown, grid.total)
 
 
 # A layer's page
@@ -194,18 +194,20 @@ def draw_spectrum(store: Store, view: View, shown: View | None, theme_name: str 
     return _keep(drawn, layer.id), layer_page.at_step(recorded, "dashed 1 is perfect")
 
 
-def draw_errors(store: Store, view: View, _cursor: Any, theme_name: str | None) -> tuple[go.Figure, str]:
-    """The polar error as recorded, beside Muon's and the paper's coefficients on the same spectra."""
+def draw_errors(
+    store: Store, view: View, _cursor: Any, measure: Measure, theme_name: str | None
+) -> tuple[go.Figure, str]:
+    """The orthogonality or polar error as recorded, beside Muon's and the paper's coefficients on the same spectra."""
     layer = store.layer(int(view["layer"]))
     spectra = _recorded(lambda: store.spectra(layer.id)) or []
-    own, muon, paper = polynomial.errors_of(spectra, "polar_error", (layer.rows, layer.cols))
-    own = _recorded(lambda: store.history(layer.id, "polar_error", 256)) or own
+    muon, paper = polynomial.errors_of(spectra, measure, layer)
+    own = _recorded(lambda: store.history(layer.id, measure, 400))
     sentence = "" if layer.is_matrix else layer_page.NO_SPECTRUM
     drawn = errors(
         own, muon, paper, theme(theme_name),
         algorithm=layer.algorithm, sentence=sentence,
     )  # fmt: skip
-    return _keep(drawn, layer.id), "other coefficients on the same spectra"
+    return _keep(drawn, layer.id, measure), "other coefficients on the same spectra"
 
 
 def draw_mask(store: Store, view: View, shown: View | None, theme_name: str | None) -> tuple[go.Figure, str]:

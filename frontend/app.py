@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -60,11 +61,17 @@ def dashboard(api: FastAPI, store: Store) -> Any:
         use_pages=False,
         enable_mcp=False,
         add_log_handler=False,
+        on_error=_log,
     )
     dash.index_string = _INDEX.replace("__THEME__", escape(str(dash.get_asset_url("theme.js"))))
     dash.layout = layout.shell
     callbacks.register(dash, store)
     return dash
+
+
+def _log(error: Exception) -> None:
+    """A callback that fails leaves its panel as it is and says why in the server's log; Dash alone would not say it."""
+    logging.getLogger(__name__).error("a panel could not be drawn", exc_info=error)
 
 
 def _answer_pages(api: FastAPI, dash: Any) -> None:

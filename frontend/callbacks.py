@@ -55,7 +55,6 @@ def register(app: Dash, store: Store) -> None:
         view,
         Input(ids.CURSOR, "data"),
         Input(ids.STAT_PICKER, "value"),
-        Input(ids.BASIS, "value"),
         light,
     )
     serve(
@@ -107,6 +106,7 @@ def register(app: Dash, store: Store) -> None:
         [Output(ids.ERRORS, "figure"), Output(ids.ERRORS_HINT, "children")],
         view,
         Input(ids.cursor_of("spectra"), "data"),
+        Input(ids.MEASURE, "value"),
         light,
     )
     serve(
@@ -150,7 +150,7 @@ def _register_clientside(app: Any) -> None:
     bind("pickRun", [], Input(ids.RUN_PICKER, "value"), view, initially=False)
     bind("pickLayer", [Output(ids.LAYER_PICKER, "value")], Input(ids.LAYER_PICKER, "value"), view, initially=False)
     bind("openCell", [], Input(ids.MAP, "clickData"), State(ids.MAP, "figure"), view, initially=False)
-    bind("statistic", [], Input(ids.STAT_PICKER, "value"), Input(ids.BASIS, "value"), initially=False)
+    bind("statistic", [], Input(ids.STAT_PICKER, "value"), initially=False)
     bind(
         "advance",
         [Output(ids.STEP_SLIDER, "max", allow_duplicate=True), Output(ids.STEP_SLIDER, "value", allow_duplicate=True)],

@@ -53,8 +53,8 @@
         const step = starts.filter((start) => start <= cell.x).pop() ?? starts[0];
         go(`/r/${view.run}/l/${layers[cell.y]}?step=${step}`);
       },
-      statistic(name, basis) {
-        address({ stat: name, basis: basis === "value" ? "value" : null });
+      statistic(name) {
+        address({ stat: name });
       },
       // A new recording: the slider grows, and moves along while it follows.
       advance(cursor, follow) {

@@ -13,7 +13,6 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from root_dash.frontend import theme as colours
-from root_dash.frontend.address import Basis
 from root_dash.frontend.figures import base
 from root_dash.frontend.numbers import value
 from root_dash.frontend.theme import MONO, Theme
@@ -23,11 +22,6 @@ LOSS_COLOURS = (colours.BLUE, colours.AMBER, colours.PURPLE, colours.GREEN)
 LOSS = (0.80, 1.0)
 MAP = (0.0, 0.755)
 _NUMBERED = re.compile(r"(\D+\.)\d+\.")
-
-FAR = 8.0
-"""How unusual a value must be for the last colour of the scale; the first one begins at a quarter of it."""
-LEAST = 0.05
-"""A layer whose statistic hardly moves is not unusual for moving by less than this share of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +33,6 @@ class Rows:
     raw: Float64Array
     coloured: Float64Array
     log: bool
-    unusual: bool
     ends: tuple[float, float, float]
     """Where the colours begin, are the paper's, and end."""
 
@@ -51,15 +44,14 @@ def loss_map(
     theme: Theme,
     *,
     nonfinite: Grid | None = None,
-    basis: Basis = "unusual",
 ) -> go.Figure:
     """The curves of `losses` above the heat map of one statistic, layers in model order from the top.
 
-    The colour is `unusual` (see there) between -8 and 8 or, with the basis `"value"`, the value itself between its
-    percentiles 0.5 and 99.5 with the median the colour of the paper. Vermilion are the cells whose value is
-    not finite and those where `nonfinite` counts entries of the gradient that were not; what was not recorded is empty.
+    The colour is the value between the percentiles 0.5 and 99.5, the median the colour of the paper. Vermilion are the
+    cells whose value is not finite and those where `nonfinite` counts entries of the gradient that were not; what was
+    not recorded is empty.
     """
-    rows = rows_of(grid, statistic, basis) if grid is not None and grid.values.size else None
+    rows = rows_of(grid, statistic) if grid is not None and grid.values.size else None
     if rows is None and not any(len(loss.steps) for loss in losses):
         return base.empty(theme, "map", "Nothing recorded yet: the first frame appears here by itself.")
     span = _span(losses)
@@ -91,7 +83,7 @@ def loss_map(
     return drawn
 
 
-def rows_of(grid: Grid, statistic: Statistic, basis: Basis) -> Rows | None:
+def rows_of(grid: Grid, statistic: Statistic) -> Rows | None:
     """The rows of a grid that have any value, and the ends of their colours; None where there is none."""
     has = np.asarray(~np.isnan(grid.values).all(axis=1))
     if not has.any():
@@ -100,41 +92,9 @@ def rows_of(grid: Grid, statistic: Statistic, basis: Basis) -> Rows | None:
     raw = grid.values[has]
     log = statistic.log and bool((np.isfinite(raw) & (raw > 0)).any())
     finite = np.where(np.isfinite(raw) & ((raw > 0) | (not log)), raw, np.nan)
-    coloured, ends = finite, (-FAR, 0.0, FAR)
-    if basis == "unusual":
-        coloured, log = unusual(finite, log), False
-    else:
-        ends = _ends(finite[~np.isnan(finite)], log)
+    ends = _ends(finite[~np.isnan(finite)], log)
     names, ids = tuple(layer.name for layer in layers), tuple(layer.id for layer in layers)
-    return Rows(names, ids, raw, coloured, log, basis == "unusual", ends)
-
-
-def unusual(values: Float64Array, log: bool) -> Float64Array:
-    """How many robust deviations each value lies from what is usual for its layer and for its step.
-
-    Values are compared as logarithms or, where they may be negative, as asinh(value / median |value| of the layer).
-    From each the layer's median is taken, and from what is left the step's median over the layers: what all layers do
-    together, as at the start of a run, is no layer's fault. The deviation is 1.4826 times the layer's median absolute
-    rest, and at least `LEAST`.
-    """
-    size = _median(np.abs(values), 1)
-    x = np.log(values) if log else np.arcsinh(values / np.where(size > 0, size, 1.0))
-    rest = x - _median(x, 1)
-    if len(x) >= 4:
-        rest = rest - _median(rest, 0)
-        rest = rest - _median(rest, 1)
-    z: Float64Array = rest / np.maximum(1.4826 * _median(np.abs(rest), 1), LEAST)
-    return z
-
-
-def _median(values: Float64Array, axis: int) -> Float64Array:
-    """The median of what is recorded, as a row or column; NaN where nothing is."""
-    order = np.sort(values, axis=axis)  # NaN last
-    count = np.sum(~np.isnan(values), axis=axis, keepdims=True)
-    last = np.maximum(count - 1, 0)
-    below, above = (np.take_along_axis(order, at, axis=axis) for at in (last // 2, (last + 1) // 2))
-    middle: Float64Array = (below + above) / 2
-    return middle
+    return Rows(names, ids, raw, finite, log, ends)
 
 
 def _ends(values: Float64Array, log: bool) -> tuple[float, float, float]:
@@ -188,7 +148,7 @@ def _add_map(
         hovertemplate=f"{where}{statistic.label} %{{customdata:.3~g}}<extra></extra>", **place,
     )  # fmt: skip
     _add_broken(drawn, np.isinf(rows.raw), place, f"{where}{statistic.label} is not finite<extra></extra>")
-    if nonfinite is not None:
+    if nonfinite is not None and nonfinite.values.size:
         broken, place = _counts(nonfinite, rows) > 0, {**place, "x": _edges(nonfinite)}
         _add_broken(drawn, broken, place, f"{where}gradient entries not finite<extra></extra>")
     _add_colour_bar(drawn, rows, theme)
@@ -210,8 +170,6 @@ def _add_colour_bar(drawn: go.Figure, rows: Rows, theme: Theme) -> None:
         [float(p), c] for p, (_, c) in zip(position, base.warped(theme.severity, -1, 0, 1, False, 12), strict=True)
     ]
     texts = [value(end, 2) for end in rows.ends]
-    if rows.unusual:
-        texts[-1] = f"z {texts[-1]}"
     drawn.add_scatter(
         x=[None], y=[None], yaxis="y2", mode="markers", hoverinfo="skip", showlegend=False,
         marker={

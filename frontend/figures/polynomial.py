@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.optim.coefficients import evaluate, normalize_spectrum, resolve
-from root_dash.records import Float64Array, History, Spectrum
+from root_dash.records import Float64Array, History, Layer, Spectrum
 
 Measure = Literal["polar_error", "orthogonality_error"]
 
@@ -47,19 +47,15 @@ def present(sigma: NDArray[np.floating]) -> NDArray[np.floating]:
     return sigma[sigma > NULL * sigma.max()] if len(sigma) and sigma.max() > 0 else sigma[:0]
 
 
-def errors_of(
-    spectra: Iterable[Spectrum], measure: Measure, shape: tuple[int, int]
-) -> tuple[History, History, History]:
-    """The error of the recorded updates, and what Muon's and the paper's coefficients would have had instead."""
-    rows = [
-        (
-            spectrum.step,
-            error(spectrum.update, measure),
-            error(muon(present(spectrum.momentum)), measure),
-            error(paper(present(spectrum.momentum), shape), measure),
-        )
-        for spectrum in spectra
-    ]
-    steps = np.array([row[0] for row in rows], np.int64)
-    own, muons, papers = (np.array([row[i] for row in rows], np.float64) for i in (1, 2, 3))
-    return History(measure, steps, own), History("muon", steps, muons), History("paper", steps, papers)
+def given(spectrum: Spectrum, algorithm: str) -> Float64Array:
+    """The spectrum to compare coefficient sets on: of the base, which ROOT orthogonalizes; else of the momentum."""
+    return np.asarray(spectrum.base if algorithm == "root" else spectrum.momentum, np.float64)
+
+
+def errors_of(spectra: Iterable[Spectrum], measure: Measure, layer: Layer) -> tuple[History, History]:
+    """The error that Muon's and the paper's coefficients would have had on a layer's recorded spectra."""
+    taken = [(spectrum.step, present(given(spectrum, layer.algorithm))) for spectrum in spectra]
+    steps = np.array([step for step, _ in taken], np.int64)
+    muons = np.array([error(muon(sigma), measure) for _, sigma in taken], np.float64)
+    papers = np.array([error(paper(sigma, (layer.rows, layer.cols)), measure) for _, sigma in taken], np.float64)
+    return History("muon", steps, muons), History("paper", steps, papers)

@@ -18,7 +18,8 @@ DEEPEST = 5.0
 def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root", sentence: str = "") -> go.Figure:
     """Singular values by index: momentum and base relative to the momentum's largest, the update as it is.
 
-    Amber is what Muon's coefficients make of the same momentum, at the index of the value that they were given.
+    Amber is what Muon's coefficients make of the same spectrum, at the index of the value that they were given: of the
+    base under ROOT, which orthogonalizes it, and of the momentum elsewhere.
     """
     if recorded is None or not len(recorded.momentum):
         return base.empty(
@@ -29,7 +30,7 @@ def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root"
     wanted = [
         ("momentum", theme.grey, recorded.momentum / top),
         ("base", colours.BLUE, recorded.base / top),
-        ("Muon", colours.AMBER, polynomial.muon(recorded.momentum)),
+        ("Muon", colours.AMBER, polynomial.muon(polynomial.given(recorded, algorithm))),
         (own, colours.GREEN, recorded.update),
     ]
     lines: list[tuple[str, str, NDArray[np.float64]]] = [

@@ -39,6 +39,10 @@ def page() -> Any:
         id=ids.TENSOR, value="gradient", size="xs", className="far", data=["gradient", "momentum"],
         **layout.aria(label="whose entries the first row shows"),
     )  # fmt: skip
+    measure = dmc.SegmentedControl(
+        id=ids.MEASURE, value="orthogonality_error", size="xs", className="far", **layout.aria(label="which error"),
+        data=[{"value": "orthogonality_error", "label": "orthogonality"}, {"value": "polar_error", "label": "polar"}],
+    )  # fmt: skip
     return html.Div(
         className="layer",
         children=[
@@ -57,7 +61,9 @@ def page() -> Any:
                         title_id=ids.EVOLUTION_TITLE, className="wide",
                     ),
                     layout.card("Singular values", "", ids.SPECTRUM, hint_id=ids.SPECTRUM_HINT, className="wide tall"),
-                    layout.card("Polar error", "", ids.ERRORS, hint_id=ids.ERRORS_HINT, className="wide tall"),
+                    layout.card(
+                        "Error", "", ids.ERRORS, hint_id=ids.ERRORS_HINT, control=measure, className="wide tall"
+                    ),
                     layout.card("Outlier map", "", ids.MASK, hint_id=ids.MASK_HINT, className="wide tall"),
                     *(
                         layout.card(

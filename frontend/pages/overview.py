@@ -17,7 +17,7 @@ ALGORITHMS = {"root": "ROOT", "adamw": "AdamW", "adam": "Adam", "muon": "Muon", 
 _GROUPS: dict[Kind, str] = {"statistics": "every frame", "spectra": "with spectra", "masks": "with masks"}
 
 
-def page(statistic: str, basis: str) -> Any:
+def page(statistic: str) -> Any:
     """The overview's layout."""
     picker = dmc.Select(
         id=ids.STAT_PICKER, value=statistic, allowDeselect=False, searchable=True, size="xs", className="stat-picker",
@@ -26,10 +26,6 @@ def page(statistic: str, basis: str) -> Any:
             {"group": group, "items": [{"value": s.name, "label": s.label} for s in STATISTICS if s.kind == kind]}
             for kind, group in _GROUPS.items()
         ],
-    )  # fmt: skip
-    toggle = dmc.SegmentedControl(
-        id=ids.BASIS, value=basis, size="xs", **layout.aria(label="what the colour shows"),
-        data=[{"value": "unusual", "label": "unusual"}, {"value": "value", "label": "value"}],
     )  # fmt: skip
     return html.Div(
         className="overview",
@@ -42,7 +38,6 @@ def page(statistic: str, basis: str) -> Any:
                         [
                             html.H2("Layers over steps"),
                             picker,
-                            toggle,
                             html.Span(id=ids.STAT_HINT, className="hint"),
                             html.Span(
                                 "click a cell for its layer; drag to zoom, double-click to undo", className="hint far"
@@ -87,8 +82,7 @@ def cadence(run: Run) -> str:
     return ", ".join(f"{' and '.join(kinds)} {every(steps)}" for steps, kinds in rhythm.items())
 
 
-def hint(statistic: Statistic, basis: str, shown: int, total: int) -> str:
+def hint(statistic: Statistic, shown: int, total: int) -> str:
     """What the colour means, and how many recorded steps a column stands for where it is several."""
-    what = "robust z of " if basis == "unusual" else ""
     packed = f" · about {count(round(total / shown))} steps a column, its extreme" if total > shown > 0 else ""
-    return what + statistic.definition + packed
+    return statistic.definition + packed

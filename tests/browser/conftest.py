@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Response, sync_playwright
 
 from tests.browser.chromium import ARGUMENTS, find
 
@@ -49,6 +49,12 @@ class Tab:
         if message.type == "error":
             self.errors.append(f"console: {message.text}")
 
+    def answered(self, response: Response) -> None:
+        """Keep what the server refused or failed to do, with what was asked."""
+        if response.status >= 400:
+            asked = (response.request.post_data or "")[:300]
+            self.errors.append(f"{response.status} {response.url} asked {asked}")
+
     def failed(self, error: Error) -> None:
         """Keep an exception that no script caught."""
         self.errors.append(f"exception: {error}")
@@ -66,9 +72,10 @@ def tab(browser: Browser, width: int = 1440, height: int = 900, scheme: str = "l
     opened = Tab(context.new_page())
     opened.page.on("console", opened.heard)
     opened.page.on("pageerror", opened.failed)
+    opened.page.on("response", opened.answered)
     yield opened
     context.close()
-    assert opened.errors == []
+    assert not opened.errors, "\n".join(opened.errors)
 
 
 @contextmanager
@@ -92,6 +99,7 @@ def running(arguments: list[str], log: Path) -> Iterator[str]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 raise
+    assert log.read_text() == ""  # what a server could not answer it says there
 
 
 def _url(lines: IO[str] | None, log: Path) -> str:

@@ -82,10 +82,11 @@ def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
         page.wait_for_function(filled, arg=graph, timeout=PATIENCE)
 
 
-def click_map(page: Page) -> None:
-    """Click a cell in the middle of the heat map: the subplot of the figure that is not the loss."""
+def click_map(page: Page, layer: str) -> None:
+    """Click the cell of a layer, a third of the way through the steps, once its numbers are shown."""
     box = subplot(page, ids.MAP, largest=True)
-    x, y = box["x"] + box["width"] / 3, box["y"] + box["height"] / 2
+    row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [ids.MAP, layer])
+    x, y = box["x"] + box["width"] / 3, box["y"] + row
     page.mouse.move(x, y)
     page.wait_for_selector(f"#{ids.MAP} .hoverlayer .hovertext", timeout=PATIENCE)
     page.mouse.click(x, y)
@@ -117,8 +118,8 @@ def test_a_training_run_is_seen_live(browser: Browser, tmp_path: Path) -> None:
         wait_for_step(page, 21)
         opened.picture("overview-live")
 
-        click_map(page)
-        expect(page.locator(f"#{ids.LAYER_TITLE}")).to_be_visible(timeout=PATIENCE)
+        click_map(page, "blocks.1.up.weight")
+        expect(page.locator(f"#{ids.LAYER_TITLE}")).to_have_text("blocks.1.up.weight", timeout=PATIENCE)
         assert re.search(r"/r/\d+/l/\d+", page.url)
         wait_until_filled(page, LAYER_GRAPHS)
         page.locator(f"#{ids.FOLLOW}").check(force=True)
@@ -154,7 +155,7 @@ def test_a_finished_run_opens_with_every_panel_filled(browser: Browser, tmp_path
                 if name == "narrow":
                     page.goto(page.url.split("?")[0] + "/l/2")
                 else:
-                    click_map(page)
+                    click_map(page, "blocks.0.attn.proj.weight")
                 expect(page.locator(f"#{ids.LAYER_TITLE}")).to_be_visible(timeout=PATIENCE)
                 wait_until_filled(page, LAYER_GRAPHS)
                 assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

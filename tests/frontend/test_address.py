@@ -11,7 +11,7 @@ from root_dash.frontend.address import Address, parse
 def test_an_address_names_its_view() -> None:
     """Run, layer, step and statistic come from the path and the query."""
     assert parse("/") == Address("newest")
-    assert parse("/r/3", "?stat=stable_rank&basis=value") == Address("overview", 3, None, None, "stable_rank", "value")
+    assert parse("/r/3", "?stat=stable_rank") == Address("overview", 3, None, None, "stable_rank")
     assert parse("/r/3/l/17", "?step=250") == Address("layer", 3, 17, 250)
     assert parse(address.layer(3, 17)) == Address("layer", 3, 17)
     assert parse(address.overview(3)) == Address("overview", 3)

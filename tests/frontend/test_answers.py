@@ -101,7 +101,7 @@ def test_a_quiet_run_is_asked_whether_it_has_ended(store: Store, tmp_path: Path)
 
 def test_the_overview_draws_the_loss_and_the_map(store: Store) -> None:
     """A curve for the loss, a row for each layer, the sentence and the definition."""
-    figure, said, hint = answers.draw_map(store, answers.Nonfinite(), {"run": 1}, None, "grad_norm", "unusual", "light")
+    figure, said, hint = answers.draw_map(store, answers.Nonfinite(), {"run": 1}, None, "grad_norm", "light")
     assert figure.data[0].name == "loss"
     assert figure.data[1].z.shape[0] == 5
     assert said.startswith("4 matrices under ROOT and 1 tensor under AdamW")
@@ -109,14 +109,13 @@ def test_the_overview_draws_the_loss_and_the_map(store: Store) -> None:
     assert figure.layout.uirevision == "map 1"
 
 
-@pytest.mark.parametrize("basis", ["unusual", "value"])
 @pytest.mark.parametrize("theme", ["light", "dark", None])
-def test_every_statistic_can_be_mapped(store: Store, basis: Any, theme: str | None) -> None:
+def test_every_statistic_can_be_mapped(store: Store, theme: str | None) -> None:
     """No statistic, recorded or not, breaks the map in any theme."""
     from root_dash.records import STATISTICS
 
     for statistic in STATISTICS:
-        figure, *_ = answers.draw_map(store, answers.Nonfinite(), {"run": 1}, None, statistic.name, basis, theme)
+        figure, *_ = answers.draw_map(store, answers.Nonfinite(), {"run": 1}, None, statistic.name, theme)
         assert figure.data
 
 
@@ -153,7 +152,7 @@ def test_spectra_masks_and_errors_of_a_matrix_are_drawn(store: Store, matrix: di
     figure, hint = answers.draw_mask(store, matrix, {"step": 50}, "light")
     assert len(figure.data) == 3
     assert hint.startswith("step 40 ·")
-    figure, _ = answers.draw_errors(store, matrix, None, "light")
+    figure, _ = answers.draw_errors(store, matrix, None, "polar_error", "light")
     own = next(trace for trace in figure.data if trace.name == "ROOT")
     assert np.allclose(own.y, store.history(matrix["layer"], "polar_error").values)
 
@@ -170,7 +169,7 @@ def test_before_its_first_recording_a_kind_shows_that_one(tmp_path: Path) -> Non
 def test_a_vector_says_why_it_has_no_spectrum_and_no_mask(store: Store, vector: dict[str, Any]) -> None:
     """Panels that cannot be for a vector say so in a sentence."""
     assert "vector" in sentence(answers.draw_spectrum(store, vector, None, "light")[0])
-    assert "vector" in sentence(answers.draw_errors(store, vector, None, "light")[0])
+    assert "vector" in sentence(answers.draw_errors(store, vector, None, "polar_error", "light")[0])
     assert "vector" in sentence(answers.draw_mask(store, vector, None, "light")[0])
     assert answers.draw_distribution(store, vector, None, "gradient", "light")[0].data
 

@@ -16,7 +16,7 @@ from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.evolution import bands_of, evolution
 from root_dash.frontend.figures.histogram import FINEST, bars_of, histogram
 from root_dash.frontend.figures.history import history
-from root_dash.frontend.figures.loss_map import loss_map, rows_of, short_names, unusual
+from root_dash.frontend.figures.loss_map import loss_map, rows_of, short_names
 from root_dash.frontend.figures.mask import block_shares, mask, totals_of
 from root_dash.frontend.figures.qq import band, points_of, qq
 from root_dash.frontend.figures.spectrum import spectrum
@@ -188,10 +188,10 @@ def test_the_evolution_keeps_every_entry_in_mirrored_bands() -> None:
 def test_a_spectrum_names_its_lines_at_their_ends_without_covering_them() -> None:
     """Momentum relative to its largest, Muon computed, labels apart, 1 dashed."""
     values = np.geomspace(10, 0.1, 16).astype(np.float32)
-    recorded = Spectrum(values, values[:0], np.ones(16, np.float32))
+    recorded = Spectrum(2 * values, values, np.ones(16, np.float32))
     data, layout = drawn(spectrum(recorded, LIGHT))
     by_name = {trace["name"]: trace for trace in data}
-    assert list(by_name) == ["momentum", "Muon", "ROOT"]
+    assert list(by_name) == ["momentum", "base", "Muon", "ROOT"]
     assert by_name["momentum"]["y"][0] == 1
     assert np.allclose(by_name["Muon"]["y"], polynomial.muon(values))
     heights = sorted(a["y"] for a in layout["annotations"])
@@ -206,12 +206,14 @@ def test_errors_are_computed_from_spectra() -> None:
     sigma = 1 / 2  # four equal values, by their Frobenius norm
     for _ in range(5):
         sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
-    spectra = [Spectrum(np.full(4, 7, np.float32), np.full(4, 7, np.float32), np.full(4, 1.1, np.float32), step=20)]
-    own, muon, paper = polynomial.errors_of(spectra, "polar_error", (4, 4))
-    assert list(own.steps) == list(muon.steps) == list(paper.steps) == [20]
-    assert np.isclose(own.values[0], 0.1, atol=1e-6)
-    assert np.isclose(muon.values[0], abs(sigma - 1), atol=1e-6)
-    data, _ = drawn(errors(own, muon, paper, LIGHT))
+    flat = np.full(4, 7, np.float32)
+    spectra = [Spectrum(np.geomspace(9, 1, 4).astype(np.float32), flat, flat, step=20)]
+    muon, paper = polynomial.errors_of(spectra, "polar_error", Layer("w", (4, 4), "root"))
+    assert list(muon.steps) == list(paper.steps) == [20]
+    assert np.isclose(muon.values[0], abs(sigma - 1), atol=1e-6)  # of the base, which is flat
+    other, _ = polynomial.errors_of(spectra, "polar_error", Layer("w", (4, 4), "muon"))
+    assert not np.isclose(other.values[0], muon.values[0], atol=1e-3)  # of the momentum, which is not
+    data, _ = drawn(errors(muon, muon, paper, LIGHT))
     assert {trace["name"] for trace in data} == {"ROOT", "Muon", "paper"}
 
 
@@ -249,31 +251,10 @@ def test_many_rows_share_bars_and_the_worst_speaks_for_them() -> None:
     assert list(totals.line[totals.worst]) == [333]
 
 
-def test_the_map_colours_the_one_layer_that_changed() -> None:
-    """What all layers do together is usual; what one does alone is not."""
-    rng = np.random.default_rng(3)
-    trend = np.exp(-np.arange(60) / 20)
-    values = np.exp(rng.normal(0, 0.02, (8, 60))) * trend * np.exp(rng.normal(size=(8, 1)))
-    values[5, 40:] *= 3
-    z = unusual(values, log=True)
-    assert (z[5, 40:] > 8).all()
-    healthy = np.delete(z, 5, axis=0)
-    assert (np.abs(healthy) < 2).mean() > 0.95
-    assert np.abs(healthy).max() < 5
-
-
-def test_the_unusual_of_signed_and_of_missing_values_is_finite_where_recorded() -> None:
-    """Statistics about zero, constant ones and holes: no warning, no number where nothing was recorded."""
-    values = np.array([[0.0, 0.0, 0.0], [1.0, -1.0, np.nan], [np.nan, np.nan, np.nan], [2.0, 2.0, 9.0]])
-    z = unusual(values, log=False)
-    assert (np.isnan(z) == np.isnan(values)).all()
-    assert z[3, 2] > 2
-
-
 def test_the_map_leaves_out_layers_without_the_statistic_and_names_the_rest_shortly() -> None:
     """A row for each layer that has a value, in model order, with what a click needs."""
     grid = gridded([[1.0, 2.0], [np.nan, np.nan], [3.0, np.inf]])
-    figure = loss_map([], grid, statistic("grad_norm"), LIGHT, basis="value")
+    figure = loss_map([], grid, statistic("grad_norm"), LIGHT)
     data, layout = drawn(figure)
     assert list(data[0]["y"]) == ["blocks.0.weight", "blocks.2.weight"]
     assert layout["yaxis"]["labelalias"] == {"blocks.0.weight": "0", "blocks.2.weight": "2"}
@@ -291,8 +272,10 @@ def test_gradients_that_were_not_finite_are_vermilion_whatever_the_statistic() -
     data, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=counts))
     assert data[1]["z"] == [[None], [1]]
     assert VERMILION in str(data[1]["colorscale"])
-    none, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=gridded(np.zeros((2, 3)))))
-    assert len(none) == 2  # the map and the colour bar
+    # Nothing was counted, and: the counts were read before the first frame came.
+    for empty in (gridded(np.zeros((2, 3))), gridded(np.zeros((2, 0)))):
+        none, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=empty))
+        assert len(none) == 2  # the map and the colour bar
 
 
 def test_losses_are_named_at_their_ends_above_the_map() -> None:
@@ -313,7 +296,7 @@ def test_the_colours_of_values_end_at_robust_percentiles() -> None:
     values = np.ones((1, 1000))
     values[0, :200] = 4.0
     values[0, 500] = 1e9
-    rows = rows_of(gridded(values), statistic("grad_norm"), "value")
+    rows = rows_of(gridded(values), statistic("grad_norm"))
     assert rows is not None
     assert rows.log
     assert rows.ends == (0.5, 1.0, 4.0)

@@ -30,7 +30,7 @@ def components(tree: Any) -> Iterator[Any]:
 
 
 PAGES: dict[str, Callable[[], Any]] = {
-    "overview": lambda: overview.page("grad_norm", "unusual"),
+    "overview": lambda: overview.page("grad_norm"),
     "layer": layer.page,
     "empty": notices.empty,
     "missing": lambda: notices.missing("/nope", ""),
