@@ -16,8 +16,12 @@ __all__ = ["ROOT", "__version__", "open", "watch"]
 def __getattr__(name: str) -> Any:
     # Lazily, so that the server and the dashboard import root_dash without torch.
     if name == "ROOT":
-        from root_dash.optim.root import ROOT
-
+        try:
+            from root_dash.optim.root import ROOT
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ImportError("root_dash.ROOT needs torch: pip install 'root-dash[torch]'") from None
         return ROOT
     if name in ("open", "watch"):
         from root_dash import recording

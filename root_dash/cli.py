@@ -225,22 +225,16 @@ def demo(
             raise RootDashError("root-dash demo needs torch: pip install 'root-dash[torch]'")
         from root_dash.demo import run
 
-        given: dict[str, Any] = {} if db is None else {"db": db}
-        try:
-            run.demo(
-                preset=preset.value,
-                steps=steps,
-                device=device,
-                optimizer=optimizer.value,
-                port=port,
-                serve=serve,
-                open_browser=open_,
-                **given,
-            )
-        except ValueError as error:
-            if not str(error).startswith("--"):
-                raise
-            _refuse(str(error))  # it names the option, the value and the rule
+        run.demo(
+            preset=preset.value,
+            steps=steps,
+            device=device,
+            optimizer=optimizer.value,
+            db=db,
+            port=port,
+            serve=serve,
+            open_browser=open_,
+        )
 
 
 def _settings(**given: Any) -> Settings:

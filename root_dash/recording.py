@@ -16,7 +16,11 @@ from root_dash.store.store import Store
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.optim import Optimizer
+
+    try:
+        from torch.optim import Optimizer
+    except ImportError:
+        raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
     from root_dash.monitor.cadence import Cadence
     from root_dash.monitor.watch import Recorder
@@ -28,12 +32,12 @@ def watch(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer],
     *,
-    db: str | os.PathLike[str] = DEFAULT_DB,
+    db: str | os.PathLike[str] | None = None,
     name: str | None = None,
     config: Mapping[str, Any] | None = None,
     cadence: Cadence | None = None,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
+    include: str | Sequence[str] = "*",
+    exclude: str | Sequence[str] = (),
     outlier_quantile: float = 0.9,
 ) -> Recorder:
     """Record every step of an optimizer into a SQLite file until the returned recorder is closed.
@@ -51,28 +55,44 @@ def watch(
     Args:
         model: names the layers.
         optimizer: what steps them.
-        db: path of the database, made where it does not exist; several runs may share one.
+        db: path of the database, made where it does not exist; several runs may share one. ROOT_DASH_DB where none is
+            given, else `root-dash.db`.
         name: of the run, for people; the host's name and the time where none is given.
         config: what to keep with the run, JSON values; others are kept as text.
         cadence: the interval of each kind of recording in steps.
-        include: globs over layer names to watch.
-        exclude: globs over layer names not to watch.
+        include: globs over the names of the layers to watch, or one.
+        exclude: globs over the names of the layers not to watch, or one.
         outlier_quantile: of |M|, at which outliers are counted where the optimizer itself cuts none.
 
     Raises:
-        ValueError: no layer is left to watch, or the quantile is not in (0, 1].
+        ValueError: no layer is left to watch, or an argument is out of its range.
+        TypeError: an argument is of another type.
+        ImportError: torch is not installed.
         StoreError: the database cannot be made or opened.
     """
-    from torch.optim import Optimizer
+    try:
+        from torch.optim import Optimizer
+    except ImportError:
+        raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
     from root_dash.monitor.cadence import Cadence
     from root_dash.monitor.layers import describe_optimizers, watched_layers
     from root_dash.monitor.watch import Recorder
 
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    cadence = Cadence() if cadence is None else cadence
+    of_optimizers = bool(optimizers) and all(isinstance(one, Optimizer) for one in optimizers)
+    for argument, value, fits, kind in (
+        ("optimizer", optimizer, of_optimizers, "an optimizer of torch or a sequence of them"),
+        ("cadence", cadence, isinstance(cadence, Cadence), "a root_dash.monitor.cadence.Cadence"),
+        ("name", name, name is None or isinstance(name, str), "a str"),
+        ("config", config, config is None or isinstance(config, Mapping), "a mapping"),
+        ("outlier_quantile", outlier_quantile, isinstance(outlier_quantile, float | int), "a number"),
+    ):
+        if not fits:
+            raise TypeError(f"{argument} must be {kind}, got {value!r}")
     if not 0.0 < outlier_quantile <= 1.0:
         raise ValueError(f"outlier_quantile must be in (0, 1], got {outlier_quantile}")
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    cadence = cadence or Cadence()
     layers, positions = watched_layers(model, optimizers, include, exclude)
     started_at = time.time()
     run = Run(
@@ -83,17 +103,31 @@ def watch(
         cadence=asdict(cadence),
         optimizer=describe_optimizers(optimizers),
     )
-    sink = Store.create(Path(db)).begin(run, layers)
+    sink = Store.create(default_path(db)).begin(run, layers)
     return Recorder(optimizers, positions, sink, cadence=cadence, outlier_quantile=outlier_quantile)
 
 
-def open(path: str | os.PathLike[str] = DEFAULT_DB) -> Store:  # the public name: `root_dash.open`
+def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`
     """Open a recording for reading: every verb of the store returns NumPy arrays in frozen records.
 
-    Works while a run writes to it.
+    Works while a run writes to it. Without a path it opens ROOT_DASH_DB, else `root-dash.db`.
 
     Raises:
         StoreNotFound: there is no file at that path, or it cannot be read.
         StoreForeign: it is not a root-dash database.
     """
-    return Store.open(Path(path))
+    return Store.open(default_path(path))
+
+
+def default_path(given: str | os.PathLike[str] | None) -> Path:
+    """The path that was given, else ROOT_DASH_DB, else `root-dash.db`.
+
+    Raises:
+        ValueError: a URL was given.
+    """
+    path = Path(given or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
+    if ":/" in str(path):
+        raise ValueError(
+            f"db must be the path of a SQLite file, got the URL {given!r}: other databases are not supported yet"
+        )
+    return path

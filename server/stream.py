@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from root_dash.exceptions import StoreError
+from root_dash.exceptions import RootDashError
 from root_dash.records import Notice
 from root_dash.store import Store
 
@@ -65,5 +65,5 @@ async def stream(
         async for notice in tail(store, run, cursor, follow=True, stopping=stopping):
             data = {"id": notice.id, "step": notice.step, "time": notice.time, "kinds": notice.kinds}
             yield ServerSentEvent(id=str(notice.id), data=data)
-    except StoreError:
+    except RootDashError:
         return  # the client comes back and resumes, or is then told what is wrong

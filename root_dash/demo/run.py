@@ -15,6 +15,7 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from rich.console import Console
@@ -25,7 +26,7 @@ from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
 from root_dash.monitor.watch import Recorder
-from root_dash.recording import DEFAULT_DB, watch
+from root_dash.recording import default_path, watch
 
 SERVER_SECONDS = 30.0
 """How long the dashboard may take to answer for the first time."""
@@ -53,7 +54,7 @@ def demo(
         raise RootDashError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if steps is not None and steps < 1:
         raise RootDashError(f"--steps must be at least 1, got {steps}")
-    db = Path(db or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
+    db = default_path(db)
     place = _device(device)
     total = steps or chosen.steps
     console = Console()
@@ -112,15 +113,27 @@ def _dashboard(db: Path, port: int | None, console: Console, open_browser: bool)
     """`root-dash serve` in a process of its own, so that no viewer takes the trainer's interpreter lock."""
     chosen = port if port is not None else _free_port(8050)
     token = os.environ.get("ROOT_DASH_TOKEN") or secrets.token_urlsafe(24)
-    command = [sys.executable, "-m", "root_dash.cli", "serve", str(db), "--port", str(chosen), "--no-open"]
+    command = [
+        sys.executable,
+        "-m",
+        "root_dash.cli",
+        "serve",
+        str(db),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(chosen),
+        "--no-open",
+    ]
     environment = os.environ | {"ROOT_DASH_TOKEN": token}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
     try:
         url = f"http://127.0.0.1:{chosen}"
         _wait_until_up(server, url)
-        console.print(f"dashboard: {url}/?token={token}", soft_wrap=True)
+        page = f"{url}/?token={quote(token)}"
+        console.print(f"dashboard: {page}", soft_wrap=True)
         if open_browser:
-            webbrowser.open(f"{url}/?token={token}")
+            webbrowser.open(page)
         yield server
     finally:
         if server.poll() is None:

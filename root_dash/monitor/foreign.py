@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from root_dash.optim.batches import as_matrix, equal_shaped
 
 MOMENTUM_KEYS = ("momentum_buffer", "exp_avg")
 """Under which names optimizers keep their momentum: SGD and the Muon family, and the Adam family."""
+
+
+Seen = tuple[list[Tensor], Tensor, Tensor]
+"""Parameters of one shape, their gradients (L, rows, cols), and the norms of their weights (L,)."""
 
 
 class ForeignOptimizer:
@@ -27,21 +31,36 @@ class ForeignOptimizer:
         self._optimizer = optimizer
         self._positions = positions
         self._outlier_quantile = outlier_quantile
-        self._seen: list[tuple[list[Tensor], Tensor, Tensor]] = []
+        self._seen: list[Seen] | None = None
+        self._due = False
 
-    def before_step(self) -> None:
-        """Copy the gradients of the watched parameters and take the norms of their weights."""
-        self._seen = []
+    def before_step(self, *, closure: bool) -> None:
+        """Copy the gradients of the watched parameters and take the norms of their weights.
+
+        Given a closure, the step itself makes the gradients: they are read after it, and so are the weights.
+        """
+        self._seen = None if closure else self._look()
+        self._due = True
+
+    def after_step(self) -> Iterator[Batch]:
+        """What was seen of the step, in batches of equal shape; nothing where `before_step` was not called."""
+        due, self._due = self._due, False
+        seen, self._seen = self._seen, None
+        for one in (self._look() if seen is None else seen) if due else ():
+            yield self._batch(*one)
+
+    def _look(self) -> list[Seen]:
         watched = self._watched()
+        # Fused optimizers undo the loss scale of a GradScaler themselves, within the step.
+        scale = getattr(self._optimizer, "grad_scale", None)
+        seen: list[Seen] = []
         for indices in equal_shaped(watched):
             parameters = [watched[i] for i in indices]
             gradient = _stacked(p.grad for p in parameters if p.grad is not None)
-            self._seen.append((parameters, gradient, weight_norms(parameters)))
-
-    def after_step(self) -> list[Batch]:
-        """What was seen of the step, in batches of equal shape."""
-        seen, self._seen = self._seen, []
-        return [self._batch(*one) for one in seen]
+            if isinstance(scale, Tensor):
+                gradient = gradient / scale.to(gradient.device, non_blocking=True)
+            seen.append((parameters, gradient, weight_norms(parameters)))
+        return seen
 
     def _watched(self) -> list[Tensor]:
         return [

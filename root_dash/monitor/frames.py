@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.monitor.mask import Packed, mask_of, mask_statistics
-from root_dash.monitor.spectrum import Grams, polar_error, singular_values, spectral_statistics
+from root_dash.monitor.spectrum import Grams, base_and_polar_error, singular_values, spectral_statistics
 from root_dash.records import TENSORS, Frame, Histogram, Mask, Quantiles, Spectrum, Tensor, statistic_names
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -62,8 +62,11 @@ class Assembler:
     def _masks(self, group: Group, step: int) -> Iterator[tuple[int, tuple[Mask, dict[str, float]]]]:
         if "masks.packed" not in group.arrays:
             return
-        names = ("masks.packed", "masks.largest", "masks.largest_values")
-        for position, packed, largest, values in zip(group.positions, *(group.arrays[n] for n in names), strict=True):
+        names = ("masks.threshold", "masks.packed", "masks.largest", "masks.largest_values")
+        rows = zip(group.positions, *(group.arrays[name] for name in names), strict=True)
+        for position, threshold, packed, largest, values in rows:
+            if np.isnan(threshold):
+                continue  # a layer that is not finite has no outliers to speak of
             mask = mask_of(packed, largest, values, *group.shape, step)
             yield position, (mask, mask_statistics(mask, packed, self.masks.get(position)))
             self.masks[position] = packed.copy()  # a view would keep the whole frame's buffer alive
@@ -74,8 +77,10 @@ def _statistics(groups: Sequence[Group]) -> tuple[NDArray[np.int64], NDArray[np.
     if not measured:
         return np.empty(0, np.int64), np.empty((0, len(statistic_names("statistics"))), np.float32)
     layers = np.concatenate([np.array(group.positions, np.int64) for group in measured])
-    order = np.argsort(layers)
-    return layers[order], np.concatenate([group.arrays["statistics"] for group in measured])[order]
+    statistics = np.concatenate([group.arrays["statistics"] for group in measured])
+    # A layer that two optimizers step in turn was measured twice: the last one counts.
+    positions, last = np.unique(layers[::-1], return_index=True)
+    return positions, statistics[::-1][last]
 
 
 def _histograms(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Histogram]]]:
@@ -103,9 +108,9 @@ def _spectra(group: Group, step: int) -> Iterator[tuple[int, tuple[Spectrum, dic
     grams = Grams(
         arrays["spectra.momentum"], arrays["spectra.base"], arrays.get("spectra.update"), arrays.get("spectra.cross")
     )
-    momentum, base = singular_values(grams.momentum), singular_values(grams.base)
+    momentum, (base, errors) = singular_values(grams.momentum), base_and_polar_error(grams, *group.shape)
     update = np.empty((len(group.positions), 0)) if grams.update is None else singular_values(grams.update)
-    statistics = spectral_statistics(momentum, *group.shape) | {"polar_error": polar_error(grams, *group.shape)}
+    statistics = spectral_statistics(momentum, *group.shape) | {"polar_error": errors}
     for row, position in enumerate(group.positions):
         own = [values[row].astype(np.float32) for values in (momentum, base, update)]
         spectrum = Spectrum(own[0], own[1], own[2], step)

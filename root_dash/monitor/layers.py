@@ -15,16 +15,17 @@ COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
 
 
 def watched_layers(
-    model: nn.Module, optimizers: Sequence[Optimizer], include: Sequence[str], exclude: Sequence[str]
+    model: nn.Module, optimizers: Sequence[Optimizer], include: str | Sequence[str], exclude: str | Sequence[str]
 ) -> tuple[tuple[Layer, ...], dict[Tensor, int]]:
     """The layers to watch in model order, and each parameter's position among them.
 
-    A layer is a parameter of the model that requires a gradient and is in one of the optimizers; it bears its first
-    name where it is shared. `include` and `exclude` are globs over the names.
+    A layer is a parameter of the model that is real, requires a gradient and is in one of the optimizers; it bears its
+    first name where it is shared. `include` and `exclude` are globs over the names, or one such glob.
 
     Raises:
         ValueError: no parameter is left.
     """
+    include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     algorithms = {
         parameter: str(group.get("algorithm", type(optimizer).__name__.lower()))
         for optimizer in optimizers
@@ -36,13 +37,14 @@ def watched_layers(
     for full_name, parameter in model.named_parameters():
         name = full_name.replace(COMPILED_PREFIX, "")
         wanted = _matches(name, include) and not _matches(name, exclude)
-        if wanted and parameter.requires_grad and parameter in algorithms and parameter.numel():
+        real = parameter.is_floating_point() and parameter.numel() > 0
+        if wanted and real and parameter.requires_grad and parameter in algorithms:
             positions[parameter] = len(layers)
             layers.append(Layer(name, tuple(parameter.shape), algorithms[parameter], len(layers)))
     if not layers:
         raise ValueError(
             f"watch() found no layer: none of the model's parameters that require a gradient is in the optimizer and "
-            f"matches include={list(include)!r} and not exclude={list(exclude)!r}"
+            f"matches include={include!r} and not exclude={exclude!r}"
         )
     return tuple(layers), positions
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from root_dash.records import Kind, statistic_names
 class Measurement:
     """Tensors measured of L layers of one shape; `positions` are their places in the model's order.
 
-    `tensors` still live on the device; their names and shapes are what `frames.assemble` reads.
+    `tensors` still live on the device; their names and shapes are what `frames.Assembler` reads.
     """
 
     positions: tuple[int, ...]
@@ -44,35 +43,35 @@ class Batch:
     lr: float | Tensor = 0.0
     orthogonalized: bool = False
 
-    def keep(self, rows: Sequence[int]) -> Batch:
-        """The batch of these rows alone."""
-        if len(rows) == len(self.positions):
-            return self
-        # Row by row: indexing with a list would copy the list to the device and wait for it.
-        kept: dict[str, Any] = {"positions": tuple(self.positions[row] for row in rows)}
-        for name in ("gradient", "weight_norm", "momentum", "threshold", "base", "update"):
-            tensor: Tensor | None = getattr(self, name)
-            kept[name] = torch.stack([tensor[row] for row in rows]) if tensor is not None and rows else tensor
-        return replace(self, **kept)
 
-
-def batch_of(observation: Observation, positions: tuple[int, ...], outlier_quantile: float) -> Batch:
-    """The batch that ROOT's observation shows.
+def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_quantile: float) -> Batch | None:
+    """The batch that ROOT's observation shows of the watched parameters; None where none of them is.
 
     Where the optimizer itself cuts no outliers (its AdamW groups), the threshold that would be is computed at
     `outlier_quantile`, so that every matrix has a mask to inspect.
     """
-    momentum, base, epsilon = observation.momentum, observation.base, observation.threshold
+    parameters = observation.parameters
+    rows = [row for row, parameter in enumerate(parameters) if parameter in positions]
+    if not rows:
+        return None
+
+    def kept(tensor: Tensor) -> Tensor:
+        # Row by row: indexing with a list would copy the list to the device and wait for it.
+        return tensor if len(rows) == len(parameters) else torch.stack([tensor[row] for row in rows])
+
+    momentum = kept(observation.momentum)
+    base = None if observation.base is None else kept(observation.base)
+    epsilon = None if observation.threshold is None else kept(observation.threshold)
     if epsilon is None and base is None and observation.algorithm != "root":
         base, epsilon = outliers_of(momentum, outlier_quantile)
     return Batch(
-        positions=positions,
-        gradient=observation.gradient,
-        weight_norm=weight_norms(observation.parameters),
+        positions=tuple(positions[parameters[row]] for row in rows),
+        gradient=kept(observation.gradient),
+        weight_norm=weight_norms([parameters[row] for row in rows]),
         momentum=momentum,
         threshold=epsilon,
         base=base,
-        update=observation.update,
+        update=kept(observation.update),
         lr=observation.lr,
         orthogonalized=observation.algorithm == "root",
     )
@@ -86,7 +85,7 @@ def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tens
 
 def weight_norms(parameters: Collection[Tensor]) -> Tensor:
     """Frobenius norms of L parameters: (L,)."""
-    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float32) for p in parameters])
+    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float64).float() for p in parameters])
 
 
 def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
@@ -118,6 +117,7 @@ def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
         if batch.update is not None and batch.orthogonalized:
             tensors["spectra.cross"] = statistics.gram(base, batch.update)
     if "masks" in kinds and batch.threshold is not None:
+        tensors["masks.threshold"] = batch.threshold.float()
         tensors["masks.packed"] = statistics.packed_bits(statistics.outlier_mask(flat_momentum, batch.threshold))
         tensors["masks.largest"], values = statistics.largest_entries(flat_momentum)
         tensors["masks.largest_values"] = values.float()

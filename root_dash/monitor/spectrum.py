@@ -67,25 +67,27 @@ def spectral_statistics(singular: Float64Array, rows: int, cols: int) -> dict[st
     return {name: np.where(largest > 0, value, np.nan) for name, value in values.items()}
 
 
-def polar_error(grams: Grams, rows: int, cols: int) -> Float64Array:
-    """‖X − UVᵀ‖_F / ‖UVᵀ‖_F per layer, UVᵀ the polar factor of the base on its range: (L,); NaN without an update.
+def base_and_polar_error(grams: Grams, rows: int, cols: int) -> tuple[Float64Array, Float64Array]:
+    """Singular values, descending, of the bases (L, m), and ‖X − UVᵀ‖_F / ‖UVᵀ‖_F (L,), NaN without an update.
 
-    With B Bᵀ = Q Λ Qᵀ the polar factor is Q Λ^(-1/2) Qᵀ B over the eigenvalues that are not null, so that
-    ⟨X, UVᵀ⟩ = Σ λᵢ^(-1/2) (Qᵀ B Xᵀ Q)ᵢᵢ and the distance follows without forming either matrix.
+    UVᵀ is the polar factor of the base on its range. With B Bᵀ = Q Λ Qᵀ it is Q Λ^(-1/2) Qᵀ B over the eigenvalues that
+    are not null, so that ⟨X, UVᵀ⟩ = Σ λᵢ^(-1/2) (Qᵀ B Xᵀ Q)ᵢᵢ and the distance follows without forming either matrix.
     """
     errors = np.full(grams.base.shape[0], np.nan)
     if grams.update is None or grams.cross is None:
-        return errors
+        return singular_values(grams.base), errors
+    base = np.full(grams.base.shape[:-1], np.nan)
     finite = np.isfinite(grams.base).all((-2, -1)) & np.isfinite(grams.cross).all((-2, -1))
     if not finite.any():
-        return errors
+        return base, errors
     values, vectors = np.linalg.eigh(grams.base[finite])
     singular = np.sqrt(np.maximum(values, 0.0))
-    alive = singular > null_tolerance(singular.max(-1), rows, cols)[..., None]
+    base[finite] = singular[..., ::-1]
+    alive = singular > null_tolerance(singular[..., -1], rows, cols)[..., None]
     rank = alive.sum(-1)
     projected = np.einsum("lij,lik,lkj->lj", vectors, grams.cross[finite], vectors, optimize=True)
     inner = np.where(alive, projected / np.where(alive, singular, 1.0), 0.0).sum(-1)
     update_energy = np.trace(grams.update[finite], axis1=-2, axis2=-1)
     squared = np.maximum(update_energy - 2.0 * inner + rank, 0.0)
     errors[finite] = np.where(rank > 0, np.sqrt(squared / np.maximum(rank, 1)), np.nan)
-    return errors
+    return base, errors

@@ -28,25 +28,21 @@ Columns = dict[str, Tensor]
 
 def gradient_statistics(gradient: Tensor) -> Columns:
     """The `grad_*` statistics of gradients (L, n), each (L,)."""
-    finite_count = torch.isfinite(gradient).sum(-1)
+    finite = torch.isfinite(gradient)
+    finite_count = finite.sum(-1)
     nan = torch.isnan(gradient).sum(-1)
     entries = gradient.shape[-1]
-    finite = gradient.nan_to_num(0.0, 0.0, 0.0).float()
-    abs_max = finite.abs().amax(-1)
-    # Scaled by the largest entry, so that neither 1e-30 nor 1e30 leaves float32's range when raised to the fourth.
-    scaled = finite / abs_max.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
+    scaled, abs_max = _scaled(gradient)
     count = finite_count.float()
     mean = scaled.sum(-1) / count
-    # What was not finite is a 0 in `scaled` and must not count as an entry: its share of each sum is taken off again.
-    centered = scaled - mean.unsqueeze(-1)
-    absent = entries - count
+    centered = (scaled - mean.unsqueeze(-1)).masked_fill_(~finite, 0.0)
     squares = centered * centered
-    second = (squares.sum(-1) - absent * mean**2) / count
-    third = (_dot(squares, centered) + absent * mean**3) / count
-    fourth = (_dot(squares, squares) - absent * mean**4) / count
+    second = squares.sum(-1) / count
+    third = _dot(squares, centered) / count
+    fourth = _dot(squares, squares) / count
     return {
         "grad_norm": abs_max * (count * (second + mean**2)).sqrt(),
-        "grad_abs_max": abs_max,
+        "grad_abs_max": abs_max.masked_fill(finite_count == 0, torch.nan),
         "grad_mean": abs_max * mean,
         "grad_std": abs_max * second.sqrt(),
         "grad_skewness": _or_zero(third / second**1.5, second),
@@ -60,7 +56,7 @@ def gradient_statistics(gradient: Tensor) -> Columns:
 def momentum_statistics(gradient: Tensor, momentum: Tensor) -> Columns:
     """`momentum_norm`, and the `alignment` of gradients and momenta, both (L, n)."""
     norm = _norm(momentum)
-    unit_gradient, unit_momentum = _scaled(gradient), _scaled(momentum)
+    (unit_gradient, _), (unit_momentum, _) = _scaled(gradient), _scaled(momentum)
     cosine = _dot(unit_gradient, unit_momentum) / (_norm(unit_gradient) * _norm(unit_momentum))
     return {"momentum_norm": norm, "alignment": _or_zero(cosine, norm * _norm(unit_gradient))}
 
@@ -73,7 +69,9 @@ def outlier_statistics(momentum: Tensor, base: Tensor, threshold: Tensor) -> Col
     energy = _dot(whole, whole)
     return {
         "threshold": threshold,
-        "outlier_fraction": outlier_mask(momentum, threshold).sum(-1) / momentum.shape[-1],
+        "outlier_fraction": (outlier_mask(momentum, threshold).sum(-1) / momentum.shape[-1]).masked_fill(
+            threshold.isnan(), torch.nan
+        ),
         "outlier_energy": _or_zero(_dot(outliers, outliers) / energy, energy),
         "base_alignment": _or_zero(_dot(whole, kept) / (_norm(whole) * _norm(kept)), energy),
     }
@@ -182,11 +180,21 @@ def _norm(entries: Tensor) -> Tensor:
     return norm.float()
 
 
-def _scaled(entries: Tensor) -> Tensor:
-    finite = entries.nan_to_num(0.0, 0.0, 0.0).float()
-    return finite / finite.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+def _scaled(entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries (L, n) in float32, divided by the largest of each row, 0 where not finite; and those largest (L,).
+
+    So that neither 1e-30 nor 1e30 (nor, in float64, 1e300) leaves float32's range when raised to the fourth power.
+    """
+    finite = entries.nan_to_num(0.0, 0.0, 0.0)
+    finite = finite if finite.dtype == torch.float64 else finite.float()  # dividing in half precision would round
+    largest = finite.abs().amax(-1)
+    divisor = largest.clamp(min=torch.finfo(finite.dtype).tiny).unsqueeze(-1)
+    return (finite / divisor).float(), largest.float()
 
 
 def _or_zero(value: Tensor, energy: Tensor) -> Tensor:
-    """`value`, or 0 where the quantity it is relative to has no energy: a constant has no skew, a zero no angle."""
-    return torch.where(energy > 0, value, torch.zeros_like(value))
+    """`value`, or 0 where the quantity it is relative to has no energy: a constant has no skew, a zero no angle.
+
+    What is not finite has neither: NaN stays NaN.
+    """
+    return torch.where(energy == 0, torch.zeros_like(value), value)

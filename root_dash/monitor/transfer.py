@@ -101,7 +101,7 @@ def _to_pinned(packed: Tensor) -> tuple[Tensor, torch.cuda.Event]:
     stream = _streams[packed.device]
     stream.wait_stream(torch.cuda.current_stream(packed.device))
     host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-    event = torch.cuda.Event()
+    event = torch.cuda.Event(blocking=True)  # the writer sleeps until it, instead of spinning on a core
     with torch.cuda.stream(stream):
         host.copy_(packed, non_blocking=True)
         event.record(stream)

@@ -7,8 +7,10 @@ or the disk, and no tensor of the training is written to.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
@@ -28,6 +30,9 @@ from root_dash.records import Kind
 
 DRAIN_SECONDS = 60.0
 """How long `close` waits for frames to be stored before it says how many are missing."""
+
+INTERRUPTED_SECONDS = 5.0
+"""The same after Ctrl-C."""
 
 
 Arguments = ParamSpec("Arguments")
@@ -61,8 +66,9 @@ def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
 class Recorder:
     """What `watch` returns: records every step of the optimizers until it is closed.
 
-    Use it as a context manager, or call `close` yourself; a process that ends without is closed at exit. A step ends
-    with the last optimizer's step; its frame is complete when something is logged, or when the next step begins.
+    Use it as a context manager, or call `close` yourself; a process that ends without is closed at exit. Of several
+    optimizers, each steps at most once in a step: a new one begins when one of them steps again. A step's frame is
+    complete when something is logged, or when the next step begins.
     """
 
     def __init__(
@@ -90,9 +96,14 @@ class Recorder:
         self._unsealed = False
         self._cost = 0.0
         self._handles: list[Any] = []
+        self._stepped: set[int] = set()
+        self._failures_before = 0
         for index, optimizer in enumerate(optimizers):
-            self._attach(optimizer, first=index == 0)
-        atexit.register(self.close)
+            self._attach(optimizer, index)
+        # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
+        self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
+        atexit.register(self._at_exit)
+        weakref.finalize(self, self._writer.release).atexit = False
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers with the last finished step, such as `loss=loss`; a tensor is not waited for.
@@ -102,20 +113,20 @@ class Recorder:
         if self.active:
             self._log(scalars)
 
-    def close(self) -> None:
-        """Store what is waiting and detach from the optimizers. Closing again does nothing."""
+    def close(self, timeout: float = DRAIN_SECONDS) -> None:
+        """Store what is waiting, for at most `timeout` seconds, and detach from the optimizers; once."""
         if self._closed or os.getpid() != self._process:
             return
+        self._seal_safely()
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         for handle in self._handles:
             handle.remove()
+        if not self._writer.close(timeout):
+            print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
+            return
         try:
-            self._seal({})
-            if not self._writer.close(DRAIN_SECONDS):
-                print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
-                return
-            self._sink.end(time.time())
+            self._sink.end(time.time(), self._writer.lost_unsaid)
             self._sink.close()
         except Exception as error:
             self._failures.add("to close the recording", error)
@@ -154,18 +165,34 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(INTERRUPTED_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
 
-    def _attach(self, optimizer: Optimizer, *, first: bool) -> None:
-        if first:
-            # Before the measuring hooks: it seals the frame of the step before.
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._begin()))
+    def _attach(self, optimizer: Optimizer, index: int) -> None:
+        # First of the hooks: it seals the frame of the step before.
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
         if isinstance(optimizer, ROOT):
             self._handles.append(optimizer.register_observer(self._observe))
             return
         foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
-        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._before(foreign)))
+        self._handles.append(
+            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before(foreign, bool(args or kwargs)))
+        )
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after(foreign)))
+
+    def _enter(self, index: int) -> None:
+        """An optimizer is about to step: a new step begins with the first, and with one that has stepped already.
+
+        One that has entered and not left has not stepped: it failed and tries again, or its `step` calls its parent's,
+        whose hooks are the same.
+        """
+        if self.step and index not in self._stepped:
+            return
+        self._stepped.clear()
+        if self.active:
+            self._begin()
+        elif not self._closed and os.getpid() == self._process:
+            self._writer.lose()
 
     @_guarded("to log")
     def _log(self, scalars: Mapping[str, Any]) -> None:
@@ -179,23 +206,25 @@ class Recorder:
 
     @_guarded("to begin a step")
     def _begin(self) -> None:
-        self._seal({})
+        if self._failures.count == self._failures_before:
+            self._failures.clear()
+        self._failures_before = self._failures.count
         self.step += 1
         self._due = self._cadence.due(self.step)
-        self._unsealed = bool(self._due)
+        try:
+            self._seal({}, self.step - 1)
+        finally:
+            self._unsealed = bool(self._due)
 
     @_guarded("to measure a step")
     def _observe(self, observation: Observation) -> None:
-        if not self._due:
-            return
-        known = [self._positions.get(p, -1) for p in observation.parameters]
-        batch = batch_of(observation, tuple(known), self._outlier_quantile)
-        self._take(batch.keep([row for row, position in enumerate(known) if position >= 0]))
+        if self._due and (batch := batch_of(observation, self._positions, self._outlier_quantile)) is not None:
+            self._take(batch)
 
     @_guarded("to read the gradients")
-    def _before(self, foreign: ForeignOptimizer) -> None:
+    def _before(self, foreign: ForeignOptimizer, closure: bool) -> None:
         if self._due:
-            foreign.before_step()
+            foreign.before_step(closure=closure)
 
     @_guarded("to measure a step")
     def _after(self, foreign: ForeignOptimizer) -> None:
@@ -205,10 +234,13 @@ class Recorder:
     def _take(self, batch: Batch) -> None:
         # Under the user's autocast our matmuls would be done in half precision.
         with torch.autocast(batch.gradient.device.type, enabled=False):
-            if batch.positions:
-                self._measured.append(measure(batch, self._due))
+            self._measured.append(measure(batch, self._due))
 
-    def _seal(self, scalars: Mapping[str, float | Tensor]) -> None:
+    @_guarded("to hand over the last frame")
+    def _seal_safely(self) -> None:
+        self._seal({})
+
+    def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there is neither."""
         measured, self._measured = self._measured, []
         cost, self._cost = self._cost, 0.0
@@ -218,15 +250,26 @@ class Recorder:
         tensors = {f"scalar.{name}": value for name, value in scalars.items() if isinstance(value, Tensor)}
         for index, measurement in enumerate(measured):
             tensors |= {f"{index}.{name}": tensor for name, tensor in measurement.tensors.items()}
+        try:
+            arrival = send(tensors)
+        except Exception:
+            self._writer.lose()
+            raise
         pending = Pending(
-            step=self.step,
+            step=self.step if step is None else step,
             time=time.time(),
             layout=tuple((measurement.positions, measurement.shape) for measurement in measured),
-            arrival=send(tensors),
+            arrival=arrival,
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
         )
         self._writer.put(pending)
+
+
+def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
+    alive = recorder()
+    if alive is not None:
+        alive.close()
 
 
 def _scalar(name: str, value: float | Tensor) -> float | Tensor:

@@ -12,12 +12,16 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from root_dash.exceptions import StoreError
 from root_dash.monitor.frames import Assembler, Group
 from root_dash.monitor.transfer import Arrival
 from root_dash.records import Frame
 
 QUEUE_BYTES = 64 * 2**20
-"""The host memory that waiting frames may hold; what comes on top is lost, and counted."""
+"""The host memory that waiting frames may hold, beside the one being stored; what comes on top is lost, and counted."""
+
+RETRY_SECONDS = (0.1, 5.0)
+"""The first and the longest pause before storing is tried again, where the store is locked or its disk full."""
 
 FAILURES = 3
 """After so many failures the recorder gives up."""
@@ -29,8 +33,8 @@ class Sink(Protocol):
     def append(self, frame: Frame) -> object:
         """Store a frame, whole or not at all; storing it again changes nothing."""
 
-    def end(self, time: float) -> None:
-        """Say that no more frames will come."""
+    def end(self, time: float, lost: int) -> None:
+        """Say that no more frames will come, and how many were lost since the last that was stored."""
 
     def close(self) -> None:
         """Release what the sink holds."""
@@ -88,6 +92,7 @@ class Writer:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.failures = Failures()
+        self.waits = Failures(limit=None)
         self._waiting: deque[Pending] = deque()
         self._bytes = 0
         self._unstored = 0
@@ -95,6 +100,7 @@ class Writer:
         self._changed = threading.Condition()
         self.stored = 0
         self.lost = 0
+        self._lost_said = 0
         self._thread = threading.Thread(target=self._run, name="root-dash-writer", daemon=True)
         self._thread.start()
 
@@ -102,6 +108,16 @@ class Writer:
     def pending(self) -> int:
         """Frames handed over and not yet stored."""
         return self._unstored
+
+    @property
+    def lost_unsaid(self) -> int:
+        """Frames lost since the last that was stored, which the store does not know of."""
+        return self.lost - self._lost_said
+
+    def lose(self) -> None:
+        """Count a frame that was not even taken."""
+        with self._changed:
+            self.lost += 1
 
     def put(self, pending: Pending) -> None:
         """Hand a frame over; where the queue is full it is lost and counted. Never blocks for longer than a lock."""
@@ -114,44 +130,72 @@ class Writer:
             self._unstored += 1
             self._changed.notify()
 
-    def close(self, timeout: float) -> bool:
-        """Store what is waiting, for at most `timeout` seconds; whether all was."""
+    def release(self) -> None:
+        """Let the thread end once what is waiting is stored, without waiting for it."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+
+    def close(self, timeout: float) -> bool:
+        """Store what is waiting, for at most `timeout` seconds; whether all was."""
+        self.release()
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         assembler = Assembler()
-        # A frame that fails keeps its number, so that a gap in the numbers is a frame that was lost.
-        seq = lost_said = 0
+        seq = 0
         while (pending := self._next()) is not None:
-            lost_now = self.lost
-            if self.failures.gave_up or not self._store(assembler, pending, seq, lost_now - lost_said):
-                self.lost += 1
-            else:
-                self.stored += 1
-                lost_said = lost_now
-            seq += 1
+            stored = not self.failures.gave_up and self._store(assembler, pending, seq)
             with self._changed:
-                self._bytes -= pending.arrival.nbytes
                 self._unstored -= 1
+                self.stored += stored
+                self.lost += not stored
+            seq += 1  # also where it failed, so that a gap in the numbers is a frame that was lost
 
-    def _store(self, assembler: Assembler, pending: Pending, seq: int, lost: int) -> bool:
+    def _store(self, assembler: Assembler, pending: Pending, seq: int) -> bool:
+        lost = self.lost
         try:
-            self._sink.append(_assemble(assembler, pending, seq, lost))
+            frame = _assemble(assembler, pending, seq, lost - self._lost_said)
+            self._append(frame)
         except Exception as error:
             self.failures.add("to store a frame", error)
             return False
+        self._lost_said = lost
         self.failures.clear()
         return True
+
+    def _append(self, frame: Frame) -> None:
+        """Append to the sink, again and again while it is the store that cannot: a lock is let go, a disk is emptied.
+
+        Meanwhile frames wait in the queue and, once it is full, are lost and counted. Ends with the last try once the
+        writer is closed.
+        """
+        pause, longest = RETRY_SECONDS
+        while True:
+            last = self._closing
+            try:
+                self._sink.append(frame)
+            except StoreError as error:
+                if last:
+                    raise
+                self.waits.add("to store a frame, which will be tried again", error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, pause)
+                pause = min(2 * pause, longest)
+            else:
+                self.waits.clear()
+                return
 
     def _next(self) -> Pending | None:
         with self._changed:
             while not self._waiting and not self._closing:
                 self._changed.wait()
-            return self._waiting.popleft() if self._waiting else None
+            if not self._waiting:
+                return None
+            pending = self._waiting.popleft()
+            self._bytes -= pending.arrival.nbytes
+            return pending
 
 
 def _assemble(assembler: Assembler, pending: Pending, seq: int, lost: int) -> Frame:

@@ -44,7 +44,7 @@ def open_reader(path: Path) -> Engine:
     try:
         with translated(path), engine.connect() as connection:
             _check_schema(connection, path)
-    except StoreForeign:
+    except (StoreForeign, StoreBusy):
         engine.dispose()
         raise
     except StoreError:
@@ -83,6 +83,15 @@ def open_writer(path: Path) -> Engine:
         engine.dispose()
         raise
     return engine
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file the path names now, by device and inode; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
@@ -134,6 +143,8 @@ def _check_file(path: Path, *, empty_is_ours: bool = False) -> None:
     try:
         if path.is_dir():
             raise StoreNotFound(f"{path} is a directory, not a database")
+        if path.exists() and not path.is_file():
+            raise StoreNotFound(f"{path} is not a regular file")  # opening a pipe would wait for its other end
         with path.open("rb") as file:
             start = file.read(len(_MAGIC))
     except (FileNotFoundError, NotADirectoryError):

@@ -36,7 +36,8 @@ _MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than
 
 def runs_query() -> Query:
     """Every run with the count, the loss and the end of its frames."""
-    frames, newest = schema.frames.c, schema.frames.alias("newest").c
+    frames, newest, attempts = schema.frames.c, schema.frames.alias("newest").c, schema.attempts.c
+    lost_last = select(func.sum(attempts.lost)).where(attempts.run_id == schema.runs.c.id).scalar_subquery()
     totals = (
         select(
             frames.run_id,
@@ -50,7 +51,7 @@ def runs_query() -> Query:
     return select(
         schema.runs,
         func.coalesce(totals.c.count, 0).label("frames"),
-        func.coalesce(totals.c.lost, 0).label("lost"),
+        (func.coalesce(totals.c.lost, 0) + func.coalesce(lost_last, 0)).label("lost"),
         newest.step.label("last_step"),
         newest.time.label("last_time"),
     ).select_from(

@@ -67,6 +67,7 @@ attempts = Table(
     Column("uid", Text, nullable=False, unique=True),
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
+    Column("lost", BigInteger, nullable=False, server_default="0"),  # frames lost after the last that was stored
     Column("pid", BigInteger, nullable=False),
     Column("host", Text, nullable=False),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ from root_dash.records import (
 )
 from root_dash.store import reading, schema, shaping
 from root_dash.store.encoding import decode
-from root_dash.store.engine import open_reader, open_writer, translated
+from root_dash.store.engine import identity, open_reader, open_writer, translated
 from root_dash.store.writing import Recording
 
 
@@ -50,6 +51,8 @@ class Store:
         self._reader = reader
         self._writer = writer
         self._closed = False
+        self._file = identity(path)
+        self._reopening = threading.Lock()
         self._edges: dict[int, Float64Array] = {}
         self._recordings: list[Recording] = []
 
@@ -325,11 +328,23 @@ class Store:
     def _reading(self) -> Iterator[Connection]:
         if self._closed:
             raise StoreError(f"the store {self.path} is closed")
+        self._follow()
         with translated(self.path), self._reader.connect() as connection:
             try:
                 yield connection
             except OverflowError:
                 raise ValueError("ids and steps must be integers of 64 bits") from None
+
+    def _follow(self) -> None:
+        """Open the file anew where another one has taken its place: SQLite would go on reading the one that is gone."""
+        now = identity(self.path)
+        if self._writer is not None or now in (None, self._file):
+            return
+        with self._reopening:
+            if now != self._file:
+                self._reader.dispose()
+                self._reader, self._file = open_reader(self.path), now
+                self._edges.clear()
 
     def _edges_of(self, connection: Connection, run_id: int) -> Float64Array:
         edges = self._edges.get(run_id)

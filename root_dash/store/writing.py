@@ -34,7 +34,7 @@ from root_dash.records import (
 )
 from root_dash.store import schema
 from root_dash.store.encoding import encode
-from root_dash.store.engine import translated
+from root_dash.store.engine import identity, translated
 
 Row = dict[str, Any]
 
@@ -68,7 +68,7 @@ class Recording:
                     ),
                 )
         self._ids = {layer.position: layer.id for layer in self.layers}
-        self._file = _identity(path)
+        self._file = identity(path)
 
     def append(self, frame: Frame) -> int:
         """Store a frame, whole or not at all, and return its cursor; one that is stored already stays as it is.
@@ -80,7 +80,7 @@ class Recording:
         """
         with self._lock:
             connection = self._open()
-            if _identity(self._path) != self._file:
+            if identity(self._path) != self._file:
                 # SQLite would go on writing into a file that nobody can open again.
                 raise StoreError(f"{self._path} was deleted or replaced while it was being recorded to")
             with translated(self._path), connection.begin():
@@ -115,14 +115,16 @@ class Recording:
                         connection.execute(insert(table), rows)
             return int(stored)
 
-    def end(self, time: float) -> None:
-        """Record that the attempt, and with it the run, ended at that time, in seconds since the epoch."""
+    def end(self, time: float, lost: int = 0) -> None:
+        """Record that the attempt, and with it the run, ended at that time, in seconds since the epoch.
+
+        `lost` counts the frames lost after the last that was stored: no later frame can say so.
+        """
         with self._lock, translated(self._path):
             connection = self._open()
             with connection.begin():
-                connection.execute(
-                    update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended_at=time)
-                )
+                ended = {"ended_at": time, "lost": lost}
+                connection.execute(update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended))
                 connection.execute(update(schema.runs).where(schema.runs.c.id == self.run.id).values(ended_at=time))
         self.run = replace(self.run, ended_at=time)
 
@@ -329,19 +331,14 @@ def _plain(value: Any, depth: int) -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int | np.integer):
-        return int(value)
+        return int(value) if abs(int(value)) < 2**63 else hex(value)  # Python refuses to print very long ones
     if isinstance(value, float | np.floating):
         return float(value)
     if depth < 20 and isinstance(value, Mapping):
         return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if depth < 20 and isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, depth + 1) for item in value]
-    return repr(value)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+        return repr(value)
+    except Exception:  # somebody else's code: a config that cannot show itself must not stop a training run
+        return f"<{type(value).__name__}>"

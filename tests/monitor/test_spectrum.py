@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from root_dash.monitor import statistics
-from root_dash.monitor.spectrum import Grams, polar_error, singular_values, spectral_statistics
+from root_dash.monitor.spectrum import Grams, base_and_polar_error, singular_values, spectral_statistics
 from root_dash.records import Float64Array
 
 
@@ -45,7 +45,9 @@ def test_polar_error_is_the_distance_to_the_polar_factor(shape: tuple[int, int])
     polar = u @ v
     update = (1.04 * polar + np.random.default_rng(2).standard_normal(base.shape) * 0.01).astype(np.float32)
     expected = np.linalg.norm(update - polar, axis=(1, 2)) / np.linalg.norm(polar, axis=(1, 2))
-    np.testing.assert_allclose(polar_error(grams(base, update), *shape), expected, rtol=1e-4)
+    values, errors = base_and_polar_error(grams(base, update), *shape)
+    np.testing.assert_allclose(errors, expected, rtol=1e-4)
+    np.testing.assert_allclose(values, np.linalg.svd(base, compute_uv=False), rtol=1e-5)
 
 
 def test_null_directions_do_not_count() -> None:
@@ -57,7 +59,7 @@ def test_null_directions_do_not_count() -> None:
     low[:, 20:] = 0  # and dead rows
     u, s, v = np.linalg.svd(low.astype(np.float64), full_matrices=False)
     polar = u[..., :5] @ v[:, :5]
-    np.testing.assert_allclose(polar_error(grams(low.astype(np.float64), polar), 30, 40), 0, atol=1e-5)
+    np.testing.assert_allclose(base_and_polar_error(grams(low.astype(np.float64), polar), 30, 40)[1], 0, atol=1e-5)
     values = spectral_statistics(singular_values(grams(low.astype(np.float64), polar).momentum), 30, 40)
     np.testing.assert_allclose(values["condition"], s[:, 0] / s[:, 4], rtol=1e-4)
 
@@ -76,7 +78,7 @@ def test_spectral_statistics_equal_their_definition() -> None:
 def test_zero_and_non_finite_matrices_yield_nan_and_spare_the_others() -> None:
     """A layer that is broken must not take its neighbours of the same shape with it."""
     base = np.concatenate([matrices((8, 12)), np.zeros((1, 8, 12)), np.full((1, 8, 12), np.nan)])
-    errors = polar_error(grams(base, base), 8, 12)
+    _, errors = base_and_polar_error(grams(base, base), 8, 12)
     assert np.isfinite(errors[:2]).all()
     assert np.isnan(errors[2:]).all()
     values = spectral_statistics(singular_values(grams(base, base).momentum), 8, 12)

@@ -60,6 +60,24 @@ def test_non_finite_entries_are_counted_and_left_out() -> None:
         assert columns[name] == pytest.approx(expected, rel=1e-4, abs=1e-9), name
 
 
+@pytest.mark.parametrize("finite", [3, 1000])
+def test_few_finite_entries_among_many_have_their_own_moments(finite: int) -> None:
+    """A gradient that is all but gone is described by what is left of it, not by what is missing."""
+    gradient = torch.full((1, 1_000_000), torch.nan)
+    gradient[0, :finite] = torch.tensor([1.0, 2.5, 3.75] * 400)[:finite]
+    columns = statistics.gradient_statistics(gradient)
+    for name, expected in moments(gradient[0, :finite].double().numpy()).items():
+        assert columns[name].item() == pytest.approx(expected, rel=1e-4), name
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_double_precision_keeps_its_shape_beyond_the_range_of_single(scale: float) -> None:
+    """Kurtosis has no scale, whatever the gradient's."""
+    gradient = heavy_tailed(1).double()
+    plain, scaled = (statistics.gradient_statistics(g)["grad_kurtosis"] for g in (gradient, gradient * scale))
+    torch.testing.assert_close(plain, scaled, rtol=1e-4, atol=0)
+
+
 def test_a_zero_gradient_has_no_skew_and_no_kurtosis() -> None:
     """What is constant has no third or fourth moment to speak of: 0, not NaN."""
     columns = statistics.gradient_statistics(torch.zeros(2, 9))

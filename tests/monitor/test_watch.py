@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 import root_dash
+from root_dash.exceptions import StoreBusy
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.watch import Recorder
 from root_dash.optim.observation import Observation
@@ -234,7 +237,7 @@ class BrokenSink:
         """Fail as a full disk does."""
         raise OSError("no space left on device")
 
-    def end(self, time: float) -> None:
+    def end(self, time: float, lost: int) -> None:
         """Nothing to end."""
 
     def close(self) -> None:
@@ -296,15 +299,178 @@ def test_a_gradient_of_nan_is_recorded_as_such(tmp_path: Path) -> None:
     assert store.statistics(sick.id, 1)["grad_nan"] == sick.size
     assert store.histogram(sick.id, 1).nan == sick.size
     assert np.isnan(store.spectrum(sick.id, 1).momentum).all()
+    for name in ("grad_norm", "grad_abs_max", "momentum_norm", "alignment", "outlier_fraction", "outlier_energy"):
+        assert np.isnan(store.statistics(sick.id, 1)[name]), name  # rather than a healthy-looking 0
+    assert store.steps(sick.id, "masks").size == 0
     assert np.isfinite(store.spectrum(well.id, 1).momentum).all()
     assert np.isfinite(store.statistics(well.id, 1)["polar_error"])
+
+
+class LockedSink:
+    """A sink whose database another process holds for a while."""
+
+    def __init__(self) -> None:
+        self.locked = True
+        self.steps: list[int] = []
+        self.lost: int | None = None
+
+    def append(self, frame: Frame) -> object:
+        """Refuse while locked, as SQLite does."""
+        if self.locked:
+            raise StoreBusy("held by another process")
+        self.steps.append(frame.step)
+        return None
+
+    def end(self, time: float, lost: int) -> None:
+        """Keep what is said last."""
+        self.lost = lost
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_store_that_is_busy_is_waited_for_off_the_training_thread() -> None:
+    """However often it refuses: nothing is lost while the queue has room, and recording goes on by itself."""
+    model = Model()
+    optimizers = root(model)
+    sink = LockedSink()
+    positions: dict[torch.Tensor, int] = {parameter: i for i, parameter in enumerate(model.parameters())}
+    recorder = Recorder(optimizers, positions, sink, cadence=Cadence(), outlier_quantile=0.9)
+    train(model, optimizers, 10, recorder.log)
+    assert (recorder.pending, recorder.active) == (10, True)
+    sink.locked = False
+    train(model, optimizers, 10, recorder.log)
+    recorder.close()
+    assert sink.steps == list(range(1, 21))
+    assert (recorder.lost, recorder.failures, sink.lost) == (0, 0, 0)
+
+
+def test_what_is_lost_at_the_end_is_said_so_in_the_store(tmp_path: Path) -> None:
+    """No later frame can carry the count: the end of the run does."""
+    model = Model()
+    optimizers: list[Optimizer] = [OddOptimizer(model.parameters(), lr=1e-2)]
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 10)
+    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
+    # Off after three failures: the steps after that were not even taken.
+    assert recorded.lost == run.lost == 10 - run.step >= 6
+
+
+def test_a_step_is_over_when_an_optimizer_steps_again(tmp_path: Path) -> None:
+    """Two optimizers in an uneven rhythm, as a GAN has them: no step is recorded twice, no measurement piles up."""
+    model = Model()
+    named = dict(model.named_parameters())
+    often = SGD([named[name] for name in MATRICES], lr=1e-2)
+    seldom = AdamW([p for name, p in named.items() if name not in MATRICES], lr=1e-3)
+    with root_dash.watch(model, [seldom, often], db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        for index in range(9):
+            run.log(loss=step(model, [often] if index % 3 else [often, seldom], index))
+    assert (run.step, run.stored, run.lost, run.failures) == (9, 9, 0, 0)
+    store, layers = root_dash.open(tmp_path / "runs.db"), layers_of(root_dash.open(tmp_path / "runs.db"))
+    assert store.history(layers["up.weight"].id, "grad_norm").steps.tolist() == list(range(1, 10))
+    assert store.history(layers["head.weight"].id, "grad_norm").steps.tolist() == [1, 4, 7]
+
+
+class ChildOptimizer(SGD):
+    """An optimizer whose step calls its parent's, which runs the same hooks once more."""
+
+    def step(self, closure: Any = None) -> Any:
+        """As SGD."""
+        return super().step(closure)
+
+
+def test_a_step_within_a_step_is_one_step(tmp_path: Path) -> None:
+    """Hooks that run twice, around the child's step and around its parent's, see it once."""
+    model = Model()
+    sgd(model)  # torch wraps a class's step when the first of the class is made
+    optimizers: list[Optimizer] = [ChildOptimizer(model.parameters(), lr=1e-2, momentum=0.9)]
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 4, run.log)
+    assert (run.step, run.stored, run.failures) == (4, 4, 0)
+    store = root_dash.open(tmp_path / "runs.db")
+    for layer in layers_of(store).values():
+        history = store.history(layer.id, "momentum_norm")
+        assert history.steps.tolist() == [1, 2, 3, 4]
+        assert np.isfinite(history.values).all()
+
+
+def test_a_layer_in_two_optimizers_is_recorded_once_a_step(tmp_path: Path) -> None:
+    """As its last optimizer saw it."""
+    model = Model()
+    optimizers: list[Optimizer] = [SGD(model.parameters(), lr=1e-3), AdamW(model.parameters(), lr=1e-3)]
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 3, run.log)
+    assert (run.stored, run.failures) == (3, 0)
+
+
+def test_the_gradient_of_a_closure_is_that_of_its_own_step(tmp_path: Path) -> None:
+    """The optimizer calls the closure after its pre-hooks: the gradient there is still that of the step before."""
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    model = torch.nn.ParameterDict({"weight": weight})
+    optimizer = SGD(model.parameters(), lr=1e-6)
+    with root_dash.watch(model, optimizer, db=tmp_path / "runs.db") as run:
+        for index in range(4):
+
+            def closure(scale: float = 10.0**index) -> float:
+                optimizer.zero_grad()
+                loss = scale * weight.sum()
+                loss.backward()
+                return float(loss.detach())
+
+            run.log(loss=optimizer.step(closure))
+    store = root_dash.open(tmp_path / "runs.db")
+    history = store.history(layers_of(store)["weight"].id, "grad_norm")
+    np.testing.assert_allclose(history.values, 3.0 * 10.0 ** np.arange(4), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_recorded_as_well(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A whole model in double or half precision; a complex parameter beside it is no layer."""
+    model = Model().to(dtype)
+    real = list(model.parameters())
+    phase = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    model.register_parameter("phase", phase)
+    optimizers: list[Optimizer] = [AdamW(real, lr=1e-3), SGD([phase], lr=1e-3)]
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 3, run.log)
+    assert (run.stored, run.failures, run.lost) == (3, 0, 0)
+    store = root_dash.open(tmp_path / "runs.db")
+    layers = layers_of(store)
+    assert "phase" not in layers
+    expected = optimizers[0].state[model.square.weight]["exp_avg"].double().norm().item()
+    assert store.statistics(layers["square.weight"].id)["momentum_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_forgotten_recorder_lets_go_of_the_model(tmp_path: Path) -> None:
+    """A notebook's cell that is run again must not keep the model of the time before."""
+
+    def forget() -> weakref.ref[torch.Tensor]:
+        model = Model()
+        optimizers = root(model)
+        run = root_dash.watch(model, optimizers, db=tmp_path / "runs.db")
+        train(model, optimizers, 2, run.log)
+        return weakref.ref(model.square.weight)
+
+    weight = forget()
+    gc.collect()
+    assert weight() is None
+
+
+def test_the_environment_names_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`watch` and `open` obey ROOT_DASH_DB as the commands do, or one would train into one file and look at another."""
+    monkeypatch.setenv("ROOT_DASH_DB", str(tmp_path / "named.db"))
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers) as run:
+        train(model, optimizers, 2, run.log)
+    assert root_dash.open().path == tmp_path / "named.db"
 
 
 def test_include_and_exclude_choose_layers(tmp_path: Path) -> None:
     """By globs over names."""
     model = Model()
     optimizers = root(model)
-    watched = root_dash.watch(model, optimizers, db=tmp_path / "a.db", include=["*.weight"], exclude=["norm*", "he*"])
+    watched = root_dash.watch(model, optimizers, db=tmp_path / "a.db", include="*.weight", exclude=["norm*", "he*"])
     with watched as run:
         train(model, optimizers, 2, run.log)
     assert set(layers_of(root_dash.open(tmp_path / "a.db"))) == {
@@ -318,6 +484,15 @@ def test_bad_arguments_are_refused_by_name(tmp_path: Path) -> None:
     optimizers = root(model)
     with pytest.raises(ValueError, match=r"include=\['nothing'\]"):
         root_dash.watch(model, optimizers, db=tmp_path / "a.db", include=["nothing"])
+    for argument, value in (("cadence", 10), ("name", 123), ("config", 5), ("outlier_quantile", "0.9")):
+        with pytest.raises(TypeError, match=f"{argument} must be .*, got {value!r}"):
+            root_dash.watch(model, optimizers, **{"db": tmp_path / "a.db", argument: value})  # type: ignore[arg-type]
+    nothing: Any
+    for nothing in (None, [], "sgd"):
+        with pytest.raises(TypeError, match="optimizer must be an optimizer of torch"):
+            root_dash.watch(model, nothing, db=tmp_path / "a.db")
+    with pytest.raises(ValueError, match="db must be the path of a SQLite file, got the URL 'postgresql://a/b'"):
+        root_dash.watch(model, optimizers, db="postgresql://a/b")
     with pytest.raises(ValueError, match=r"outlier_quantile must be in \(0, 1\], got 90"):
         root_dash.watch(model, optimizers, db=tmp_path / "a.db", outlier_quantile=90)
     with pytest.raises(ValueError, match=r"cadence.spectra must be 0 \(never\) or a number of steps, got -1"):

@@ -227,3 +227,21 @@ def test_a_read_only_folder_is_readable(tmp_path: Path) -> None:
 def test_the_wal_reset_bug_is_known_by_version(version: tuple[int, int, int], affected: bool) -> None:
     """The SQLite versions that carry the WAL-reset bug are told from those that do not."""
     assert sqlite_has_wal_reset_bug(version) is affected
+
+
+def test_a_viewer_follows_a_file_that_takes_the_place_of_its_own(tmp_path: Path) -> None:
+    """`rm runs.db` and training again beside an open dashboard shows the new runs, not those that are gone."""
+    path = tmp_path / "runs.db"
+    with Store.open(record(path, 3)) as store:
+        for name in ("runs.db", "runs.db-wal", "runs.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        assert store.runs()[0].frames == 3  # nothing has taken its place yet
+        record(path, 2)
+        assert store.runs()[0].frames == 2
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    """Opening one would wait for its other end."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StoreNotFound, match="is not a regular file"):
+        Store.open(tmp_path / "pipe")
