@@ -85,7 +85,6 @@ class Recorder:
         self._positions = dict(positions)
         self._cadence = cadence
         self._outlier_quantile = outlier_quantile
-        self._sink = sink
         self._failures = Failures()
         self._misused = Failures(limit=None)
         self._writer = Writer(sink)
@@ -124,13 +123,7 @@ class Recorder:
             handle.remove()
         if not self._writer.close(timeout):
             print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
-            return
-        try:
-            self._sink.end(time.time(), self._writer.lost_unsaid)
-            self._sink.close()
-        except Exception as error:
-            self._failures.add("to close the recording", error)
-        if self.lost:
+        elif self.lost:
             print_to_stderr(f"root-dash: {self.lost} frames were lost, {self.stored} stored")
 
     @property

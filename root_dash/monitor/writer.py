@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ FAILURES = 3
 
 
 class Sink(Protocol):
-    """Where frames go. Used by the writer's thread alone, but for `end` and `close` once it has ended."""
+    """Where frames go. Used by the writer's thread alone."""
 
     def append(self, frame: Frame) -> object:
         """Store a frame, whole or not at all; storing it again changes nothing."""
@@ -109,11 +110,6 @@ class Writer:
         """Frames handed over and not yet stored."""
         return self._unstored
 
-    @property
-    def lost_unsaid(self) -> int:
-        """Frames lost since the last that was stored, which the store does not know of."""
-        return self.lost - self._lost_said
-
     def lose(self) -> None:
         """Count a frame that was not even taken."""
         with self._changed:
@@ -131,7 +127,7 @@ class Writer:
             self._changed.notify()
 
     def release(self) -> None:
-        """Let the thread end once what is waiting is stored, without waiting for it."""
+        """Let the thread store what is waiting and end the recording, without waiting for it."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -152,6 +148,11 @@ class Writer:
                 self.stored += stored
                 self.lost += not stored
             seq += 1  # also where it failed, so that a gap in the numbers is a frame that was lost
+        try:
+            self._sink.end(time.time(), self.lost - self._lost_said)
+            self._sink.close()
+        except Exception as error:
+            self.failures.add("to end the recording", error)
 
     def _store(self, assembler: Assembler, pending: Pending, seq: int) -> bool:
         lost = self.lost

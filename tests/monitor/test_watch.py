@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -442,7 +443,7 @@ def test_other_dtypes_are_recorded_as_well(tmp_path: Path, dtype: torch.dtype) -
 
 
 def test_a_forgotten_recorder_lets_go_of_the_model(tmp_path: Path) -> None:
-    """A notebook's cell that is run again must not keep the model of the time before."""
+    """A notebook's cell that is run again must not keep the model of the time before; what it recorded is ended."""
 
     def forget() -> weakref.ref[torch.Tensor]:
         model = Model()
@@ -454,6 +455,11 @@ def test_a_forgotten_recorder_lets_go_of_the_model(tmp_path: Path) -> None:
     weight = forget()
     gc.collect()
     assert weight() is None
+    for thread in threading.enumerate():
+        if thread.name == "root-dash-writer":
+            thread.join(30)
+    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
+    assert (recorded.frames, recorded.ended_at is not None) == (2, True)
 
 
 def test_the_environment_names_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
