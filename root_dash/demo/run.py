@@ -95,11 +95,11 @@ def _train(recorder: Recorder, steps: Iterator[State], total: int, console: Cons
         for state in steps:
             numbers = f"loss {state.loss:.3f} · {state.tokens_per_second:,.0f} tokens/s"
             bar.update(task, advance=1, numbers=numbers)
-            if state.validation_loss is not None:
+            if state.step % max(1, total // 10) == 0 or state.validation_loss is not None:
+                validation = "" if state.validation_loss is None else f"  validation {state.validation_loss:.3f}"
                 seconds = time.perf_counter() - started
                 bar.console.print(
-                    f"step {state.step:>6,}  loss {state.loss:.3f}  validation {state.validation_loss:.3f} nats/byte  "
-                    f"{seconds:.0f} s"
+                    f"step {state.step:>6,}  {seconds:>4.0f} s  loss {state.loss:.3f}{validation} nats/byte"
                 )
 
 

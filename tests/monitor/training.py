@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
+import root_dash
+from root_dash.monitor.cadence import Cadence
 from root_dash.optim.root import ROOT
+from root_dash.records import Layer
+from root_dash.store.store import Store
 
 
 class Model(nn.Module):
@@ -81,3 +87,34 @@ def train(
     """Train for some steps, logging the loss after each."""
     for index in range(steps):
         log(loss=step(model, optimizers, index))
+
+
+EVERY_STEP = Cadence(1, 1, 1, 1, 1)
+Build = Callable[[nn.Module], list[Optimizer]]
+
+
+def record(path: Path, build: Build, steps: int, cadence: Cadence = EVERY_STEP) -> Store:
+    """Train while watching; the finished recording."""
+    model = Model()
+    optimizers = build(model)
+    with root_dash.watch(model, optimizers, db=path, name="test", config={"lr": 0.01}, cadence=cadence) as run:
+        train(model, optimizers, steps, run.log)
+    assert (run.lost, run.failures) == (0, 0)
+    return root_dash.open(path)
+
+
+def layers_of(store: Store) -> dict[str, Layer]:
+    """The layers of the only run by name."""
+    (run,) = store.runs()
+    return {layer.name: layer for layer in store.layers(run.id)}
+
+
+class OddOptimizer(SGD):
+    """Keeps a momentum that is no float: what a recorder cannot have foreseen."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Plain SGD, and a state that makes no sense."""
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["momentum_buffer"] = torch.ones(parameter.shape, dtype=torch.int64)

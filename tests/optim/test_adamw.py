@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from root_dash.optim import ROOT
-from tests.optim.test_root import copies, give_gradients, parameters
+from tests.optim.training import copies, give_gradients, parameters
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

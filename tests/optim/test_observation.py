@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from root_dash.optim import ROOT, Observation
-from tests.optim.test_root import MUON, give_gradients, mixed, parameters
+from tests.optim.training import MUON, give_gradients, mixed, parameters
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

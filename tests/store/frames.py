@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -170,3 +172,12 @@ def _mask(layer: Layer, step: int, rng: np.random.Generator) -> tuple[Mask, dict
     )
     shares = {"outlier_row_share": 0.2, "outlier_col_share": 0.05, "mask_overlap": float("nan") if step == 0 else 0.4}
     return mask, shares
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two records are equal bit for bit, in values, types and shapes."""
+    if isinstance(a, np.ndarray):
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+    if dataclasses.is_dataclass(a):
+        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return bool(a == b)

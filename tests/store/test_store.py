@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 from dataclasses import replace
@@ -18,7 +17,6 @@ from root_dash.records import (
     TENSORS,
     Frame,
     Histogram,
-    Kind,
     Layer,
     Quantiles,
     Run,
@@ -27,18 +25,9 @@ from root_dash.records import (
     statistic_names,
 )
 from root_dash.store import Store
-from tests.store.frames import CADENCE, make_frame, make_layers, record
+from tests.store.frames import CADENCE, make_frame, make_layers, record, same
 
 RUN = Run("run-1", "a run", 1.7e9)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two records are equal bit for bit, in values, types and shapes."""
-    if isinstance(a, np.ndarray):
-        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
-    if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
-    return bool(a == b)
 
 
 def test_every_kind_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -319,43 +308,6 @@ def test_frames_are_paged_by_cursor(tmp_path: Path) -> None:
         assert (latest.id, latest.run, latest.seq, latest.step, latest.kinds) == (15, 2, 4, 4, ("statistics",))
 
 
-def test_a_resumed_run_is_a_new_attempt_that_wins(tmp_path: Path) -> None:
-    """Where two attempts recorded the same step the newer one counts, in every verb, and the older stays stored."""
-    layers, cadence = make_layers(2), {kind: 2 for kind in CADENCE}
-    path = record(tmp_path / "x.db", 20, layers, cadence=cadence, seed=1)
-    record(path, 20, layers, cadence=cadence, seed=2, start=10, end=False)
-    only = record(tmp_path / "y.db", 20, layers, cadence=cadence, seed=2, start=10)
-    with Store.open(path) as store, Store.open(only) as second:
-        assert len(store.runs()) == 1
-        assert store.run(1).frames == 40
-        assert store.run(1).ended_at is None
-        assert len(store.layers(1)) == 2
-        for name in ("grad_norm", "sigma_max", "outlier_row_share"):
-            history = store.history(1, name)
-            assert history.steps.tolist() == list(range(0, 30, 2))
-            assert np.array_equal(history.values[5:], second.history(1, name).values)
-            assert np.array_equal(store.grid(1, name).values[:, 5:], second.grid(1, name).values)
-        assert store.scalar(1, "loss").values[5:].tolist() == second.scalar(1, "loss").values.tolist()
-        assert same(store.spectrum(1, 15), second.spectrum(1, 15))
-        assert same(store.histogram(1, 18), second.histogram(1, 18))
-        assert store.histogram(1, 9).step == 8
-        assert store.histograms(1).steps.tolist() == list(range(0, 30, 2))
-        assert np.array_equal(store.histograms(1).counts[5:], second.histograms(1).counts)
-        assert same(store.spectra(1)[-1], second.spectra(1)[-1])
-
-
-def test_a_resumed_run_may_not_change_its_layers_shapes(tmp_path: Path) -> None:
-    """A layer of another shape under the same name is refused; a new layer is added."""
-    path = record(tmp_path / "x.db", 2, [Layer("a", (4, 4), "root", 0)])
-    with Store.create(path) as store:
-        with pytest.raises(ValueError, match=r"layer 'a' of the run has shape \[4, 4\], got \[4, 5\]"):
-            store.begin(RUN, [Layer("a", (4, 5), "root", 0)])
-        with pytest.raises(ValueError, match="a position each"):
-            store.begin(RUN, [Layer("a", (4, 4), "root", 0), Layer("b", (4, 4), "root", 0)])
-        store.begin(RUN, [Layer("a", (4, 4), "root", 0), Layer("b", (4, 4), "root", 1)]).close()
-        assert [layer.name for layer in store.layers(1)] == ["a", "b"]
-
-
 def test_histories_are_thinned_but_keep_their_extremes(tmp_path: Path) -> None:
     """With `max_points` a history keeps its ends and extremes, arrays are spread evenly."""
     with Store.open(record(tmp_path / "x.db", 120, make_layers(1), cadence={kind: 1 for kind in CADENCE})) as store:
@@ -390,50 +342,7 @@ def test_a_grid_has_a_row_for_every_layer(tmp_path: Path) -> None:
         assert store.history(6, "grad_norm").steps.tolist() == []
 
 
-def test_a_deleted_or_replaced_file_stops_the_recording(tmp_path: Path) -> None:
-    """SQLite would write on into the unlinked file; the recording says that it is gone instead."""
-    path, layers, rng = tmp_path / "x.db", make_layers(1), np.random.default_rng(1)
-    with Store.create(path) as store:
-        recording = store.begin(RUN, layers)
-        recording.append(make_frame(0, 0, layers, rng))
-        path.rename(tmp_path / "y.db")
-        with pytest.raises(StoreError, match="deleted or replaced"):
-            recording.append(make_frame(1, 1, layers, rng))
-        recording.close()
-
-
-def test_a_closed_recording_says_so(tmp_path: Path) -> None:
-    """A recording that was closed, and a store that was opened for reading, take no frames."""
-    path, kinds = tmp_path / "x.db", list[Kind](["scalars"])
-    with Store.create(path) as store:
-        recording = store.begin(RUN, [])
-        recording.close()
-        recording.close()
-        with pytest.raises(StoreError, match="is closed"):
-            recording.append(make_frame(0, 0, [], np.random.default_rng(0), kinds))
-    with Store.open(path) as store, pytest.raises(StoreError, match="not open for writing"):
-        store.begin(RUN, [])
-
-
-def test_a_reader_cannot_write(tmp_path: Path) -> None:
-    """The connections of an opened store refuse every change."""
-    with Store.open(record(tmp_path / "x.db", 1)) as store, store._reader.connect() as connection:
-        with pytest.raises(Exception, match="readonly"):
-            connection.exec_driver_sql("DELETE FROM runs")
-
-
 def test_nothing_is_left_beside_a_closed_file(tmp_path: Path) -> None:
     """When the last writer closes, the write-ahead log is folded into the file: one file to copy."""
     record(tmp_path / "x.db", 5)
     assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
-
-
-def test_a_forked_process_cannot_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recording inherited by a forked data loader refuses to write: two processes on one connection corrupt it."""
-    with Store.create(tmp_path / "x.db") as store:
-        recording = store.begin(RUN, make_layers(1))
-        with monkeypatch.context() as patch:
-            patch.setattr("os.getpid", lambda: -1)
-            with pytest.raises(StoreError, match="forked process"):
-                recording.append(make_frame(0, 0, recording.layers, np.random.default_rng(0)))
-        recording.append(make_frame(0, 0, recording.layers, np.random.default_rng(0)))
