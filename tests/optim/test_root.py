@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from root_dash.optim import ROOT
 from root_dash.optim.coefficients import resolve
 from tests.optim.reference import root_steps
-from tests.optim.training import copies, give_gradients, mixed, parameters
-
-MUON: dict[str, Any] = {"outlier_quantile": 1.0, "ns_coefficients": "muon", "normalization": "frobenius"}
+from tests.optim.training import MUON, copies, give_gradients, mixed, parameters
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 SHAPES = [(12, 20), (20, 12), (12, 20), (16, 16), (1, 9)]
+MUON: dict[str, Any] = {"outlier_quantile": 1.0, "ns_coefficients": "muon", "normalization": "frobenius"}
 
 
 def parameters(shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
