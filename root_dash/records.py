@@ -69,10 +69,10 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("base_alignment", "base alignment", "cosine of M and B"),
     Statistic("orthogonality_error", "orthogonality error", "‖X Xᵀ − I‖ / √m over X's non-zero rows", log=True),
     Statistic("sigma_max", "largest singular value", "σ₁ of M", "spectra", log=True),
-    Statistic("sigma_min", "smallest singular value", "σₘ of M", "spectra", log=True),
+    Statistic("sigma_min", "smallest singular value", "least σ of M that is not null", "spectra", log=True),
     Statistic("stable_rank", "stable rank", "‖M‖² / σ₁²", "spectra"),
     Statistic("effective_rank", "effective rank", "exp of the entropy of σ² / Σσ²", "spectra"),
-    Statistic("condition", "condition number", "σ₁ / σₘ of M", "spectra", log=True),
+    Statistic("condition", "condition number", "σ₁ / least σ of M that is not null", "spectra", log=True),
     Statistic("polar_error", "polar error", "‖X − UVᵀ‖ / ‖UVᵀ‖, UVᵀ the polar factor of B", "spectra", log=True),
     Statistic("outlier_row_share", "worst rows' share", "share of the outliers in the worst 1 % of rows", "masks"),
     Statistic(
