@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -78,7 +77,9 @@ def demo(
             console.print(f"look at it: root-dash serve {db}")
         else:
             console.print("the dashboard stays up: Ctrl-C ends it")
-            server.wait()
+            with suppress(KeyboardInterrupt):
+                server.wait()
+            _ended_within(server, 3)
 
 
 def _train(recorder: Recorder, steps: Iterator[State], total: int, console: Console) -> None:
@@ -135,13 +136,22 @@ def _dashboard(db: Path, port: int | None, console: Console, open_browser: bool)
         if open_browser:
             webbrowser.open(page)
         yield server
+    except KeyboardInterrupt:
+        # Ctrl-C in a terminal reaches the server as well: a second signal would cut its farewell short.
+        _ended_within(server, 3)
+        raise
     finally:
-        if server.poll() is None:
-            server.send_signal(signal.SIGINT)
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:
+        server.terminate()
+        if not _ended_within(server, 5):
             server.kill()
+
+
+def _ended_within(server: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        server.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
