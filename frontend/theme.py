@@ -43,7 +43,7 @@ class Theme:
     density: Stops
     """From nothing to much, in the data's blue."""
     severity: Stops
-    """From unusually low (-1) over ordinary (0, almost the paper) to unusually high (1)."""
+    """From the low end (-1) over the middle (0, almost the paper) to the high end (1) of what the map shows."""
     words: Mapping[str, str]
     """The inks of words that name a coloured line: the same hues, with the contrast that small text needs."""
 
