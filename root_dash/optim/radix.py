@@ -1,0 +1,188 @@
+"""Two neighbouring order statistics of the magnitudes in a tensor, selected among the bits of its floats.
+
+Without their sign bit, floats are ordered as the integers of the same bits, infinity after the finite and NaN last. So
+both selections here work on integers, are exact, and do the same for every dtype:
+
+- `radix_neighbours` counts the leading 15 bits of all entries, finds where the wanted ranks lie, and goes on among the
+  entries that share those bits, 16 bits at a time: one pass for bfloat16 and float16, two for float32, four for
+  float64. Its shapes depend on nothing but the input's and it never waits for the device. Counts of shards add up.
+- `partition_neighbours`, for CPUs, takes bounds from a sample, keeps the few entries between them and partitions these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Combine: TypeAlias = Callable[[Tensor], Tensor]
+Bits: TypeAlias = NDArray[Any]  # of signed integers, none negative once the sign bit of the float is gone
+
+_TOP_BITS = 15
+_DIGIT_BITS = 16
+_FEW = 2**12  # entries up to which the partition of a whole row is as fast as bounds and a partition between them
+_SAMPLE = 2**14
+_MARGIN = 4.0  # standard deviations between the sampled rank and either bound
+_BLOCK = 2**18  # entries that stay in the processor's cache from one pass over them to the next
+
+
+class _Layout(NamedTuple):
+    """How a float dtype looks as an integer: its dtype, infinity, and all bits but the sign, which is a NaN."""
+
+    integer: torch.dtype
+    infinity: int
+    largest: int
+
+
+_LAYOUTS = {
+    torch.float64: _Layout(torch.int64, 0x7FF0_0000_0000_0000, 2**63 - 1),
+    torch.float32: _Layout(torch.int32, 0x7F80_0000, 2**31 - 1),
+    torch.float16: _Layout(torch.int16, 0x7C00, 2**15 - 1),
+    torch.bfloat16: _Layout(torch.int16, 0x7F80, 2**15 - 1),
+}
+
+
+def radix_neighbours(
+    entries: Tensor, rank: int, count: int, *, coarse: bool = False, combine: Combine | None = None
+) -> Tensor:
+    """The magnitudes at `rank` and `rank` + 1 in each row of `entries` (L, n), ascending from 0: (L, 2).
+
+    The last rank has itself for a neighbour. NaN anywhere in a row makes its pair NaN.
+
+    `count` is the number of entries of a whole row, more than n where `entries` is a shard of it, which may be empty;
+    `combine` then sums a tensor of counts over the shards. `coarse` ones have the leading bits of `bucket_center` only,
+    and zeros after them.
+    """
+    layout = _LAYOUTS[entries.dtype]
+    bits = entries.detach().view(layout.integer) & layout.largest
+    bits = bits.masked_fill(bits > layout.infinity, layout.largest)  # every NaN falls into the last bucket
+    shift = layout.largest.bit_length() - _TOP_BITS
+    # What is counted over shards may be more than one of them holds.
+    counter = torch.int32 if count < 2**31 else torch.int64
+    ranks = (rank + torch.arange(2, device=bits.device)).clamp(max=count - 1).expand(len(bits), 2)
+    counts = _counts(bits >> shift, None, 1 << _TOP_BITS, counter)
+    if combine is not None:
+        counts = combine(counts)
+    has_nan = counts[:, -1:] > 0
+    prefix, ranks = _narrow(torch.zeros_like(ranks), ranks, counts.unsqueeze(1))
+    last = _unresolved(entries.dtype) if coarse else 0
+    while shift > last:
+        shift -= _DIGIT_BITS
+        leading = bits >> (shift + _DIGIT_BITS)
+        first, second = (leading == wanted for wanted in prefix.to(bits.dtype).split(1, dim=1))
+        second = second & ~first
+        digit = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
+        counts = _counts(digit + (second.to(torch.int32) << _DIGIT_BITS), first | second, 2 << _DIGIT_BITS, counter)
+        if combine is not None:
+            counts = combine(counts)
+        prefix, ranks = _narrow(prefix, ranks, counts.view(-1, 2, 1 << _DIGIT_BITS))
+    return (prefix << shift).masked_fill(has_nan, layout.largest).to(layout.integer).view(entries.dtype)
+
+
+def _counts(index: Tensor, counted: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
+    """How many of the `counted` entries of each row have each index below `size`: (L, size).
+
+    Entries that do not count add zero at their own index: one common bin would serialize a device's atomic additions.
+    """
+    ones = torch.ones((), dtype=dtype, device=index.device).expand_as(index) if counted is None else counted.to(dtype)
+    empty = torch.zeros((len(index), size), dtype=dtype, device=index.device)
+    return empty.scatter_add_(1, index.long(), ones)
+
+
+def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Append to each of two prefixes (L, 2) the digit where its rank lies; ranks (L, 2) become those in that bucket.
+
+    `counts` is (L, 1 or 2, digits): the second row counts the second prefix where that is another than the first.
+    """
+    same = (prefix[:, :1] == prefix[:, 1:]).unsqueeze(-1)
+    first, second = counts[:, :1], counts[:, -1:]
+    counts = torch.cat([first, torch.where(same, first, second)], 1)
+    cumulative = counts.cumsum(-1, dtype=counts.dtype)
+    digit = torch.searchsorted(cumulative, ranks.unsqueeze(-1).to(counts.dtype), right=True)
+    before = cumulative.gather(-1, digit) - counts.gather(-1, digit)
+    return (prefix << _DIGIT_BITS) | digit.squeeze(-1), ranks - before.squeeze(-1)
+
+
+def partition_neighbours(entries: Tensor, rank: int) -> Tensor:
+    """The same (L, 2) as `radix_neighbours` of whole rows, on the CPU."""
+    layout = _LAYOUTS[entries.dtype]
+    rows: Bits = entries.detach().view(layout.integer).numpy()
+    sign_off = rows.dtype.type(layout.largest)
+    if rows.shape[1] <= _FEW:
+        found = _partition(rows & sign_off, rank)
+    else:
+        found = np.empty((len(rows), 3), rows.dtype)
+        for row, into in zip(rows, found, strict=True):
+            into[:] = _bracket(row, rank, sign_off)
+    # The third of a row is its largest entry.
+    pairs = np.where(found[:, 2:] > layout.infinity, sign_off, found[:, :2])
+    return torch.from_numpy(pairs).view(entries.dtype)
+
+
+def _partition(magnitudes: Bits, rank: int) -> Bits:
+    """The entries at `rank`, at `rank` + 1 (or `rank`, if that is the last) and the largest: (..., n) to (..., 3).
+
+    The magnitudes are reordered in place.
+    """
+    magnitudes.partition(rank, axis=-1)
+    lower = magnitudes[..., rank]
+    above = magnitudes[..., rank + 1 :]
+    upper, largest = (above.min(-1), above.max(-1)) if above.shape[-1] else (lower, lower)
+    return np.stack([lower, upper, largest], -1)
+
+
+def _bracket(row: Bits, rank: int, sign_off: Any) -> Bits:
+    """The same of one long row (n,) whose sign bits are still there.
+
+    A sorted sample says between which values the rank probably lies. What is under the lower bound is only counted, and
+    what is over the upper one leaves the row in a second pass, so that about a fiftieth of a row is partitioned. A
+    bound on the wrong side shows in the counts, and costs the time of the entries that it should have removed.
+    """
+    n = len(row)
+    sample = row[:: max(n // min(n // 8, _SAMPLE), 1) | 1] & sign_off  # an odd stride visits all columns of 2^k
+    share = rank / n
+    center = share * len(sample)
+    margin = _MARGIN * (math.sqrt(center * (1 - share)) + 1)
+    first = max(int(center - margin), 0)
+    last = min(int(center + margin) + 1, len(sample) - 1)
+    sample.partition((first, last))
+    lower, upper = sample[first], sample[last]
+
+    blocks = (row[start : start + _BLOCK] & sign_off for start in range(0, n, _BLOCK))
+    kept = np.concatenate([block[np.flatnonzero(block >= lower)] for block in blocks])
+    dropped = n - len(kept)
+    if dropped > rank:
+        return _partition(row & sign_off, rank)
+    largest = kept.max()
+    fewer = kept[np.flatnonzero(kept <= upper)]
+    if len(fewer) > rank - dropped + 1:
+        kept = fewer
+    found = _partition(kept, rank - dropped)
+    found[2] = largest
+    return found
+
+
+def bucket_center(entries: Tensor) -> Tensor:
+    """The middle of the range of values that share the leading bits of each entry.
+
+    These are 16 with the sign for float32, and so the relative distance from any normal value in the range is at most
+    2^-8; 32 for float64; all of them for the 16-bit dtypes. Zero, infinity and NaN stay.
+    """
+    layout = _LAYOUTS[entries.dtype]
+    shift = _unresolved(entries.dtype)
+    if not shift:
+        return entries
+    bits = entries.view(layout.integer)
+    bucket = bits >> shift
+    center = (bucket << shift) | (1 << (shift - 1))
+    return torch.where((bits < layout.infinity) & (bucket > 0), center, bits).view(entries.dtype)
+
+
+def _unresolved(dtype: torch.dtype) -> int:
+    """How many of the last bits a bucket leaves open."""
+    return {8: 32, 4: 16, 2: 0}[dtype.itemsize]
