@@ -1,0 +1,311 @@
+"""How long a whole optimizer step takes: python benchmarks/optimizer_step.py [--models d32 gpt124m] [--device cuda]
+
+Steps the parameters of four models with torch's AdamW (fused) and Muon, ROOT as its paper's formulas stand
+(naive_root.py), and ours with its defaults and without clipping. Prints medians, ratios, and what was aimed at beside
+what was measured, and writes the same as JSON beside this file. On CUDA it also shows that no step waits for the
+device, and times a step captured in a graph.
+
+No network is trained: gradients are Student-t with two degrees of freedom, heavy-tailed as real ones, and are scaled
+from round to round. Every contender has its own weights and state, and all see the same gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from naive_root import NaiveROOT
+from timing import CAVEAT, environment, interleaved, ratio, seconds, summary, write_json
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from root_dash.optim import ROOT
+
+ADAMW, MUON, NAIVE, OURS, UNCLIPPED = "AdamW fused", "torch Muon", "naive ROOT", "ROOT", "ROOT unclipped"
+CALIBRATE_EVERY = 100  # ROOT's default
+
+# A contender whose warm-up step takes longer is left out, with a note: its times would be a benchmark of their own.
+LONGEST_STEP = 20.0
+# Seconds of a model's rounds after which, with three of them done, no more begin.
+ENOUGH = 40.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """The parameters of a model by shape, those for matrix optimizers and the rest, and the rounds that are timed."""
+
+    matrices: tuple[tuple[int, int], ...]
+    rest: tuple[tuple[int, ...], ...]
+    rounds: int
+
+
+def transformer(d: int, blocks: int, rounds: int) -> Model:
+    """The seven matrices of each block of a gated transformer of width d: q, k, v, o, gate, up, down."""
+    block = ((d, d),) * 4 + ((4 * d, d),) * 2 + ((d, 4 * d),)
+    return Model(block * blocks, (), rounds)
+
+
+def gpt(d: int, blocks: int, vocabulary: int, positions: int, rounds: int) -> Model:
+    """GPT-2 without biases: q, k, v, o, up, down; the embedding that is also the head; positions; norms."""
+    block = ((d, d),) * 4 + ((4 * d, d), (d, 4 * d))
+    return Model(block * blocks, ((vocabulary, d), (positions, d), *(((d,),) * (2 * blocks + 1))), rounds)
+
+
+MODELS = {
+    "d32": transformer(32, 12, rounds=40),
+    "d256": transformer(256, 6, rounds=12),
+    "d512": transformer(512, 2, rounds=8),
+    "gpt124m": gpt(768, 12, 50257, 1024, rounds=3),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one contender's time by another's should be at most, on some models and one kind of device."""
+
+    device: str
+    models: tuple[str, ...]
+    numerator: str
+    denominator: str
+    at_most: float
+
+
+TARGETS = (
+    Target("cpu", ("d32",), OURS, NAIVE, 1 / 5),
+    Target("cpu", ("d256",), OURS, NAIVE, 1 / 2),
+    Target("cpu", ("d256", "d512"), OURS, MUON, 1.0),
+    Target("cuda", ("gpt124m",), OURS, MUON, 0.5),
+)
+
+
+class Arena:
+    """One model's gradients, and the contenders that step copies of its weights with them."""
+
+    def __init__(self, model: Model, device: torch.device) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+        self._seed = [0.02 * torch.randn(s, generator=generator, device=device) for s in model.matrices + model.rest]
+        self._matrices = len(model.matrices)
+        self._gradients = [heavy_tailed(weight.shape, generator, device) for weight in self._seed]
+        self._factor = 1.0
+
+    def contenders(self) -> Iterator[tuple[str, list[Optimizer]]]:
+        """Each by name, with the optimizers that make up its step."""
+        matrices, rest = self.weights()
+        yield ADAMW, [AdamW(matrices + rest, fused=True)]
+        matrices, rest = self.weights()
+        yield MUON, [Muon(matrices), *beside(rest)]
+        matrices, rest = self.weights()
+        yield NAIVE, [NaiveROOT(matrices), *beside(rest)]
+        yield OURS, [self.ours()]
+        yield UNCLIPPED, [self.ours(outlier_quantile=1.0)]
+
+    def ours(self, **options: Any) -> ROOT:
+        """ROOT with all of the model's parameters."""
+        matrices, rest = self.weights()
+        groups: list[dict[str, Any]] = [{"params": matrices}]
+        if rest:
+            groups.append({"params": rest, "algorithm": "adamw"})
+        return ROOT(groups, **options)
+
+    def weights(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The matrices and the rest, fresh, with the gradients that all share."""
+        parameters: list[Tensor] = []
+        for weight, gradient in zip(self._seed, self._gradients, strict=True):
+            parameters.append(nn.Parameter(weight.clone()))
+            parameters[-1].grad = gradient
+        return parameters[: self._matrices], parameters[self._matrices :]
+
+    def scale_gradients(self, round_: int) -> None:
+        """Other gradients than those of the round before: of another size, the same in each such round."""
+        factor = (1.0, 1.5, 0.75, 1.25)[round_ % 4]
+        torch._foreach_mul_(self._gradients, factor / self._factor)
+        self._factor = factor
+
+
+def beside(rest: list[Tensor]) -> list[Optimizer]:
+    """The AdamW that steps what a matrix optimizer leaves."""
+    return [AdamW(rest, fused=True)] if rest else []
+
+
+def heavy_tailed(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Student-t entries with two degrees of freedom, times 1e-3: a normal by the root of an exponential variable."""
+    normal = torch.randn(shape, generator=generator, device=device)
+    return normal.mul_(torch.empty_like(normal).exponential_(generator=generator).rsqrt_()).mul_(1e-3)
+
+
+def step_of(optimizers: list[Optimizer]) -> Callable[[], None]:
+    """One call for the steps of all of them."""
+
+    def step() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
+def measure(name: str, device: torch.device, rounds: int | None) -> dict[str, Any]:
+    """Time and print one model."""
+    model = MODELS[name]
+    arena = Arena(model, device)
+    steps: dict[str, Callable[[], None]] = {}
+    left_out: dict[str, float] = {}
+    ours: list[Optimizer] = []
+    for contender, optimizers in arena.contenders():
+        step = step_of(optimizers)
+        took = seconds(step, device)  # also allocates the state
+        if took > LONGEST_STEP:
+            left_out[contender] = took
+            continue
+        steps[contender] = step
+        if contender == OURS:
+            ours = optimizers
+    if model.rounds > 3:
+        interleaved(steps, 2, device, arena.scale_gradients)
+    times = interleaved(steps, rounds or model.rounds, device, arena.scale_gradients, enough=ENOUGH)
+
+    entries = sum(map(math.prod, model.matrices + model.rest)) / 1e6
+    print(f"\n{name}: {len(model.matrices)} matrices and {len(model.rest)} others, {entries:.1f} M entries")
+    result = {"rounds": len(times[MUON]), **table(times)}
+    for contender, took in left_out.items():
+        print(f"  {contender}: left out after a warm-up step of {took:.0f} s")
+    result["left_out_after_seconds"] = left_out
+    for optimizer in ours:
+        assert isinstance(optimizer, ROOT)
+        result["calibration_ms_per_step"] = calibration(optimizer, device, result["ms"][OURS]["median"])
+    result["targets"] = verdicts(name, device, times)
+    return result
+
+
+def table(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Print each contender's times, and its ratios to Muon and to the naive ROOT where these were measured."""
+    milliseconds: dict[str, dict[str, float]] = {}
+    ratios: dict[str, dict[str, float]] = {}
+    print(f"  {'':<16}{'ms':>10}{'quartiles':>20}{'/ Muon':>9}{'/ naive':>9}")
+    for contender, values in times.items():
+        ms = {key: 1e3 * value for key, value in summary(values).items()}
+        milliseconds[contender] = ms
+        spread = f"{ms['low']:.2f} - {ms['high']:.2f}"
+        line = f"  {contender:<16}{ms['median']:>10.2f}{spread:>20}"
+        for other in (MUON, NAIVE):
+            if other in times:
+                quotient = ratio(times, contender, other)
+                ratios[f"{contender} / {other}"] = quotient
+                line += f"{quotient['median']:>9.3f}"
+        print(line)
+    return {"ms": milliseconds, "ratios": ratios}
+
+
+def calibration(optimizer: ROOT, device: torch.device, step_ms: float) -> float:
+    """What calibrating the coefficients adds to a step: none of the timed steps is one that calibrates.
+
+    Each call but the first waits for the fits of the one before: so this counts all of their work, though in training
+    it runs beside the steps.
+    """
+    optimizer.calibrate()
+    calls = 3
+    each = sum(seconds(optimizer.calibrate, device) for _ in range(calls)) / calls
+    per_step = 1e3 * each / CALIBRATE_EVERY
+    share = per_step / step_ms
+    print(f"  calibrating every {CALIBRATE_EVERY} steps, all its work: {per_step:.2f} ms a step, {share:.1%} of it")
+    return per_step
+
+
+def verdicts(name: str, device: torch.device, times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """The targets that concern this model on this device, each beside what was measured."""
+    found = []
+    for target in TARGETS:
+        if device.type != target.device or name not in target.models:
+            continue
+        claim = f"{target.numerator} / {target.denominator}"
+        if target.numerator not in times or target.denominator not in times:
+            print(f"  target {claim} <= {target.at_most:.2f}: not measured")
+            continue
+        measured = ratio(times, target.numerator, target.denominator)
+        met = measured["median"] <= target.at_most
+        print(
+            f"  target {claim} <= {target.at_most:.2f}: {measured['median']:.3f} "
+            f"(quartiles {measured['low']:.3f} - {measured['high']:.3f}), {'met' if met else 'NOT met'}"
+        )
+        found.append({"ratio": claim, "at_most": target.at_most, "measured": measured, "met": met})
+    return found
+
+
+def cuda_checks(name: str, device: torch.device) -> dict[str, Any]:
+    """That a step does not wait for the device, and that a captured one does as much in less time."""
+    arena = Arena(MODELS[name], device)
+    eager = arena.ours()
+    eager.step()  # allocates the state
+    torch.cuda.synchronize(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            eager.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize(device)
+    print("  three steps under torch.cuda.set_sync_debug_mode('error'): none waits for the device")
+
+    captured, twin = arena.ours(capturable=True), arena.ours(capturable=True)
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):  # allocates the state and warms the libraries up, as capture demands
+        for _ in range(3):
+            captured.step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    for _ in range(3):
+        twin.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()  # recorded, not run
+    times = interleaved({"graph": graph.replay, "eager": twin.step}, 20, device)
+    pairs = zip(parameters_of(captured), parameters_of(twin), strict=True)
+    difference = max(float((one - other).abs().max()) for one, other in pairs)
+    result: dict[str, Any] = {
+        "host_syncs": 0,
+        "graph_ms": 1e3 * summary(times["graph"])["median"],
+        "graph_to_eager": ratio(times, "graph", "eager"),
+        "graph_max_difference": difference,
+    }
+    print(
+        f"  captured in a graph: {result['graph_ms']:.2f} ms, {result['graph_to_eager']['median']:.3f} of the same "
+        f"step eagerly; after 23 steps of either the weights differ by {difference:.1e} at most"
+    )
+    return result
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Whole optimizer steps, side by side.")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, help="timed rounds per model; by default each has its own number")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; by default as many as it takes by itself")
+    parser.add_argument("--no-json", action="store_true", help="leave the JSON beside the script as it is")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, and torch sees none")
+    device = torch.device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    content: dict[str, Any] = environment(device)
+    print(f"{content['device']}, {content['threads']} threads, torch {content['torch']}, load {content['load']}")
+    content["models"] = {}
+    for name in arguments.models:
+        content["models"][name] = measure(name, device, arguments.rounds)
+        if device.type == "cuda":
+            content["models"][name]["cuda"] = cuda_checks(name, device)
+    print(f"\n{CAVEAT}")
+    if not arguments.no_json:
+        print(f"written to {write_json(__file__, device.type, content).name}")
+
+
+if __name__ == "__main__":
+    main()
