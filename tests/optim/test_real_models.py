@@ -10,7 +10,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from root_dash.optim import ROOT
 from root_dash.optim.param_groups import param_groups
+from root_dash.optim.pieces import Layout, pieces
 
 LANGUAGE = {
     "vocab_size": 50,
@@ -268,3 +270,62 @@ def test_sequence_classifiers_have_a_head() -> None:
     roberta = hugging_face("RobertaForSequenceClassification", "RobertaConfig", **sizes)
     assert "classifier.out_proj.weight" in names_of(param_groups(roberta), "adamw")
     assert "classifier.dense.weight" in names_of(param_groups(roberta), "root")
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    """The loss on four random samples of the model's kind."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(model, VisionTransformer | ResNet):
+        images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 1, 0])
+        return nn.functional.cross_entropy(model(images), labels)
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 1, 0])
+        loss: Tensor = model(pixel_values=images, labels=labels).loss
+        return loss
+    tokens = torch.randint(0, 50, (4, 12), generator=generator)
+    loss = model(input_ids=tokens, labels=tokens).loss
+    return loss
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_trains(kind: str) -> None:
+    """ROOT takes the groups as they are, changes every parameter that has a gradient, and lowers the loss."""
+    torch.manual_seed(0)
+    model = MODELS[kind][0]().train()
+    optimizer = ROOT(ROOT.param_groups(model), lr=3e-3)
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer.step()
+        losses.append(loss.item())
+        if step == 0:
+            for old, (name, parameter) in zip(before, model.named_parameters(), strict=True):
+                moves = parameter.grad is not None and bool(parameter.grad.any())
+                assert torch.equal(old, parameter.detach()) != moves, name
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("make", [qwen3_moe, VisionTransformer, lambda: ResNet(groups=2)])
+def test_a_step_is_that_of_the_pieces(make: Callable[[], nn.Module]) -> None:
+    """Stacked, fused and grouped weights step as if each of their matrices were a parameter of its own."""
+    torch.manual_seed(0)
+    model = make()
+    loss_of(model).backward()
+    groups = [g for g in param_groups(model) if g["algorithm"] == "root" and Layout.of(g) != Layout()]
+    assert groups
+    apart: list[tuple[nn.Parameter, Layout, list[nn.Parameter]]] = []
+    for group in groups:
+        for _, parameter in group["params"]:
+            matrices = [nn.Parameter(piece.clone()) for piece in pieces(parameter.detach(), Layout.of(group))]
+            for matrix, grad in zip(matrices, pieces(parameter.grad, Layout.of(group)), strict=True):
+                matrix.grad = grad.clone()
+            apart.append((parameter, Layout.of(group), matrices))
+    options: dict[str, Any] = {"lr": 0.1, "ns_coefficients": "robust"}
+    ROOT(groups, **options).step()
+    ROOT([matrix for _, _, matrices in apart for matrix in matrices], **options).step()
+    for parameter, layout, matrices in apart:
+        for found, expected in zip(pieces(parameter.detach(), layout), matrices, strict=True):
+            torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
