@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from naive_root import NaiveROOT
-from timing import CAVEAT, environment, interleaved, ratio, seconds, summary, write_json
+from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, ratio, seconds, summary, write_json
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -147,7 +147,7 @@ def step_of(optimizers: list[Optimizer]) -> Callable[[], None]:
     return step
 
 
-def measure(name: str, device: torch.device, rounds: int | None) -> dict[str, Any]:
+def measure(name: str, device: torch.device, rounds: int | None, clock: Clock) -> dict[str, Any]:
     """Time and print one model."""
     model = MODELS[name]
     arena = Arena(model, device)
@@ -156,7 +156,7 @@ def measure(name: str, device: torch.device, rounds: int | None) -> dict[str, An
     ours: list[Optimizer] = []
     for contender, optimizers in arena.contenders():
         step = step_of(optimizers)
-        took = seconds(step, device)  # also allocates the state
+        took = seconds(step, device, clock)  # also allocates the state
         if took > LONGEST_STEP:
             left_out[contender] = took
             continue
@@ -164,8 +164,8 @@ def measure(name: str, device: torch.device, rounds: int | None) -> dict[str, An
         if contender == OURS:
             ours = optimizers
     if model.rounds > 3:
-        interleaved(steps, 2, device, arena.scale_gradients)
-    times = interleaved(steps, rounds or model.rounds, device, arena.scale_gradients, enough=ENOUGH)
+        interleaved(steps, 2, device, arena.scale_gradients, clock)
+    times = interleaved(steps, rounds or model.rounds, device, arena.scale_gradients, clock, enough=ENOUGH)
 
     entries = sum(map(math.prod, model.matrices + model.rest)) / 1e6
     print(f"\n{name}: {len(model.matrices)} matrices and {len(model.rest)} others, {entries:.1f} M entries")
@@ -175,7 +175,7 @@ def measure(name: str, device: torch.device, rounds: int | None) -> dict[str, An
     result["left_out_after_seconds"] = left_out
     for optimizer in ours:
         assert isinstance(optimizer, ROOT)
-        result["calibration_ms_per_step"] = calibration(optimizer, device, result["ms"][OURS]["median"])
+        result["calibration_ms_per_step"] = calibration(optimizer, device, clock, result["ms"][OURS]["median"])
     result["targets"] = verdicts(name, device, times)
     return result
 
@@ -199,7 +199,7 @@ def table(times: dict[str, list[float]]) -> dict[str, Any]:
     return {"ms": milliseconds, "ratios": ratios}
 
 
-def calibration(optimizer: ROOT, device: torch.device, step_ms: float) -> float:
+def calibration(optimizer: ROOT, device: torch.device, clock: Clock, step_ms: float) -> float:
     """What calibrating the coefficients adds to a step: none of the timed steps is one that calibrates.
 
     Each call but the first waits for the fits of the one before: so this counts all of their work, though in training
@@ -207,7 +207,7 @@ def calibration(optimizer: ROOT, device: torch.device, step_ms: float) -> float:
     """
     optimizer.calibrate()
     calls = 3
-    each = sum(seconds(optimizer.calibrate, device) for _ in range(calls)) / calls
+    each = sum(seconds(optimizer.calibrate, device, clock) for _ in range(calls)) / calls
     per_step = 1e3 * each / CALIBRATE_EVERY
     share = per_step / step_ms
     print(f"  calibrating every {CALIBRATE_EVERY} steps, all its work: {per_step:.2f} ms a step, {share:.1%} of it")
@@ -288,6 +288,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, help="timed rounds per model; by default each has its own number")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; by default as many as it takes by itself")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="on the CPU; cpu counts this process alone, so that with --threads 1 others on its cores matter little",
+    )
     parser.add_argument("--no-json", action="store_true", help="leave the JSON beside the script as it is")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -295,11 +301,14 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    content: dict[str, Any] = environment(device)
-    print(f"{content['device']}, {content['threads']} threads, torch {content['torch']}, load {content['load']}")
+    content: dict[str, Any] = {**environment(device), "clock": arguments.clock}
+    print(
+        f"{content['device']}, {content['threads']} threads, torch {content['torch']}, load {content['load']}, "
+        f"{arguments.clock} clock"
+    )
     content["models"] = {}
     for name in arguments.models:
-        content["models"][name] = measure(name, device, arguments.rounds)
+        content["models"][name] = measure(name, device, arguments.rounds, CLOCKS[arguments.clock])
         if device.type == "cuda":
             content["models"][name]["cuda"] = cuda_checks(name, device)
     print(f"\n{CAVEAT}")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -25,12 +25,18 @@ CAVEAT = (
 )
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
+Clock: TypeAlias = Callable[[], float]
+
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What time is taken from off CUDA. The CPU's counts all threads of the process, those that spin for others too."""
+
+
+def seconds(call: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
     """How long a call takes; on CUDA by its events, from an idle device to the end of what was launched."""
     if device.type != "cuda":
-        start = time.perf_counter()
+        start = clock()
         call()
-        return time.perf_counter() - start
+        return clock() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     begin.record()
@@ -45,6 +51,7 @@ def interleaved(
     rounds: int,
     device: torch.device,
     before_round: Callable[[int], object] = lambda _: None,
+    clock: Clock = time.perf_counter,
     *,
     enough: float = math.inf,
 ) -> dict[str, list[float]]:
@@ -61,7 +68,7 @@ def interleaved(
         before_round(round_)
         first = round_ % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(seconds(contenders[name], device))
+            times[name].append(seconds(contenders[name], device, clock))
     return times
 
 
