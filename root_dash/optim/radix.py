@@ -103,7 +103,7 @@ def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tens
     first, second = counts[:, :1], counts[:, -1:]
     counts = torch.cat([first, torch.where(same, first, second)], 1)
     cumulative = counts.cumsum(-1, dtype=counts.dtype)
-    digit = torch.searchsorted(cumulative, ranks.unsqueeze(-1).to(counts.dtype), right=True)
+    digit = torch.searchsorted(cumulative, ranks.unsqueeze(-1).to(counts.dtype).contiguous(), right=True)
     before = cumulative.gather(-1, digit) - counts.gather(-1, digit)
     return (prefix << _DIGIT_BITS) | digit.squeeze(-1), ranks - before.squeeze(-1)
 
