@@ -112,7 +112,7 @@ def check_poison(device: str) -> None:
 def check_operators(device: str) -> None:
     """What torch demands of a custom operator holds, and a graph without breaks contains it."""
     A, b, c = random(2, 5, 5, device=device), torch.tensor(B, device=device), torch.tensor(C, device=device)
-    torch.library.opcheck(torch.ops.root_dash.gram.default, (A,))
+    torch.library.opcheck(torch.ops.root_dash.gram.default, (random(2, 5, 9, device=device),))
     torch.library.opcheck(torch.ops.root_dash.polynomial.default, (A, B, C))
     torch.library.opcheck(torch.ops.root_dash.polynomial_tensor.default, (A, b, c))
     check_compiled(A)
@@ -134,7 +134,7 @@ def check_compiled(X: Tensor) -> None:
 @pytest.mark.heavy
 @needs_triton
 def test_the_interpreted_kernels_are_right() -> None:
-    """Both products lie within the rounding bounds of float64, symmetric to the bit, and nothing imports Triton before."""
+    """Both products lie within the rounding bounds of float64, symmetric to the bit; no import before loads Triton."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.optim.test_kernels"],
         cwd=Path(__file__).parents[2],
