@@ -124,9 +124,8 @@ def _probe(index: int) -> bool:
     if torch.version.hip or torch.cuda.get_device_capability(index) < (8, 0) or not importlib.util.find_spec("triton"):
         return False
     try:
-        importlib.import_module(
-            "triton"
-        ).runtime.driver.active.get_current_target()  # compiles a C file, once a machine
+        triton = importlib.import_module("triton")
+        triton.runtime.driver.active.get_current_target()  # compiles a C file, once a machine
     except Exception as error:
         warnings.warn(f"Triton does not run here, the products are plain torch: {error}", RuntimeWarning, stacklevel=2)
         return False

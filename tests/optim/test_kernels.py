@@ -24,6 +24,9 @@ B, C = -4.775, 2.0315
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
 )
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and available(torch.empty(0, device="cuda"))), reason="no CUDA device for Triton"
+)
 
 
 def rounding(exact: Tensor, magnitude: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
@@ -177,7 +180,7 @@ def test_the_kernel_compiles_for_every_generation(
     assert built.metadata.shared + 1024 <= shared * 1024
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_the_kernels_are_right_on_a_gpu() -> None:
     """On a GPU the same bounds hold, and no product waits for the device."""
     check_kernels("cuda")
@@ -193,7 +196,7 @@ def test_the_kernels_are_right_on_a_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_a_captured_graph_reads_new_coefficients() -> None:
     """A CUDA graph replayed after its coefficient tensors have changed gives the polynomial of the new ones."""
     A = gram(random(2, 64, 80, dtype=torch.bfloat16, device="cuda"))
@@ -208,7 +211,7 @@ def test_a_captured_graph_reads_new_coefficients() -> None:
     check_polynomial(A, G)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@needs_gpu
 def test_offsets_beyond_32_bits() -> None:
     """A batch of more than 2^31 entries keeps its last matrix right."""
     X = torch.zeros(129, 4096, 4096, dtype=torch.bfloat16, device="cuda")
