@@ -170,7 +170,9 @@ def _rounds(signature: Signature, layout: Layout, ranks: int, one_by_one: bool, 
     rounds = []
     for (shape, dtype, device), places in shapes.items():
         limit = BATCH_ENTRIES.get(device.type, BATCH_ENTRIES["cuda"])
-        size = 1 if one_by_one else max(1, limit // (ranks * shape[0] * shape[1]))
+        # The updates of a round are gathered by every rank; of sharded parameters a rank has no more than its own.
+        together = shape[0] * shape[1] * (1 if sharded else ranks)
+        size = 1 if one_by_one else max(1, limit // together)
         found: list[list[tuple[Place, int, bool]]] = []
         owned = [0] * ranks
         for place in places:

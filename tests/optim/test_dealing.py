@@ -89,12 +89,14 @@ def test_rounds_hold_every_matrix_once(
     assert sharded or max(loads) <= sum(costs) / ranks + max(costs, default=0)
 
 
-def test_rounds_bound_what_all_ranks_hold_together() -> None:
-    """Matrices of a quarter of what a batch may hold come in rounds of four, but no fewer than one for each rank."""
+def test_rounds_bound_what_a_rank_holds() -> None:
+    """Matrices of a quarter of a batch: four a round, or one for each rank; of sharded ones four for each rank."""
     quarter = torch.empty(2**13, BATCH_ENTRIES["cuda"] // 2**15, device="meta")
     for ranks in (1, 2, 3, 8):
         rounds = rounds_of([quarter] * 19, Layout(), ranks)
         assert max(len(each.batch.places) for each in rounds) == max(4 // ranks * ranks, ranks)
+        rounds = rounds_of([quarter] * 19, Layout(), ranks, sharded=True)
+        assert max(each.most() for each in rounds) == min(4, -(-19 // ranks))
 
 
 @given(st.integers(0, 20), st.integers(0, 3), st.integers(1, 7), st.sampled_from([Layout(), Layout(batch_ndim=1)]))
@@ -170,7 +172,7 @@ def test_an_exchange_takes_every_row_to_its_owner_and_back(model: tuple[list[Ten
                 target.copy_(torch.tensor(entries).reshape(chunk.shape))
         assert not any(back.values())
     for index, value in enumerate(flat):
-        assert torch.equal(sum(taken[rank][index] for rank in range(ranks)), value)
+        assert torch.equal(torch.stack([taken[rank][index] for rank in range(ranks)]).sum(0), value)
         for rank in range(ranks):
             start, stop = bounds[index][rank]
             assert torch.equal(taken[rank][index][start:stop], value[start:stop])
