@@ -1,0 +1,389 @@
+"""AdaNewton online: coefficient sets that follow the spectra of the run, fitted beside it and adopted when better.
+
+Every so many steps one matrix per shape is looked at. Its Gram matrix is formed on its device and sent to the host
+without stopping either; the rest, from the eigenvalues to the verdict, is the work of a background thread. The result
+is taken a fixed number of steps later, waited for where it must be, so that a run's bits do not depend on how fast the
+machine was, and a resumed run goes on with the same ones.
+
+What is fitted to is a mixture of the newest spectra of the run and of random ones of the same shape (He et al., arXiv
+2511.20626, mix 1:3). Every third real spectrum, the newest among them, is held out. Errors are weighed against those
+that the starting set leaves: a hard spectrum, of which no set makes much, would else outweigh all others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from root_dash.optim.adanewton import LIMIT, NOISE, TOP, fit, infimum, supremum
+from root_dash.optim.background import Job
+from root_dash.optim.coefficients import Coefficients, Normalization, check_normalization, resolve
+from root_dash.optim.spectra import Array, polar_error, random_spectra
+
+Shape: TypeAlias = tuple[int, int]
+Form: TypeAlias = Literal["adaptive", "adanewton"]
+Proposal: TypeAlias = list[float]
+"""A set that may be adopted, as plain numbers: its coefficients, step by step, then the mean polar errors on held-out
+spectra before and after, and its supremum with noise."""
+
+PAPER_MIXTURE = (1.0, 3.0)
+"""Weights of real and of random spectra in a fit, as the paper has them."""
+EVEN_MIXTURE = (1.0, 1.0)
+REAL_MIXTURE = (1.0, 0.0)
+
+# What no σ may exceed with noise between the steps, and, for a triple that is repeated, after any number of them up to
+# twenty. No single triple is both steep at zero and calm at one: Muon's reaches 1.20.
+LIMITS: dict[Form, float] = {"adaptive": 1.06, "adanewton": 1.3}
+_HORIZON = 20
+_BOTTOM = 1e-3  # from here up to the largest, no σ may be turned round
+_GAIN, _LEAST = 0.01, 1e-3  # relative and absolute: a change for less is not worth an event
+_ANCHOR = 0.02  # spectra drift: more weight on what none of the fitted ones holds than a fit gives by itself
+_RANDOM, _RANDOM_HELD = 4, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """That a shape's set was replaced: when, by what, and why."""
+
+    step: int
+    shape: Shape
+    """(m, n) with m <= n."""
+    before: tuple[Coefficients, ...]
+    after: tuple[Coefficients, ...]
+    error_before: float
+    """Mean polar error on real spectra that the new set was not fitted to, of the old one."""
+    error_after: float
+    """The same of the new one."""
+    supremum: float
+    """The largest singular value that the new set can make of any matrix, with noise between the steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    spectrum: Array | None  # None where the matrix was zero or not finite
+    proposal: Proposal | None
+
+
+@dataclass(slots=True)
+class _Line:
+    """What is known of one shape."""
+
+    coefficients: tuple[Coefficients, ...]
+    spectra: list[Array] = field(default_factory=list)  # of the run, the newest first
+    count: int = 0  # spectra seen so far: the seed of the random ones
+    offered: int = 0
+    pending: Job[_Outcome] | _Outcome | None = None
+
+    def outcome(self) -> _Outcome | None:
+        """What the pending calibration came to, waited for; None where there is none."""
+        return self.pending.result() if isinstance(self.pending, Job) else self.pending
+
+
+class Calibration:
+    """The sets of one parameter group, by matrix shape (m, n) with m <= n.
+
+    In every step call `adopt`, or `take` and `apply` where several processes must agree; then, where it is `due`,
+    `offer` one matrix per shape.
+
+    Args:
+        form: `"adaptive"`, a triple per step, or `"adanewton"`, the paper's one triple in all steps.
+        steps: number of Newton-Schulz steps.
+        normalization: what the iteration divides by.
+        every: steps between two calibrations.
+        lag: steps after which the result of one is taken; half of `every` by default.
+        mixture: weights of real and of random spectra in a fit.
+        reservoir: real spectra kept per shape.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        steps: int,
+        *,
+        normalization: Normalization = "schatten8",
+        every: int = 100,
+        lag: int | None = None,
+        mixture: tuple[float, float] = PAPER_MIXTURE,
+        reservoir: int = 8,
+    ) -> None:
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+        check_normalization(normalization)
+        lag = max(1, every // 2) if lag is None else lag
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every!r}")
+        if not 1 <= lag <= every:
+            raise ValueError(f"lag must lie between 1 and every={every}, got {lag!r}")
+        if reservoir < 2:
+            raise ValueError(f"reservoir must be at least 2, one to fit and one to hold out, got {reservoir!r}")
+        real, random = mixture
+        if not (real >= 0 and random >= 0 and 0 < real + random < math.inf):
+            raise ValueError(f"mixture must be two weights, none negative and one positive, got {mixture!r}")
+        self.form, self.steps, self.normalization = form, steps, normalization
+        self.every, self.lag, self.reservoir = every, lag, reservoir
+        self.mixture = (float(real), float(random))
+        self.start = resolve(form, steps)
+        self._lines: dict[Shape, _Line] = {}
+
+    @property
+    def width(self) -> int:
+        """The number of numbers in a `Proposal`."""
+        return 3 * self.steps + 3
+
+    def coefficients(self, shape: Shape) -> tuple[Coefficients, ...]:
+        """The set that matrices of a shape are stepped with."""
+        line = self._lines.get(_short_first(shape))
+        return self.start if line is None else line.coefficients
+
+    def due(self, step: int) -> bool:
+        """Whether matrices are to be offered at a step."""
+        return step > 0 and step % self.every == 0
+
+    def offer(self, step: int, shape: Shape, base: Tensor) -> None:
+        """Begin a calibration of a shape on one matrix of it; one that is still on its way is not disturbed.
+
+        `base` (m, n) is what is about to be orthogonalized. It may change as soon as this returns, and no device is
+        waited for.
+        """
+        rows, cols = base.shape
+        short = base.detach() if rows <= cols else base.detach().mT
+        wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
+        arrived = _to_host(wide @ wide.mT)
+        self._begin(step, shape, lambda: _singular_values(arrived()))
+
+    def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
+        """The same of a matrix whose singular values are known already."""
+        values = np.sort(np.asarray(sigma, np.float64))[::-1].copy()
+        self._begin(step, shape, lambda: values if np.isfinite(values).all() and values.any() else None)
+
+    def take(self, step: int) -> dict[Shape, Proposal | None]:
+        """What the calibrations that are due at a step came to, by shape: a set to adopt or None; waits for them.
+
+        `apply` it, or what another process made of its own.
+        """
+        proposals: dict[Shape, Proposal | None] = {}
+        for shape, line in sorted(self._lines.items()):
+            if line.pending is None or step < line.offered + self.lag:
+                continue
+            outcome = line.outcome()
+            line.pending = None
+            if outcome is not None and outcome.spectrum is not None:
+                line.spectra = [outcome.spectrum, *line.spectra][: self.reservoir]
+                line.count += 1
+            proposals[shape] = None if outcome is None else outcome.proposal
+        return proposals
+
+    def apply(self, step: int, proposals: Mapping[Shape, Sequence[float] | None]) -> list[Change]:
+        """Put proposed sets in place; one that breaks this form's bounds is left aside.
+
+        Raises:
+            ValueError: a proposal of the wrong length.
+        """
+        changes = []
+        for given, proposal in proposals.items():
+            if proposal is None:
+                continue
+            if len(proposal) != self.width:
+                raise ValueError(
+                    f"a proposal must hold {self.width} numbers for steps={self.steps}, got {len(proposal)}"
+                )
+            numbers = [float(number) for number in proposal]
+            after = tuple((numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, 3 * self.steps, 3))
+            if not _bounded(self.form, after):
+                continue
+            shape = _short_first(given)
+            line = self._lines.setdefault(shape, _Line(self.start))
+            changes.append(Change(step, shape, line.coefficients, after, *numbers[-3:]))
+            line.coefficients = after
+        return changes
+
+    def adopt(self, step: int) -> list[Change]:
+        """Take what is due at a step and put it in place."""
+        return self.apply(step, self.take(step))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on, as numbers, strings, lists and float64 tensors; waits for what is on its way."""
+        return {
+            "form": self.form,
+            "steps": self.steps,
+            "normalization": self.normalization,
+            "every": self.every,
+            "lag": self.lag,
+            "mixture": list(self.mixture),
+            "reservoir": self.reservoir,
+            "shapes": [_pack(shape, line) for shape, line in sorted(self._lines.items())],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Cadence and mixture stay this calibration's own; an empty state starts afresh.
+
+        Raises:
+            ValueError: the state is that of another form, number of steps or normalization.
+        """
+        for name in ("form", "steps", "normalization"):
+            if state and state[name] != getattr(self, name):
+                raise ValueError(f"{name} must be {getattr(self, name)!r} as in this calibration, got {state[name]!r}")
+        self._lines = dict(_unpack(packed) for packed in state.get("shapes", ()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.state_dict()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options = {name: state[name] for name in ("normalization", "every", "lag", "reservoir")}
+        self.__init__(state["form"], state["steps"], mixture=tuple(state["mixture"]), **options)  # type: ignore[misc]
+        self.load_state_dict(state)
+
+    def _begin(self, step: int, shape: Shape, spectrum: Callable[[], Array | None]) -> None:
+        shape = _short_first(shape)
+        line = self._lines.setdefault(shape, _Line(self.start))
+        if line.pending is not None:
+            return
+        known, count, current = tuple(line.spectra[: self.reservoir - 1]), line.count, line.coefficients
+
+        def compute() -> _Outcome:
+            newest = spectrum()
+            if newest is None:
+                return _Outcome(None, None)
+            return _Outcome(newest, self._propose(shape, [newest, *known], count, current))
+
+        line.offered, line.pending = step, Job(compute)
+
+    def _propose(
+        self, shape: Shape, spectra: list[Array], count: int, current: tuple[Coefficients, ...]
+    ) -> Proposal | None:
+        """A set fitted to part of the spectra that is better than the current one on the rest; None if it is not."""
+        held, fitted = spectra[::3], [spectrum for i, spectrum in enumerate(spectra) if i % 3]
+        if not fitted:
+            return None
+        rng = np.random.default_rng([*shape, count])
+        random, random_held = (random_spectra(shape, many, rng) for many in (_RANDOM, _RANDOM_HELD))
+        weights = [self.mixture[0] / len(fitted)] * len(fitted) + [self.mixture[1] / len(random)] * len(random)
+        known = fitted + random
+        found = fit(
+            known,
+            steps=self.steps,
+            shared=self.form == "adanewton",
+            start=current,
+            normalization=self.normalization,
+            limit=LIMIT if self.form == "adaptive" else LIMITS[self.form],
+            weights=[w / max(self._error(self.start, s), 1e-3) ** 2 for w, s in zip(weights, known, strict=True)],
+            anchor=_ANCHOR,
+            horizon=self.steps if self.form == "adaptive" else max(_HORIZON, self.steps),
+        ).coefficients
+        before, after = (float(np.mean([self._error(c, s) for s in held])) for c in (current, found))
+        if not (before - after >= max(_GAIN * before, _LEAST) and _bounded(self.form, found)):
+            return None
+        if self.mixture[1] > 0:  # nor may random matrices be worse off than at the start
+            at_start, now = (np.mean([self._error(c, s) for s in random_held]) for c in (self.start, found))
+            if now > at_start:
+                return None
+        return [number for triple in found for number in triple] + [before, after, _reach(self.form, found)]
+
+    def _error(self, coefficients: Sequence[Coefficients], spectrum: Array) -> float:
+        return polar_error(coefficients, spectrum, self.normalization)
+
+
+def _reach(form: Form, coefficients: tuple[Coefficients, ...]) -> float:
+    if form == "adaptive":
+        return supremum(coefficients, noise=NOISE)
+    steps = len(coefficients)
+    return max(supremum(coefficients[:1] * k, noise=NOISE) for k in range(steps, max(_HORIZON, steps) + 1))
+
+
+def _bounded(form: Form, coefficients: tuple[Coefficients, ...]) -> bool:
+    return _reach(form, coefficients) <= LIMITS[form] and infimum(coefficients, _BOTTOM, TOP, NOISE) > 0
+
+
+def _short_first(shape: Shape) -> Shape:
+    rows, cols = shape
+    return (rows, cols) if rows <= cols else (cols, rows)
+
+
+def _singular_values(gram: NDArray[np.float64]) -> Array | None:
+    """Singular values, descending, from the Gram matrix; None where it is zero, empty or not finite."""
+    if not (gram.size and np.isfinite(gram).all() and gram.any()):
+        return None
+    try:
+        squares: Array = np.linalg.eigvalsh(gram)[::-1]
+        return np.sqrt(np.maximum(squares, 0.0))
+    except np.linalg.LinAlgError:
+        return None
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _to_host(tensor: Tensor) -> Callable[[], NDArray[np.float64]]:
+    """Start copying a tensor to the host; what is returned waits for it. On CUDA by a stream of its own."""
+    if not tensor.is_cuda:
+        array: NDArray[np.float64] = tensor.numpy()
+        return lambda: array
+    device = tensor.device
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+    stream = _streams[device]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    event = torch.cuda.Event(blocking=True)  # the thread sleeps until it, instead of spinning on a core
+    with torch.cuda.stream(stream):
+        host.copy_(tensor, non_blocking=True)
+        event.record(stream)
+    tensor.record_stream(stream)  # or the allocator would hand its memory out while the copy reads it
+
+    def arrived() -> NDArray[np.float64]:
+        event.synchronize()
+        return host.numpy()
+
+    return arrived
+
+
+def _pack(shape: Shape, line: _Line) -> dict[str, Any]:
+    outcome = line.outcome()
+    return {
+        "shape": list(shape),
+        "coefficients": [list(triple) for triple in line.coefficients],
+        "spectra": [_tensor(spectrum) for spectrum in line.spectra],
+        "count": line.count,
+        "offered": line.offered,
+        "pending": None
+        if outcome is None
+        else {
+            "spectrum": None if outcome.spectrum is None else _tensor(outcome.spectrum),
+            "proposal": None if outcome.proposal is None else list(outcome.proposal),
+        },
+    }
+
+
+def _unpack(packed: Mapping[str, Any]) -> tuple[Shape, _Line]:
+    rows, cols = packed["shape"]
+    pending = packed["pending"]
+    return (int(rows), int(cols)), _Line(
+        coefficients=tuple((float(a), float(b), float(c)) for a, b, c in packed["coefficients"]),
+        spectra=[_array(spectrum) for spectrum in packed["spectra"]],
+        count=int(packed["count"]),
+        offered=int(packed["offered"]),
+        pending=None
+        if pending is None
+        else _Outcome(
+            None if pending["spectrum"] is None else _array(pending["spectrum"]),
+            None if pending["proposal"] is None else [float(number) for number in pending["proposal"]],
+        ),
+    )
+
+
+def _tensor(spectrum: Array) -> Tensor:
+    return torch.tensor(spectrum, dtype=torch.float64)
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.array(tensor.detach().cpu().numpy(), np.float64)
