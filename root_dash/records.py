@@ -268,6 +268,17 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a run at a step, such as a new coefficient set; `id` is the store's key."""
+
+    kind: str
+    text: str
+    step: int
+    time: float
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """All that was recorded at one step: the unit of writing, of streaming and of resuming.
 
@@ -292,6 +303,8 @@ class Frame:
     masks: Mapping[int, tuple[Mask, Mapping[str, float]]] = field(default_factory=dict)
     """With the statistics of kind `"masks"` by name."""
     scalars: Mapping[str, float] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    """What happened at the step, or since the frame before."""
     lost: int = 0
     cost: float = 0.0
 

@@ -38,6 +38,14 @@ def frames(
     return RecordResponse(store.frames(run_id, after, limit))
 
 
+@router.get("/{run}/events")
+def events(
+    store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Annotated[int, Query(ge=1, le=5000)] = 1000
+) -> RecordResponse:
+    """What happened to the run beyond the event of that id, such as a new coefficient set."""
+    return RecordResponse(store.events(run_id, after, limit))
+
+
 @router.get("/{run}/grid")
 def grid(
     store: StoreDep,

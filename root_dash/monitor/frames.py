@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.mask import Packed, mask_of, mask_statistics
 from root_dash.monitor.spectrum import Grams, base_and_polar_error, singular_values, spectral_statistics
-from root_dash.records import TENSORS, Frame, Histogram, Mask, Quantiles, Spectrum, Tensor, statistic_names
+from root_dash.records import TENSORS, Event, Frame, Histogram, Mask, Quantiles, Spectrum, Tensor, statistic_names
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -39,6 +39,7 @@ class Assembler:
         step: int,
         time: float,
         scalars: Mapping[str, float],
+        events: tuple[Event, ...] = (),
         lost: int,
         cost: float,
     ) -> Frame:
@@ -55,6 +56,7 @@ class Assembler:
             spectra=dict(item for group in groups for item in _spectra(group, step)),
             masks=dict(item for group in groups for item in self._masks(group, step)),
             scalars=dict(scalars),
+            events=events,
             lost=lost,
             cost=cost,
         )

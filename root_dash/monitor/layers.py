@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from root_dash.optim.pieces import Layout
 from root_dash.records import Layer
+
+NOT_OPTIONS = ("params", "param_names", "step", "skipped", "calibration")  # a group's parameters, and state of ROOT's
 
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
 
@@ -20,14 +23,16 @@ def watched_layers(
     """The layers to watch in model order, and each parameter's position among them.
 
     A layer is a parameter of the model that is real, requires a gradient and is in one of the optimizers; it bears its
-    first name where it is shared. `include` and `exclude` are globs over the names, or one such glob.
+    first name where it is shared. A parameter that ROOT takes apart (experts, heads, fused projections) is a layer for
+    each of its matrices, `name[0]`, `name[1]`, ..., and its position is that of the first. `include` and `exclude` are
+    globs over the parameters' names, or one such glob.
 
     Raises:
         ValueError: no parameter is left.
     """
     include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
     algorithms = {
-        parameter: str(group.get("algorithm", type(optimizer).__name__.lower()))
+        parameter: (str(group.get("algorithm", type(optimizer).__name__.lower())), group)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -39,8 +44,13 @@ def watched_layers(
         wanted = _matches(name, include) and not _matches(name, exclude)
         real = parameter.is_floating_point() and parameter.numel() > 0
         if wanted and real and parameter.requires_grad and parameter in algorithms:
+            algorithm, group = algorithms[parameter]
             positions[parameter] = len(layers)
-            layers.append(Layer(name, tuple(parameter.shape), algorithms[parameter], len(layers)))
+            matrices = Layout.of(group).shapes(parameter.shape) if algorithm == "root" else ()
+            if len(matrices) <= 1:
+                layers.append(Layer(name, tuple(parameter.shape), algorithm, len(layers)))
+            for piece, shape in enumerate(matrices if len(matrices) > 1 else ()):
+                layers.append(Layer(f"{name}[{piece}]", shape, algorithm, len(layers)))
     if not layers:
         raise ValueError(
             f"watch() found no layer: none of the model's parameters that require a gradient is in the optimizer and "
@@ -55,7 +65,7 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
         {
             "class": type(optimizer).__name__,
             "groups": [
-                {key: _plain(value) for key, value in group.items() if key not in ("params", "param_names")}
+                {key: _plain(value) for key, value in group.items() if key not in NOT_OPTIONS}
                 for group in optimizer.param_groups
             ],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class Batch:
 
 
 def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_quantile: float) -> Batch | None:
-    """The batch that ROOT's observation shows of the watched parameters; None where none of them is.
+    """The batch that ROOT's observation shows of the watched parameters; None where none of them is, or where sharded.
 
     Where the optimizer itself cuts no outliers (its AdamW groups), the threshold that would be is computed at
     `outlier_quantile`, so that every matrix has a mask to inspect.
@@ -53,6 +53,9 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
     parameters = observation.parameters
     rows = [row for row, parameter in enumerate(parameters) if parameter in positions]
     if not rows:
+        return None
+    if observation.gradient is None or observation.weight is None:
+        # Of a sharded parameter each process holds some rows, and one shows the momentum: not recorded.
         return None
 
     def kept(tensor: Tensor) -> Tensor:
@@ -65,9 +68,9 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
     if epsilon is None and base is None and observation.algorithm != "root":
         base, epsilon = outliers_of(momentum, outlier_quantile)
     return Batch(
-        positions=tuple(positions[parameters[row]] for row in rows),
+        positions=tuple(positions[parameters[row]] + observation.pieces[row] for row in rows),
         gradient=kept(observation.gradient),
-        weight_norm=weight_norms([parameters[row] for row in rows]),
+        weight_norm=weight_norms(kept(observation.weight)),
         momentum=momentum,
         threshold=epsilon,
         base=base,
@@ -79,11 +82,11 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
 
 def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tensor]:
     """Base and threshold of momenta (L, rows, cols) at a quantile of |M|: (L, rows, cols) and (L,)."""
-    epsilon = threshold(momentum.abs().flatten(1), outlier_quantile)
+    epsilon = threshold(momentum, outlier_quantile)
     return split(momentum, epsilon), epsilon
 
 
-def weight_norms(parameters: Collection[Tensor]) -> Tensor:
+def weight_norms(parameters: Iterable[Tensor]) -> Tensor:
     """Frobenius norms of L parameters: (L,)."""
     return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float64).float() for p in parameters])
 

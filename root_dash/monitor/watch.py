@@ -24,9 +24,10 @@ from root_dash.monitor.foreign import ForeignOptimizer
 from root_dash.monitor.measure import Batch, Measurement, batch_of, measure
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import Failures, Pending, Sink, Writer, print_to_stderr
+from root_dash.optim.calibration import Change
 from root_dash.optim.observation import Observation
 from root_dash.optim.root import ROOT
-from root_dash.records import Kind
+from root_dash.records import Event, Kind
 
 DRAIN_SECONDS = 60.0
 """How long `close` waits for frames to be stored before it says how many are missing."""
@@ -92,6 +93,7 @@ class Recorder:
         self._closed = False
         self._due: frozenset[Kind] = frozenset()
         self._measured: list[Measurement] = []
+        self._events: list[Event] = []
         self._unsealed = False
         self._cost = 0.0
         self._handles: list[Any] = []
@@ -166,6 +168,7 @@ class Recorder:
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
         if isinstance(optimizer, ROOT):
             self._handles.append(optimizer.register_observer(self._observe))
+            self._handles.append(optimizer.register_change_observer(self._notice))
             return
         foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
         self._handles.append(
@@ -214,6 +217,10 @@ class Recorder:
         if self._due and (batch := batch_of(observation, self._positions, self._outlier_quantile)) is not None:
             self._take(batch)
 
+    @_guarded("to note a new coefficient set")
+    def _notice(self, change: Change) -> None:
+        self._events.append(Event("coefficients", str(change), self.step, time.time()))
+
     @_guarded("to read the gradients")
     def _before(self, foreign: ForeignOptimizer, closure: bool) -> None:
         if self._due:
@@ -236,9 +243,10 @@ class Recorder:
     def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there is neither."""
         measured, self._measured = self._measured, []
+        events, self._events = tuple(self._events), []
         cost, self._cost = self._cost, 0.0
         self._unsealed = False
-        if not measured and not scalars:
+        if not measured and not scalars and not events:
             return
         tensors = {f"scalar.{name}": value for name, value in scalars.items() if isinstance(value, Tensor)}
         for index, measurement in enumerate(measured):
@@ -255,6 +263,7 @@ class Recorder:
             arrival=arrival,
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
+            events=events,
         )
         self._writer.put(pending)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from root_dash.exceptions import StoreError
 from root_dash.monitor.frames import Assembler, Group
 from root_dash.monitor.transfer import Arrival
-from root_dash.records import Frame
+from root_dash.records import Event, Frame
 
 QUEUE_BYTES = 64 * 2**20
 """The host memory that waiting frames may hold, beside the one being stored; what comes on top is lost, and counted."""
@@ -52,6 +52,7 @@ class Pending:
     arrival: Arrival
     scalars: Mapping[str, float]
     cost: float
+    events: tuple[Event, ...] = ()
 
 
 class Failures:
@@ -206,7 +207,14 @@ def _assemble(assembler: Assembler, pending: Pending, seq: int, lost: int) -> Fr
     ]
     scalars = dict(pending.scalars) | {name: float(value) for name, value in _named(arrays, "scalar.").items()}
     return assembler.frame(
-        groups, seq=seq, step=pending.step, time=pending.time, scalars=scalars, lost=lost, cost=pending.cost
+        groups,
+        seq=seq,
+        step=pending.step,
+        time=pending.time,
+        scalars=scalars,
+        events=pending.events,
+        lost=lost,
+        cost=pending.cost,
     )
 
 

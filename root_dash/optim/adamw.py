@@ -1,7 +1,7 @@
 """AdamW for the parameters that ROOT leaves alone: vectors, embeddings and the output head.
 
-The arithmetic of `torch.optim.AdamW`, operation for operation, opened up between the state and the weights so that an
-observer sees the update before it is applied.
+The arithmetic is torch's own, in its fused kernel where the device has one. What an observer is shown of it is read off
+the state afterwards, so that being watched changes nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from root_dash.optim.batches import as_matrix, decay, equal_shaped
+from root_dash.optim.batches import as_matrix, equal_shaped
 from root_dash.optim.observation import Observation, Observer
 
 
@@ -20,53 +22,90 @@ def adamw(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],  # 0-dimensional, on the host
+    steps: list[Tensor],  # 0-dimensional, float32, where `step_device` says
     *,
     lr: float | Tensor,
     weight_decay: float,
     betas: tuple[float, float],
     eps: float,
     maximize: bool,
+    capturable: bool = False,
+    finite: Sequence[Tensor] | None = None,
     observers: Sequence[Observer] = (),
 ) -> None:
-    """Advance the parameters and their state by one step."""
+    """Advance the parameters and their state by one step.
+
+    `finite` are 0-dimensional booleans, one per parameter: where False, the parameter and its state stay as they are.
+
+    Raises:
+        RuntimeError: `finite` is given and the device has no fused kernel.
+    """
     if not params:
         return
-    beta1, beta2 = betas
-    seen = grads
-    if maximize:
-        grads = list(torch._foreach_neg(grads))
-    torch._foreach_add_(steps, 1)
-    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-    torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+    fused = _has_fused(params)
+    if finite is not None and not fused:
+        raise RuntimeError(f"nonfinite='skip' needs a fused AdamW, which torch lacks on {params[0].device.type}")
+    weights = _stacks(params) if observers else []
+    # One call takes one flag, so that parameters which may be skipped are stepped one by one.
+    calls = [slice(0, len(params))] if finite is None else [slice(i, i + 1) for i in range(len(params))]
+    for call in calls:
+        torch_adamw(
+            params[call],
+            grads[call],
+            exp_avgs[call],
+            exp_avg_sqs[call],
+            [],
+            steps[call],
+            fused=fused or None,
+            capturable=capturable,
+            found_inf=None if finite is None else (~finite[call.start]).float(),
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            maximize=maximize,
+        )
+    for indices, weight in zip(equal_shaped(params) if observers else (), weights, strict=True):
+        momentum = torch.stack([as_matrix(exp_avgs[i]) for i in indices])
+        observation = Observation(
+            parameters=tuple(params[i] for i in indices),
+            pieces=(0,) * len(indices),
+            algorithm="adamw",
+            gradient=torch.stack([as_matrix(grads[i]) for i in indices]),
+            weight=weight,
+            momentum=momentum,
+            threshold=None,
+            base=None,
+            update=_update(
+                momentum,
+                torch.stack([as_matrix(exp_avg_sqs[i]) for i in indices]),
+                torch.stack([steps[i].to(params[i].device, non_blocking=True) for i in indices]).view(-1, 1, 1),
+                betas,
+                eps,
+            ),
+            lr=lr,
+        )
+        for observe in observers:
+            observe(observation)
 
-    counts = [step.item() for step in steps]
-    corrections1 = [1 - beta1**count for count in counts]
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
-    torch._foreach_div_(denominators, [(1 - beta2**count) ** 0.5 for count in counts])
-    torch._foreach_add_(denominators, eps)
 
-    if observers:
-        updates = torch._foreach_div(exp_avgs, denominators)
-        torch._foreach_div_(updates, corrections1)
-        for indices in equal_shaped(params):
-            observation = Observation(
-                parameters=tuple(params[i] for i in indices),
-                algorithm="adamw",
-                gradient=torch.stack([as_matrix(seen[i]) for i in indices]),
-                momentum=torch.stack([as_matrix(exp_avgs[i]) for i in indices]),
-                threshold=None,
-                base=None,
-                update=torch.stack([as_matrix(updates[i]) for i in indices]),
-                lr=lr,
-            )
-            for observe in observers:
-                observe(observation)
+def step_device(param: Tensor) -> torch.device:
+    """Where the count of a parameter's steps lives: beside it where the kernel is fused."""
+    return param.device if _has_fused([param]) else torch.device("cpu")
 
-    decay(params, lr, weight_decay)
-    if isinstance(lr, Tensor):
-        for param, exp_avg, denominator, correction in zip(params, exp_avgs, denominators, corrections1, strict=True):
-            param.sub_(exp_avg / denominator * (lr / correction))
-    else:
-        torch._foreach_addcdiv_(params, exp_avgs, denominators, [-(lr / correction) for correction in corrections1])
+
+def _update(momentum: Tensor, square: Tensor, steps: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
+    """m̂ / (√v̂ + eps) of averages (L, rows, cols) after `steps` (L, 1, 1)."""
+    corrections = [1 - torch.pow(beta, steps.double()).to(momentum.dtype) for beta in betas]
+    return momentum / corrections[0] / ((square / corrections[1]).sqrt() + eps)
+
+
+def _stacks(params: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.stack([as_matrix(params[i]) for i in indices]) for indices in equal_shaped(params)]
+
+
+def _has_fused(params: Sequence[Tensor]) -> bool:
+    devices = _get_fused_kernels_supported_devices()
+    return all(param.device.type in devices and param.is_floating_point() for param in params)

@@ -9,12 +9,20 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from root_dash.optim.coefficients import Coefficients, check_normalization, resolve
+from root_dash.optim.coefficients import Coefficients, Normalization, check_normalization, resolve
+from root_dash.optim.faults import NONFINITE
+from root_dash.optim.outliers import check_quantile_method
+from root_dash.optim.pieces import Layout
 
 Algorithm: TypeAlias = Literal["root", "adamw"]
 LrRule: TypeAlias = Literal["match_rms_adamw", "original", "spectral"]
 NsCoefficients: TypeAlias = str | Coefficients | Sequence[Coefficients]
 AdjustLr: TypeAlias = LrRule | Callable[[tuple[int, int]], float] | None
+Schedule: TypeAlias = Callable[[int], float]
+"""A number for each step, the first being 1."""
+
+ONLINE = ("adaptive", "adanewton")
+"""The choices of `ns_coefficients` that are fitted to the run."""
 
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 LR_RULES: tuple[LrRule, ...] = get_args(LrRule)
@@ -33,8 +41,28 @@ def check_group(group: Mapping[str, Any]) -> None:
     _check("eps", group["eps"], "finite and more than 0", lambda x: 0 < x < math.inf)
     _check("adamw_eps", group["adamw_eps"], "finite and at least 0", lambda x: 0 <= x < math.inf)
     _check("betas", group["betas"], "a pair of numbers in [0, 1)", lambda x: len(x) == 2 and all(0 <= b < 1 for b in x))
-    _check("outlier_quantile", group["outlier_quantile"], "in (0, 1]", lambda x: 0 < x <= 1)
+    for name, rule, holds in (
+        ("outlier_quantile", "in (0, 1]", lambda x: 0 < x <= 1),
+        ("outlier_threshold", "None, or finite and at least 0", lambda x: x is None or 0 <= x < math.inf),
+    ):
+        if not callable(group[name]):
+            _check(name, group[name], rule, holds)
+        elif group["capturable"]:
+            raise ValueError(f"{name} must be a number with capturable=True, got {group[name]!r}")
+    check_quantile_method(group["quantile_method"])
     check_normalization(group["normalization"])
+    if group["nonfinite"] not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {group['nonfinite']!r}")
+    if group["capturable"] and group["nonfinite"] == "raise":
+        raise ValueError("nonfinite must not be 'raise' with capturable=True: to raise, a step has to wait")
+    _check("calibrate_every", group["calibrate_every"], "a whole number, 0 or more", lambda x: x >= 0 and x == int(x))
+    _check(
+        "calibration_mixture",
+        group["calibration_mixture"],
+        "a pair of weights (real, random), at least 0 and not both 0",
+        lambda x: len(x) == 2 and min(x) >= 0 and 0 < sum(x) < math.inf,
+    )
+    Layout.of(group)
     if group["algorithm"] not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, ALGORITHMS))}, got {group['algorithm']!r}")
     rule = group["adjust_lr_fn"]
@@ -48,16 +76,43 @@ def check_group(group: Mapping[str, Any]) -> None:
     resolve(group["ns_coefficients"], group["ns_steps"], (1, 1))
 
 
-def check_parameter(parameter: Tensor, algorithm: str, name: str | None = None) -> None:
+def own_normalization(ns_coefficients: NsCoefficients) -> Normalization:
+    """The normalization that a choice of coefficients is made for: Frobenius for the published sets, else ours."""
+    published = ("muon", "paper", "polar_express", "adanewton")
+    return "frobenius" if isinstance(ns_coefficients, str) and ns_coefficients in published else "schatten8"
+
+
+def at_step(option: float | Schedule, step: int, name: str) -> float:
+    """The value of an option that may be a schedule.
+
+    Raises:
+        ValueError: the schedule's value is out of the option's range.
+    """
+    if not callable(option):
+        return option
+    value = float(option(step))
+    if name == "outlier_quantile":
+        _check(f"{name}({step})", value, "in (0, 1]", lambda x: 0 < x <= 1)
+    else:
+        _check(f"{name}({step})", value, "finite and at least 0", lambda x: 0 <= x < math.inf)
+    return value
+
+
+def check_parameter(parameter: Tensor, group: Mapping[str, Any], name: str | None = None) -> None:
     """Refuse, with a `ValueError` that names shape and rule, a parameter that its group's algorithm cannot step."""
+    algorithm = group["algorithm"]
     called = f"parameter {name!r}" if name else "a parameter"
     if parameter.is_complex():
         raise ValueError(f"parameters must be real, got {called} of dtype {parameter.dtype}")
+    if parameter.layout != torch.strided:
+        raise ValueError(f"parameters must be dense, got {called} of layout {parameter.layout}")
     if algorithm == "root" and parameter.ndim < 2:
         raise ValueError(
             f"parameters of a group with algorithm='root' must have at least 2 dimensions, got {called} of shape "
             f"{tuple(parameter.shape)}: put it in a group with algorithm='adamw', as ROOT.param_groups(model) does"
         )
+    if algorithm == "root":
+        Layout.of(group).check(parameter.shape, name)
 
 
 def lr_scale(shape: tuple[int, int], rule: AdjustLr) -> float:
@@ -78,6 +133,6 @@ def _check(name: str, value: Any, rule: str, holds: Callable[[Any], bool]) -> No
     try:
         if holds(value):
             return
-    except TypeError:
+    except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(f"{name} must be {rule}, got {value!r}")

@@ -1,11 +1,124 @@
-"""Which parameters are stepped together, the matrix that each is seen as, and the weight decay of all."""
+"""Which matrices are stepped together, and how they are taken from their tensors and written back.
+
+Matrices of equal sides are one batch, whether a parameter holds them upright or lying: every batch is wide, m <= n,
+with the matrices that lie already first and the transposed ones after them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from root_dash.optim.pieces import Layout, pieces, viewable
+
+BATCH_ENTRIES = {"cpu": 2**22, "cuda": 2**28}
+"""A batch of more entries is cut: what one holds beside the weights stays bounded and, on a CPU, near its caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a matrix is: the index of its parameter, its own among that parameter's pieces, and its shape there."""
+
+    parameter: int
+    piece: int
+    shape: tuple[int, int]
+
+    @property
+    def tall(self) -> bool:
+        """Whether it is transposed in its batch."""
+        return self.shape[0] > self.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The places of L matrices of one shape, dtype and device, those that lie first; `shape` is (m, n), m <= n."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    places: tuple[Place, ...]
+
+    def parts(self) -> list[tuple[slice, tuple[Place, ...]]]:
+        """The matrices that lie, and those that are transposed, as slices of the batch; only what there is."""
+        upright = sum(place.tall for place in self.places)
+        lying = len(self.places) - upright
+        cuts = [slice(0, lying), slice(lying, len(self.places))]
+        return [(cut, self.places[cut]) for cut in cuts if cut.start < cut.stop]
+
+
+Signature = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
+
+def batches_of(params: Sequence[Tensor], layout: Layout, *, one_by_one: bool = False) -> tuple[Batch, ...]:
+    """All matrices of the parameters in batches, in the order in which their shapes first appear.
+
+    `one_by_one` gives every matrix a batch of its own.
+    """
+    return batches_of_signature(signature_of(params), layout, one_by_one)
+
+
+def signature_of(params: Sequence[Tensor]) -> Signature:
+    """What of the parameters decides on their batches."""
+    return tuple((param.shape, param.dtype, param.device) for param in params)
+
+
+@lru_cache(maxsize=64)
+def batches_of_signature(signature: Signature, layout: Layout, one_by_one: bool) -> tuple[Batch, ...]:
+    """`batches_of` parameters of this signature."""
+    found: dict[tuple[tuple[int, int], torch.dtype, torch.device], list[Place]] = {}
+    for index, (size, dtype, device) in enumerate(signature):
+        for piece, shape in enumerate(layout.shapes(size)):
+            wide = (min(shape), max(shape))
+            found.setdefault((wide, dtype, device), []).append(Place(index, piece, shape))
+    batches = []
+    for (shape, dtype, device), places in found.items():
+        places.sort(key=lambda place: place.tall)
+        limit = BATCH_ENTRIES.get(device.type, BATCH_ENTRIES["cuda"])
+        length = 1 if one_by_one else max(1, limit // max(1, shape[0] * shape[1]))
+        batches += [Batch(shape, dtype, device, tuple(places[i : i + length])) for i in range(0, len(places), length)]
+    return tuple(batches)
+
+
+def matrices(batch: Batch, tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """The batch's matrices in tensors shaped as the parameters, as they stand there: views wherever possible."""
+    found: dict[int, list[Tensor]] = {}
+    for place in batch.places:
+        if place.parameter not in found:
+            found[place.parameter] = pieces(tensors[place.parameter], layout)
+    return [found[place.parameter][place.piece] for place in batch.places]
+
+
+def empty(batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
+    """Room for the batch: (L, m, n)."""
+    return torch.empty(len(batch.places), *batch.shape, dtype=dtype or batch.dtype, device=batch.device)
+
+
+def standing(batch: Batch, lying: Tensor) -> list[Tensor]:
+    """The matrices of a batch (L, m, n) as they stand in their parameters: views."""
+    return [matrix.mT if place.tall else matrix for place, matrix in zip(batch.places, lying.unbind(), strict=True)]
+
+
+def writable(tensors: Sequence[Tensor], layout: Layout) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
+    """Tensors whose pieces are views, and the copies among them, as (copy, original), that must be written back."""
+    out, copies = [], []
+    for tensor in tensors:
+        if viewable(tensor, layout):
+            out.append(tensor)
+        else:
+            copy = tensor.contiguous()
+            out.append(copy)
+            copies.append((copy, tensor))
+    return out, copies
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what a DTensor's shards make up: a collective call of all its ranks."""
+    full = getattr(tensor, "full_tensor", None)
+    return tensor if full is None else full()
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -19,15 +132,3 @@ def equal_shaped(tensors: Sequence[Tensor]) -> list[list[int]]:
     for index, tensor in enumerate(tensors):
         batches.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(index)
     return list(batches.values())
-
-
-def decay(params: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
-    """Decoupled weight decay: θ <- (1 - η λ) θ. A learning rate in a tensor stays on its device."""
-    if weight_decay == 0:
-        return
-    if isinstance(lr, Tensor):
-        factor = 1 - lr * weight_decay
-        for param in params:
-            param.mul_(factor)
-    else:
-        torch._foreach_mul_(params, 1 - lr * weight_decay)

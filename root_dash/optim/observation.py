@@ -11,18 +11,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One batch of equal-shaped parameters in the middle of a step: the update is known, the weights not yet changed.
+    """One batch of L matrices of one shape in the middle of a step.
 
-    The tensors are the optimizer's own, alive only during the call, in the parameters' orientation: rows = shape[0],
-    cols = the rest flattened, a vector 1 x n. Read them, copy what must last, and write to none.
+    The tensors are the optimizer's own, alive only during the call, in the parameters' orientation: rows x cols is the
+    matrix as it stands there (a vector 1 x n), except for the products, which are of its short side s = min(rows,
+    cols). Read them, copy what must last, and write to none. A field is None where the step does not have it.
     """
 
     parameters: tuple[Tensor, ...]
-    """L parameters of one shape, dtype and device, weights not yet changed."""
+    """L parameters of one dtype and device; one that consists of several matrices stands here once for each."""
+    pieces: tuple[int, ...]
+    """L numbers: which of its parameter's matrices each is; 0 where the parameter is one matrix."""
     algorithm: str
     """`"root"` or `"adamw"`."""
-    gradient: Tensor
-    """(L, rows, cols): the gradients as in `p.grad` (not negated under `maximize`)."""
+    gradient: Tensor | None
+    """(L, rows, cols): the gradients as in `p.grad` (not negated under `maximize`); None where they are sharded."""
+    weight: Tensor | None
+    """(L, rows, cols): the weights before the step; None where they are sharded."""
     momentum: Tensor
     """(L, rows, cols) M: what is about to be orthogonalized; for AdamW its `exp_avg`."""
     threshold: Tensor | None
@@ -33,6 +38,12 @@ class Observation:
     """(L, rows, cols) X, before the learning rate; for AdamW m̂ / (√v̂ + eps)."""
     lr: float | Tensor
     """The scaled learning rate: what multiplies X when it is subtracted from the weights."""
+    gram: Tensor | None = None
+    """(L, s, s): A = scale² B Bᵀ (Bᵀ B where B is tall), as the first Newton-Schulz step computed it."""
+    gram_squared: Tensor | None = None
+    """(L, s, s): A², where the Schatten-8 norm needed it."""
+    gram_scale: Tensor | None = None
+    """(L, 1, 1): what the base was multiplied by before A was taken."""
 
 
 Observer: TypeAlias = Callable[[Observation], object]

@@ -58,9 +58,6 @@ def threshold(matrices: Tensor, quantile: float, method: QuantileMethod = "exact
     return _between(pair, weight, method)
 
 
-threshold_of = threshold  # where `threshold` is what it returns
-
-
 def sharded_threshold(
     shards: Tensor, quantile: float, count: int, combine: Combine, method: QuantileMethod = "exact"
 ) -> Tensor:

@@ -12,8 +12,8 @@ For a matrix parameter θ with gradient G, learning rate η, weight decay λ, mo
 
 He et al., ROOT: Robust Orthogonalized Optimizer for Neural Network Training, https://arxiv.org/abs/2511.20626.
 The paper's momentum is μ m + G; orthogonalization is blind to scale, so the two give the same update, and this one is
-`torch.optim.Muon`'s: with `outlier_quantile=1`, `ns_coefficients="muon"`, `normalization="frobenius"` and
-`ns_dtype=torch.bfloat16`, ROOT is `torch.optim.Muon`.
+`torch.optim.Muon`'s: with `outlier_quantile=1`, `ns_coefficients="muon"` and `ns_dtype=torch.bfloat16`, ROOT is
+`torch.optim.Muon`.
 """
 
 from __future__ import annotations
@@ -21,97 +21,35 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from root_dash.optim.adamw import adamw
-from root_dash.optim.arguments import AdjustLr, NsCoefficients, check_group, check_parameter, lr_scale
-from root_dash.optim.batches import as_matrix, decay, equal_shaped
-from root_dash.optim.coefficients import Normalization, resolve
-from root_dash.optim.observation import Observation, Observer
-from root_dash.optim.orthogonalize import orthogonalize
-from root_dash.optim.outliers import split, threshold
+from root_dash.optim.adamw import step_device
+from root_dash.optim.arguments import (
+    AdjustLr,
+    NsCoefficients,
+    Schedule,
+    check_group,
+    check_parameter,
+    own_normalization,
+)
+from root_dash.optim.calibration import PAPER_MIXTURE
+from root_dash.optim.coefficients import Normalization
+from root_dash.optim.distributed import adamw_over_ranks, check_process_group, root_over_ranks
+from root_dash.optim.faults import NonFinite, finite_flags, refuse_nonfinite
+from root_dash.optim.observation import Observer
+from root_dash.optim.outliers import QuantileMethod
 from root_dash.optim.param_groups import param_groups
+from root_dash.optim.pieces import Layout
+from root_dash.optim.sets import ChangeObserver, CoefficientSets
+from root_dash.optim.step import cut_of
 
-
-def root(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    *,
-    lr: float | Tensor,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    ns_coefficients: NsCoefficients,
-    eps: float,
-    ns_steps: int,
-    adjust_lr_fn: AdjustLr,
-    outlier_quantile: float,
-    normalization: Normalization,
-    ns_dtype: torch.dtype | None,
-    maximize: bool,
-    observers: Sequence[Observer] = (),
-) -> None:
-    """Advance the parameters and their momentum buffers by one step; the gradients are left as they are.
-
-    Parameters of one shape, dtype and device are orthogonalized as one batch.
-    """
-    if not params:
-        return
-    seen = grads
-    if maximize:
-        grads = list(torch._foreach_neg(grads))
-    torch._foreach_lerp_(momentum_buffers, grads, 1 - momentum)
-
-    for indices in equal_shaped(params):
-        batch = [params[i] for i in indices]
-        momenta = [momentum_buffers[i] for i in indices]
-        if nesterov:
-            momenta = list(torch._foreach_lerp([grads[i] for i in indices], momenta, momentum))
-        M = torch.stack([as_matrix(momentum_) for momentum_ in momenta])  # (L, rows, cols)
-        rows, cols = M.shape[1:]
-        threshold_, base = None, None
-        if outlier_quantile < 1 and M.numel():
-            threshold_ = threshold(M.abs(), outlier_quantile)
-            base = split(M, threshold_)
-        X = orthogonalize(
-            M if base is None else base,
-            resolve(ns_coefficients, ns_steps, (rows, cols)),
-            normalization=normalization,
-            eps=eps,
-            dtype=ns_dtype,
-        ).contiguous()
-        scaled_lr = lr * lr_scale((rows, cols), adjust_lr_fn)
-        if observers:
-            observation = Observation(
-                parameters=tuple(batch),
-                algorithm="root",
-                gradient=torch.stack([as_matrix(seen[i]) for i in indices]),
-                momentum=M,
-                threshold=threshold_,
-                base=base,
-                update=X,
-                lr=scaled_lr,
-            )
-            for observe in observers:
-                observe(observation)
-        _write(batch, X, lr, scaled_lr, weight_decay)
-
-
-def _write(batch: list[Tensor], X: Tensor, lr: float | Tensor, scaled_lr: float | Tensor, weight_decay: float) -> None:
-    """θ <- (1 - η λ) θ - η s X. A learning rate in a tensor stays on its device."""
-    decay(batch, lr, weight_decay)
-    if X.element_size() < batch[0].element_size():
-        X = X.to(batch[0].dtype)  # widening rounds nothing, and equal dtypes let foreach fuse
-    if isinstance(scaled_lr, Tensor):
-        X, scaled_lr = X * scaled_lr, 1.0
-    updates = [update.reshape(param.shape) for update, param in zip(X.unbind(), batch, strict=True)]
-    torch._foreach_add_(batch, updates, alpha=-scaled_lr)
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _ParamGroups:
@@ -132,8 +70,7 @@ class ROOT(Optimizer):
 
     `ROOT(ROOT.param_groups(model))` splits a model's parameters between the two; see the module for the formulas. The
     arguments up to `adjust_lr_fn` are those of `torch.optim.Muon`. Every argument can be set per parameter group, and a
-    group's `algorithm` is `"root"` (the default) or `"adamw"`. Parameters of more than two dimensions are flattened to
-    (shape[0], -1).
+    group's `algorithm` is `"root"` (the default) or `"adamw"`.
 
     Args:
         params: parameters, named parameters, or groups of either.
@@ -141,18 +78,39 @@ class ROOT(Optimizer):
         weight_decay: decoupled weight decay λ, not scaled by shape.
         momentum: decay μ of the momentum's moving average.
         nesterov: whether to orthogonalize the momentum one step ahead.
-        ns_coefficients: `"robust"`, accurate over all spectra; `"muon"`; `"paper"`, the authors' table, for comparison;
-            one (a, b, c) for all steps, or one per step.
+        ns_coefficients: `"adaptive"`, a set for each shape that starts from `"robust"`, accurate over all spectra, and
+            is refitted to those of the run; `"adanewton"`, the paper's form of that: one (a, b, c) per shape for all
+            steps; for comparison `"muon"`, `"paper"` (the authors' table) and `"polar_express"`; or one (a, b, c) for
+            all steps, or one per step.
         eps: the norm below which an update fades to zero instead of being scaled up.
         ns_steps: number of Newton-Schulz steps K.
         adjust_lr_fn: s(m, n): `"match_rms_adamw"`, 0.2 sqrt(max(m, n)), so that AdamW's lr and weight decay carry over;
             `"original"`, sqrt(max(1, m / n)); `"spectral"`, sqrt(m / n); None, 1; or a function of (m, n).
-        outlier_quantile: q; 1 turns clipping off.
-        normalization: `"schatten8"` or `"frobenius"`.
-        ns_dtype: dtype of the matrix products; None: float64 for float64, else bfloat16 on CUDA and float32 off it.
+        outlier_quantile: q, or a function of the step, from 1; 1 turns clipping off.
+        outlier_threshold: a fixed ε instead of a quantile, or a function of the step.
+        quantile_method: `"exact"`; `"histogram"`, within 0.4 %; `"sampled"`, of 65,536 entries.
+        normalization: `"schatten8"` or `"frobenius"`; None: what `ns_coefficients` is made for.
+        ns_dtype: dtype of the matrix products; None: float64 for float64, bfloat16 on CUDA, and off it float32, with
+            the last steps, which round small singular values no more, in bfloat16 where the processor has it.
+        batch_ndim: how many leading dimensions are a batch of matrices, as 1 for a stack of experts; with 0, what has
+            more than two dimensions is flattened to (shape[0], -1), as convolution kernels are.
+        split_sizes: cut the rows of each matrix into blocks of so many rows, each orthogonalized alone: fused QKV.
+        num_heads: cut the rows of each block into so many equal ones; a number, or one for each of `split_sizes`.
+        calibrate_every: steps between two calibrations of an adaptive set; 0 keeps the set that it starts from.
+        calibration_mixture: the weights of real and of random spectra in a fit.
         betas: decay rates of AdamW's two averages.
         adamw_eps: added to AdamW's denominator.
         maximize: ascend instead of descending.
+        nonfinite: what a NaN or an infinity in a gradient does: `"propagate"` to the weights; `"skip"` the parameter,
+            which stays as it is, as does its state, counted in its group's `"skipped"`, without waiting for the device;
+            or `"raise"` a FloatingPointError before anything is changed, which has to wait for the device.
+        foreach: False orthogonalizes the matrices one by one: slower, with the least memory.
+        capturable: fit for CUDA graphs: the coefficients are read from tensors, and the sets are refitted only by
+            `calibrate()`, called between replays.
+        process_group: the processes that hold the same parameters and gradients, as under DistributedDataParallel:
+            each orthogonalizes its share of the matrices, and all write the same weights. All of them have to call
+            `step` alike. None: every process does everything. Sharded parameters (FSDP2, DTensors) need no group, since
+            they are known by their type. It is no part of the state: copies and unpickled optimizers have none.
 
     Raises:
         ValueError: an argument out of its range, or a parameter that its group's algorithm cannot step.
@@ -167,18 +125,30 @@ class ROOT(Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: NsCoefficients = "robust",
+        ns_coefficients: NsCoefficients = "adaptive",
         eps: float = 1e-30,
         ns_steps: int = 5,
         adjust_lr_fn: AdjustLr = "match_rms_adamw",
         *,
-        outlier_quantile: float = 0.9,
-        normalization: Normalization = "schatten8",
+        outlier_quantile: float | Schedule = 0.9,
+        outlier_threshold: float | Schedule | None = None,
+        quantile_method: QuantileMethod = "exact",
+        normalization: Normalization | None = None,
         ns_dtype: torch.dtype | None = None,
+        batch_ndim: int = 0,
+        split_sizes: Sequence[int] | None = None,
+        num_heads: int | Sequence[int] | None = None,
+        calibrate_every: int = 100,
+        calibration_mixture: tuple[float, float] = PAPER_MIXTURE,
         betas: tuple[float, float] = (0.9, 0.95),
         adamw_eps: float = 1e-8,
         maximize: bool = False,
+        nonfinite: NonFinite = "propagate",
+        foreach: bool | None = None,
+        capturable: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
+        check_process_group(process_group)
         defaults = {
             "algorithm": "root",
             "lr": lr,
@@ -190,28 +160,41 @@ class ROOT(Optimizer):
             "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn,
             "outlier_quantile": outlier_quantile,
+            "outlier_threshold": outlier_threshold,
+            "quantile_method": quantile_method,
             "normalization": normalization,
             "ns_dtype": ns_dtype,
+            "batch_ndim": batch_ndim,
+            "split_sizes": split_sizes,
+            "num_heads": num_heads,
+            "calibrate_every": calibrate_every,
+            "calibration_mixture": calibration_mixture,
             "betas": betas,
             "adamw_eps": adamw_eps,
             "maximize": maximize,
+            "nonfinite": nonfinite,
+            "foreach": foreach,
+            "capturable": capturable,
         }
-        check_group(defaults)
+        check_group(_with_own_normalization(dict(defaults)))
         self._observers: OrderedDict[int, Observer] = OrderedDict()
+        self._sets = CoefficientSets()
+        self.process_group = process_group
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in any optimizer; options it does not set are the constructor's."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        group = _with_own_normalization(self.param_groups[-1])
         try:
             check_group(group)
             names = group.get("param_names", [None] * len(group["params"]))
             for name, parameter in zip(names, group["params"], strict=True):
-                check_parameter(parameter, group["algorithm"], name)
+                check_parameter(parameter, group, name)
         except ValueError:
             self.param_groups.pop()
             raise
+        group.setdefault("step", 0)
         if group["algorithm"] == "root" and group["ns_coefficients"] == "paper":
             warnings.warn(
                 "ns_coefficients='paper' is for comparison: its square set diverges beyond five steps, within which "
@@ -229,72 +212,160 @@ class ROOT(Optimizer):
         self._observers[handle.id] = observer
         return handle
 
+    def register_change_observer(self, observer: ChangeObserver) -> RemovableHandle:
+        """Have `observer` called with a `Change` whenever a calibration replaces the set of a shape."""
+        return self._sets.register_observer(observer)
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step; a closure re-evaluates the model first and returns the loss."""
+        """Perform one step; a closure re-evaluates the model first and returns the loss.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+            FloatingPointError: a gradient is not finite, in a group with `nonfinite="raise"`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        observers = tuple(self._observers.values())
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
-            if any(grad.layout != torch.strided for grad in grads):
-                raise RuntimeError("ROOT does not support sparse gradients: build the nn.Embedding with sparse=False")
-            lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-            if group["algorithm"] == "root":
-                root(
-                    params,
-                    grads,
-                    self._state_of(params, "momentum_buffer"),
-                    lr=lr,
-                    weight_decay=group["weight_decay"],
-                    momentum=group["momentum"],
-                    nesterov=group["nesterov"],
-                    ns_coefficients=group["ns_coefficients"],
-                    eps=group["eps"],
-                    ns_steps=group["ns_steps"],
-                    adjust_lr_fn=group["adjust_lr_fn"],
-                    outlier_quantile=group["outlier_quantile"],
-                    normalization=group["normalization"],
-                    ns_dtype=group["ns_dtype"],
-                    maximize=group["maximize"],
-                    observers=observers,
-                )
-            else:
-                adamw(
-                    params,
-                    grads,
-                    self._state_of(params, "exp_avg"),
-                    self._state_of(params, "exp_avg_sq"),
-                    self._state_of(params, "step"),
-                    lr=lr,
-                    weight_decay=group["weight_decay"],
-                    betas=group["betas"],
-                    eps=group["adamw_eps"],
-                    maximize=group["maximize"],
-                    observers=observers,
-                )
+        stepped = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(p.grad.layout != torch.strided for params in stepped for p in params):
+            raise RuntimeError("ROOT does not support sparse gradients: build the nn.Embedding with sparse=False")
+        for group, params in zip(self.param_groups, stepped, strict=True):
+            if group["nonfinite"] == "raise":
+                names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
+                refuse_nonfinite([p.grad for p in params], [names.get(p, _described(p)) for p in params])
+        for index, (group, params) in enumerate(zip(self.param_groups, stepped, strict=True)):
+            self._step_group(index, group, params)
         return loss
+
+    @torch.no_grad()
+    def calibrate(self) -> None:
+        """Adopt what the calibration before has found, and begin another on the present momenta.
+
+        `step` does this by itself every `calibrate_every` steps, except in groups with `capturable=True`, for which it
+        is to be called between replays of a graph. Every shape's first calls only gather; nothing waits for the device
+        but, where the one before is still being fitted, for that.
+        """
+        for index, group in enumerate(self.param_groups):
+            if group["algorithm"] == "root":
+                self._sets.calibrate(index, group, self.state, now=True)
+
+    def _step_group(self, index: int, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+        finite = None
+        if group["nonfinite"] == "skip" and params:
+            finite = finite_flags(grads)
+            _count_skipped(group, dict(zip(params, finite, strict=True)))
+        observers = tuple(self._observers.values())
+        if group["algorithm"] == "adamw":
+            adamw_over_ranks(
+                params,
+                grads,
+                self._state_of(params, "exp_avg"),
+                self._state_of(params, "exp_avg_sq"),
+                self._state_of(params, "step"),
+                lr=lr,
+                weight_decay=group["weight_decay"],
+                betas=group["betas"],
+                eps=group["adamw_eps"],
+                maximize=group["maximize"],
+                capturable=group["capturable"],
+                finite=finite,
+                observers=observers,
+            )
+            return
+        still = group["capturable"] or torch.compiler.is_compiling()
+        step = group["step"] + 1
+        if not still:
+            self._sets.adopt(index, group, step)
+        root_over_ranks(
+            params,
+            grads,
+            self._state_of(params, "momentum_buffer"),
+            process_group=self.process_group,
+            lr=lr,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            sets=self._sets.of(index, group),
+            eps=group["eps"],
+            adjust_lr_fn=group["adjust_lr_fn"],
+            cut=cut_of(group, step),
+            normalization=group["normalization"],
+            ns_dtype=group["ns_dtype"],
+            layout=Layout.of(group),
+            maximize=group["maximize"],
+            finite=finite,
+            one_by_one=group["foreach"] is False,
+            observers=observers,
+        )
+        if not still:
+            group["step"] = step
+            self._sets.calibrate(index, group, self.state)
 
     def _state_of(self, params: list[Tensor], key: str) -> list[Tensor]:
         """The state under `key` of every parameter, zero where there is none yet."""
         for param in params:
-            if key not in self.state[param]:
-                self.state[param][key] = (
-                    torch.zeros((), dtype=torch.float32) if key == "step" else torch.zeros_like(param)
-                )
+            state = self.state[param]
+            if key == "step":
+                device = step_device(param)
+                if key not in state:
+                    state[key] = torch.zeros((), dtype=torch.float32, device=device)
+                elif state[key].device != device:
+                    state[key] = state[key].to(device)  # from a checkpoint of an unfused AdamW
+            elif key not in state:
+                state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
         return [self.state[param][key] for param in params]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, the calibrations of adaptive sets included: waits for those that are on their way."""
+        self._sets.save(self.param_groups)
+        return super().state_dict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._sets.save(self.param_groups)
+        return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Also called by load_state_dict: a checkpoint of an older version, or of Muon, lacks some options.
         super().__setstate__(state)
         self.__dict__.setdefault("_observers", OrderedDict())
+        self.__dict__.setdefault("_sets", CoefficientSets())
+        self.__dict__.setdefault("process_group", None)
         for group in self.param_groups:
+            if "algorithm" not in group and group.get("adjust_lr_fn", "") is None:
+                group["adjust_lr_fn"] = "original"  # what None means to torch.optim.Muon
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
+            group.setdefault("step", 0)
+            _with_own_normalization(group)
+        self._sets.load(self.param_groups)
+
+
+def _with_own_normalization(group: dict[str, Any]) -> dict[str, Any]:
+    if group["normalization"] is None:
+        group["normalization"] = own_normalization(group["ns_coefficients"])
+    return group
+
+
+def _count_skipped(group: dict[str, Any], finite: dict[Tensor, Tensor]) -> None:
+    """Add 1 to the group's count of each parameter that is skipped; the counts stay on its first parameter's device."""
+    device = group["params"][0].device
+    skips = [
+        (~finite[p]).long().to(device, non_blocking=True)
+        if p in finite
+        else torch.zeros((), dtype=torch.long, device=device)
+        for p in group["params"]
+    ]
+    now = torch.stack(skips)
+    group["skipped"] = now if "skipped" not in group else group["skipped"].to(device, non_blocking=True) + now
+
+
+def _described(parameter: Tensor) -> str:
+    return f"a parameter of shape {tuple(parameter.shape)}"

@@ -16,6 +16,7 @@ from root_dash.exceptions import NotRecorded, StoreError
 from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
+    Event,
     Float64Array,
     Grid,
     Histogram,
@@ -161,6 +162,18 @@ class Store:
             if row is None:
                 reading.require_run(connection, run_id)
         return None if row is None else reading.to_notice(row)
+
+    def events(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Event]:
+        """What happened to the run, beyond the event of id `after`, in the order in which it was stored."""
+        columns = schema.events.c
+        query = select(columns.kind, columns.text, columns.step, columns.time, columns.id).where(
+            columns.run_id == run_id, columns.id > after
+        )
+        with self._reading() as connection:
+            found = [Event(*row) for row in connection.execute(query.order_by(columns.id).limit(limit))]
+            if not found:
+                reading.require_run(connection, run_id)
+        return found
 
     # Numbers over the steps
 

@@ -110,6 +110,7 @@ class Recording:
                     (schema.spectra, self._spectra(frame, stored)),
                     (schema.masks, self._masks(frame, stored)),
                     (schema.scalars, self._scalars(frame, stored)),
+                    (schema.events, self._events(frame)),
                 ):
                     if rows:
                         connection.execute(insert(table), rows)
@@ -197,6 +198,18 @@ class Recording:
         return [
             self._place(frame, frame_id, position) | _named(statistics, statistic_names("masks")) | _mask_columns(mask)
             for position, (mask, statistics) in frame.masks.items()
+        ]
+
+    def _events(self, frame: Frame) -> list[Row]:
+        return [
+            {
+                "run_id": self.run.id,
+                "step": event.step,
+                "time": event.time,
+                "kind": _text(event.kind),
+                "text": _text(event.text),
+            }
+            for event in frame.events
         ]
 
     def _scalars(self, frame: Frame, frame_id: int) -> list[Row]:

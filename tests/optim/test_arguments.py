@@ -22,10 +22,10 @@ from tests.optim.training import give_gradients, parameters
         ({"momentum": 1.0}, "momentum must be in [0, 1), got 1.0"),
         (
             {"ns_coefficients": "fast"},
-            "ns_coefficients must be one of 'robust', 'muon', 'paper' or numbers, got 'fast'",
+            "ns_coefficients must be one of 'adaptive', 'robust', 'adanewton', 'paper', ",
         ),
         ({"ns_steps": 0}, "ns_steps must be a whole number of at least 1, got 0"),
-        ({"ns_steps": 3}, "ns_steps must be at least 4 with ns_coefficients='robust', got 3"),
+        ({"ns_steps": 2.5}, "ns_steps must be a whole number of at least 1, got 2.5"),
         ({"ns_coefficients": "paper", "ns_steps": 6}, "ns_steps must be 5 with ns_coefficients='paper', got 6"),
         ({"eps": 0.0}, "eps must be finite and more than 0, got 0.0"),
         ({"adjust_lr_fn": "rms"}, "adjust_lr_fn must be one of 'match_rms_adamw', 'original', 'spectral', None"),
@@ -34,6 +34,21 @@ from tests.optim.training import give_gradients, parameters
         ({"outlier_quantile": float("nan")}, "outlier_quantile must be in (0, 1], got nan"),
         ({"normalization": "rows"}, "normalization must be one of 'schatten8', 'frobenius', got 'rows'"),
         ({"ns_dtype": torch.int8}, "ns_dtype must be a floating-point torch.dtype or None, got torch.int8"),
+        ({"outlier_threshold": -1.0}, "outlier_threshold must be None, or finite and at least 0, got -1.0"),
+        ({"quantile_method": "guess"}, "quantile_method must be one of 'exact', 'histogram', 'sampled', got 'guess'"),
+        ({"nonfinite": "ignore"}, "nonfinite must be one of 'propagate', 'skip', 'raise', got 'ignore'"),
+        ({"batch_ndim": -1}, "batch_ndim must be an integer of at least 0, got -1"),
+        ({"batch_ndim": 1}, "batch_ndim must leave 2 dimensions to the matrix, got 1"),
+        ({"split_sizes": (3, 4)}, "split_sizes must sum to the rows of the matrix, 12, got (3, 4)"),
+        ({"num_heads": 5}, "num_heads must divide the rows of its block, 12, got 5"),
+        ({"calibrate_every": -1}, "calibrate_every must be a whole number, 0 or more, got -1"),
+        ({"calibrate_every": 1.5}, "calibrate_every must be a whole number, 0 or more, got 1.5"),
+        ({"calibration_mixture": (0, 0)}, "calibration_mixture must be a pair of weights (real, random)"),
+        (
+            {"outlier_quantile": lambda step: 0.9, "capturable": True},
+            "outlier_quantile must be a number with capturable=True",
+        ),
+        ({"nonfinite": "raise", "capturable": True}, "nonfinite must not be 'raise' with capturable=True"),
         ({"betas": (0.9, 1.0)}, "betas must be a pair of numbers in [0, 1), got (0.9, 1.0)"),
         ({"betas": 0.9}, "betas must be a pair of numbers in [0, 1), got 0.9"),
         ({"adamw_eps": -1e-8}, "adamw_eps must be finite and at least 0, got -1e-08"),
@@ -82,3 +97,14 @@ def test_the_papers_sets_warn() -> None:
         optimizer = ROOT(parameters(), ns_coefficients="paper")
     give_gradients(0, optimizer.param_groups[0]["params"])
     optimizer.step()
+
+
+def test_a_schedule_out_of_range_is_refused_when_it_is_used() -> None:
+    """A function that leaves its option's range is an error at that step, with the step and the value in it."""
+    params = parameters()
+    optimizer = ROOT(params, outlier_quantile=lambda step: 0.5 * step)
+    give_gradients(0, params)
+    optimizer.step()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"outlier_quantile\(3\) must be in \(0, 1\], got 1.5"):
+        optimizer.step()

@@ -15,13 +15,13 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 class Witness:
-    """Keeps copies of what it is shown, and of the weights at that moment."""
+    """Keeps what it is shown."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Observation, list[Tensor]]] = []
+        self.seen: list[Observation] = []
 
     def __call__(self, observation: Observation) -> None:
-        self.seen.append((observation, [p.detach().clone() for p in observation.parameters]))
+        self.seen.append(observation)
 
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"maximize": True}, MUON, {"lr": torch.tensor(0.01)}])
@@ -53,17 +53,20 @@ def test_what_is_seen_is_what_is_done(options: dict[str, Any]) -> None:
     witness = Witness()
     optimizer.register_observer(witness)
     optimizer.step()
-    seen = [p for observation, _ in witness.seen for p in observation.parameters]
+    seen = [p for observation in witness.seen for p in observation.parameters]
     assert len(seen) == len(params)
     assert set(seen) == set(params)
-    for o, weights in witness.seen:
+    for o in witness.seen:
+        assert o.gradient is not None
+        assert o.weight is not None
         decayed_by = 1 - 0.1 * (0.05 if o.algorithm == "root" else 0.01)
         assert len({p.shape for p in o.parameters}) == 1
-        for i, (p, weight) in enumerate(zip(o.parameters, weights, strict=True)):
-            assert torch.equal(weight, before[p])
+        assert set(o.pieces) == {0}
+        for i, (p, weight) in enumerate(zip(o.parameters, o.weight, strict=True)):
+            assert torch.equal(weight, as_matrix(before[p]))
             assert p.grad is not None
             assert torch.equal(o.gradient[i], as_matrix(p.grad))
-            torch.testing.assert_close(as_matrix(p), as_matrix(weight) * decayed_by - o.lr * o.update[i])
+            torch.testing.assert_close(as_matrix(p), weight * decayed_by - o.lr * o.update[i])
             state = optimizer.state[p]
             if o.algorithm == "adamw":
                 assert torch.equal(o.momentum[i], as_matrix(state["exp_avg"]))
@@ -93,7 +96,7 @@ def test_equal_shapes_come_together() -> None:
     optimizer.register_observer(witness)
     give_gradients(0, params)
     optimizer.step()
-    shapes = [(o.algorithm, tuple(o.update.shape)) for o, _ in witness.seen]
+    shapes = [(o.algorithm, tuple(o.update.shape)) for o in witness.seen]
     assert shapes == [
         ("root", (2, 8, 12)),
         ("root", (1, 12, 8)),
@@ -102,8 +105,56 @@ def test_equal_shapes_come_together() -> None:
         ("adamw", (1, 1, 1)),
         ("adamw", (1, 9, 4)),
     ]
-    for o, _ in witness.seen:
+    for o in witness.seen:
+        assert o.gradient is not None
         assert o.gradient.shape == o.momentum.shape == o.update.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_products_are_those_of_the_scaled_base(dtype: torch.dtype) -> None:
+    """A = scale² B Bᵀ on the short side, its square, and the scale come with the batch, tall matrices included."""
+    params = parameters([(8, 12), (12, 8), (6, 6)], dtype)
+    optimizer = ROOT(params)
+    witness = Witness()
+    optimizer.register_observer(witness)
+    give_gradients(0, params)
+    optimizer.step()
+    assert len(witness.seen) == 3
+    for o in witness.seen:
+        assert o.base is not None
+        assert o.gram is not None
+        assert o.gram_squared is not None
+        assert o.gram_scale is not None
+        rows, cols = o.base.shape[1:]
+        short = o.base if rows <= cols else o.base.mT
+        expected = (o.gram_scale * short) @ (o.gram_scale * short).mT
+        torch.testing.assert_close(o.gram, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(o.gram_squared, expected @ expected, rtol=1e-3, atol=1e-4)
+
+
+def test_every_matrix_of_a_parameter_is_shown() -> None:
+    """Experts and heads come as the matrices that they are, with their numbers within the parameter."""
+    stack, fused = parameters([(3, 4, 6), (8, 6)])
+    groups: list[dict[str, Any]] = [
+        {"params": [stack], "batch_ndim": 1},
+        {"params": [fused], "split_sizes": (4, 2, 2)},
+    ]
+    optimizer = ROOT(groups)
+    witness = Witness()
+    optimizer.register_observer(witness)
+    before = [stack.detach().clone(), fused.detach().clone()]
+    give_gradients(0, [stack, fused])
+    optimizer.step()
+    shown = {
+        (p is fused, piece): (o, i)
+        for o in witness.seen
+        for i, (p, piece) in enumerate(zip(o.parameters, o.pieces, strict=True))
+    }
+    assert set(shown) == {(False, 0), (False, 1), (False, 2), (True, 0), (True, 1), (True, 2)}
+    expected = [*before[0], *before[1].split((4, 2, 2))]
+    for weight, (o, i) in zip(expected, (shown[key] for key in sorted(shown)), strict=True):
+        assert o.weight is not None
+        assert torch.equal(o.weight[i], weight)
 
 
 def test_a_removed_observer_sees_nothing() -> None:

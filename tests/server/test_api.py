@@ -29,6 +29,7 @@ def test_every_record_is_served_as_the_store_holds_it(client: TestClient, store:
         "/runs/1": store.run(1),
         "/runs/1/layers": store.layers(1),
         "/runs/1/frames?after=40&limit=3": store.frames(1, 40, 3),
+        "/runs/1/events": store.events(1),
         "/runs/1/grid?statistic=grad_norm&buckets=10": store.grid(1, "grad_norm", 10),
         "/runs/1/scalars": store.scalar_names(1),
         "/runs/1/scalars?name=loss&max_points=8": store.scalar(1, "loss", 8),
@@ -180,7 +181,7 @@ def test_failures_below_have_a_status(
 def test_the_description_needs_no_other_server(client: TestClient) -> None:
     """The OpenAPI document names every route; no page loads scripts from elsewhere."""
     paths = client.get("/api/openapi.json").json()["paths"]
-    assert len(paths) == 15
+    assert len(paths) == 16
     assert f"{V1}/runs/{{run}}/stream" in paths
     assert client.get("/docs").status_code == 404
     assert client.get("/healthz").json() == {"status": "ok"}

@@ -1,0 +1,145 @@
+"""Which coefficient set each shape of each parameter group is stepped with, and how it is calibrated on the run."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from root_dash.optim.arguments import ONLINE
+from root_dash.optim.batches import batches_of, whole
+from root_dash.optim.calibration import Calibration, Change
+from root_dash.optim.coefficients import Coefficients, resolve
+from root_dash.optim.outliers import split
+from root_dash.optim.pieces import Layout, pieces
+from root_dash.optim.step import Sets, cut_of
+
+ChangeObserver: TypeAlias = Callable[[Change], object]
+Shape: TypeAlias = tuple[int, int]
+
+
+class CoefficientSets:
+    """The sets of all groups of an optimizer. A group is known by its index and by its options."""
+
+    def __init__(self) -> None:
+        self._calibrations: dict[int, Calibration] = {}
+        self._tensors: dict[tuple[int, Shape, torch.device], Tensor] = {}
+        self._observers: OrderedDict[int, ChangeObserver] = OrderedDict()
+
+    def register_observer(self, observer: ChangeObserver) -> RemovableHandle:
+        """Have `observer` called with every change of a set, until the handle is removed."""
+        handle = RemovableHandle(self._observers)
+        self._observers[handle.id] = observer
+        return handle
+
+    def of(self, index: int, group: Mapping[str, Any]) -> Sets:
+        """The sets that the group is stepped with: as tensors, which a captured graph reads, where it is capturable."""
+
+        def triples(shape: Shape, device: torch.device) -> Sequence[Coefficients] | Tensor:
+            if not group["capturable"]:
+                return self._triples(index, group, shape)
+            key = (index, shape, device)
+            if key not in self._tensors:
+                self._tensors[key] = torch.tensor(self._triples(index, group, shape), device=device)
+            return self._tensors[key]
+
+        return triples
+
+    def adopt(self, index: int, group: Mapping[str, Any], step: int) -> None:
+        """Put the sets that are due at a step in place, and tell the observers."""
+        if index not in self._calibrations:
+            return
+        for change in self._calibrations[index].adopt(step):
+            for (of, shape, _), tensor in self._tensors.items():
+                if (of, shape) == (index, change.shape):
+                    tensor.copy_(torch.tensor(change.after))
+            for observe in tuple(self._observers.values()):
+                observe(change)
+
+    def calibrate(
+        self,
+        index: int,
+        group: MutableMapping[str, Any],
+        state: Mapping[Tensor, Mapping[str, Any]],
+        *,
+        now: bool = False,
+    ) -> None:
+        """After a step: where one is due, begin a calibration of each shape on the base of one of its matrices.
+
+        `now` adopts what is on its way first, however young, and begins another.
+        """
+        calibration = self._calibration(index, group)
+        if calibration is None:
+            return
+        if now:
+            group["step"] += group["calibrate_every"]
+            self.adopt(index, group, group["step"])
+        step = group["step"]
+        if not calibration.due(step):
+            return
+        turn = step // group["calibrate_every"]
+        for shape, base in _bases(group, state, step, turn):
+            calibration.offer(step, shape, base)
+
+    def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
+        """Keep what the calibrations have learned in their groups, as plain values that a checkpoint can hold."""
+        for index, calibration in self._calibrations.items():
+            groups[index]["calibration"] = calibration.state_dict()
+
+    def load(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what the groups hold."""
+        self._calibrations.clear()
+        self._tensors.clear()
+        for index, group in enumerate(groups):
+            calibration = self._calibration(index, group) if "calibration" in group else None
+            if calibration is not None:
+                calibration.load_state_dict(group["calibration"])
+
+    def _triples(self, index: int, group: Mapping[str, Any], shape: Shape) -> Sequence[Coefficients]:
+        calibration = self._calibration(index, group)
+        if calibration is not None:
+            return calibration.coefficients(shape)
+        return resolve(group["ns_coefficients"], group["ns_steps"], shape)
+
+    def _calibration(self, index: int, group: Mapping[str, Any]) -> Calibration | None:
+        choice = group["ns_coefficients"]
+        if group["algorithm"] != "root" or choice not in ONLINE or not group["calibrate_every"]:
+            return None
+        if index not in self._calibrations:
+            self._calibrations[index] = Calibration(
+                choice,
+                group["ns_steps"],
+                normalization=group["normalization"],
+                every=group["calibrate_every"],
+                mixture=group["calibration_mixture"],
+            )
+        return self._calibrations[index]
+
+
+def _bases(
+    group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Any]], step: int, turn: int
+) -> list[tuple[Shape, Tensor]]:
+    """B of one matrix per shape, lying (m, n), from the gradients and momenta of the step just done; in turn."""
+    layout, cut = Layout.of(group), cut_of(group, step)
+    params = [p for p in group["params"] if p.grad is not None and "momentum_buffer" in state.get(p, {})]
+    places: dict[Shape, list[Any]] = {}
+    for batch in batches_of(params, layout):
+        if min(batch.shape) > 0:
+            places.setdefault(batch.shape, []).extend(batch.places)
+    bases = []
+    for shape, found in places.items():
+        place = found[turn % len(found)]
+        parameter = params[place.parameter]
+        buffer = pieces(whole(state[parameter]["momentum_buffer"]), layout)[place.piece]
+        M = buffer
+        if group["nesterov"]:
+            gradient = pieces(whole(parameter.grad), layout)[place.piece]
+            M = (gradient.neg() if group["maximize"] else gradient).lerp(buffer, group["momentum"])
+        M = (M.mT if place.tall else M).unsqueeze(0).contiguous()
+        threshold = cut.threshold(M)
+        bases.append((shape, (M if threshold is None else split(M, threshold))[0]))
+    return bases

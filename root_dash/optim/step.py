@@ -1,0 +1,246 @@
+"""One step of ROOT on lists of tensors: momentum, threshold, orthogonalization and write-back, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from root_dash.optim.arguments import AdjustLr, at_step, lr_scale
+from root_dash.optim.batches import Batch, batches_of, empty, matrices, standing, writable
+from root_dash.optim.coefficients import Coefficients, Normalization
+from root_dash.optim.faults import cleaned
+from root_dash.optim.observation import Observation, Observer
+from root_dash.optim.orthogonalize import Orthogonalized, newton_schulz
+from root_dash.optim.outliers import QuantileMethod, split, threshold
+from root_dash.optim.pieces import Layout
+
+Sets: TypeAlias = Callable[[tuple[int, int], torch.device], Sequence[Coefficients] | Tensor]
+"""The coefficient set of a shape (m, n), m <= n: triples, or a tensor (K, 3) on that device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How outliers are cut: at a quantile of |M| by a method, at a fixed ε where one is given, or not at all."""
+
+    quantile: float
+    method: QuantileMethod = "exact"
+    fixed: float | None = None
+
+    def threshold(self, M: Tensor) -> Tensor | None:
+        """ε of each matrix of a batch (L, m, n): (L,), or None where nothing is cut."""
+        if self.fixed is not None:
+            return M.new_full((len(M),), self.fixed)
+        if self.quantile >= 1 or not M.numel():
+            return None
+        return threshold(M, self.quantile, self.method)
+
+    def of(self, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """ε (L,) and B (L, m, n) of a batch; None and None where nothing is cut."""
+        epsilon = self.threshold(M)
+        return epsilon, None if epsilon is None else split(M, epsilon)
+
+
+def cut_of(group: Mapping[str, Any], step: int) -> Cut:
+    """How a parameter group cuts outliers at a step."""
+    fixed = group["outlier_threshold"]
+    return Cut(
+        quantile=at_step(group["outlier_quantile"], step, "outlier_quantile"),
+        method=group["quantile_method"],
+        fixed=None if fixed is None else at_step(fixed, step, "outlier_threshold"),
+    )
+
+
+def root(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    sets: Sets,
+    eps: float,
+    adjust_lr_fn: AdjustLr,
+    cut: Cut,
+    normalization: Normalization,
+    ns_dtype: torch.dtype | None,
+    layout: Layout,
+    maximize: bool,
+    finite: Sequence[Tensor] | None = None,
+    one_by_one: bool = False,
+    observers: Sequence[Observer] = (),
+) -> None:
+    """Advance the parameters and their momentum buffers by one step; the gradients are left as they are.
+
+    Matrices of one shape, dtype and device are orthogonalized as one batch, or each alone with `one_by_one`. `finite`
+    are 0-dimensional booleans, one per parameter: where False, the parameter and its buffer stay as they are.
+    """
+    if not params:
+        return
+    seen = grads
+    if finite is not None:
+        grads = cleaned(grads, finite)
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
+    advance(momentum_buffers, grads, momentum, finite)
+    targets, copies = writable(params, layout)
+    for batch in batches_of(params, layout, one_by_one=one_by_one):
+        M = momenta(batch, grads, momentum_buffers, momentum, nesterov, layout)
+        epsilon, base = cut.of(M)
+        result = newton_schulz(
+            M if base is None else base,
+            sets(batch.shape, batch.device),
+            normalization=normalization,
+            eps=eps,
+            dtype=ns_dtype,
+        )
+        weights = matrices(batch, targets, layout)
+        if observers:
+            show(
+                observers,
+                batch,
+                params,
+                matrices(batch, seen, layout),
+                weights,
+                M,
+                epsilon,
+                base,
+                result,
+                lr,
+                adjust_lr_fn,
+            )
+        write(batch, weights, result.update, lr, adjust_lr_fn, weight_decay, finite)
+    for copy, original in copies:
+        original.copy_(copy)
+
+
+def show(
+    observers: Sequence[Observer],
+    batch: Batch,
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor] | None,
+    weights: Sequence[Tensor] | None,
+    M: Tensor,
+    threshold: Tensor | None,
+    base: Tensor | None,
+    result: Orthogonalized,
+    lr: float | Tensor,
+    adjust_lr_fn: AdjustLr,
+) -> None:
+    """Offer what the step knows of a batch to the observers: views of its own tensors, and weights and gradients."""
+    for cut, places in batch.parts():
+        tall = places[0].tall
+
+        def part(whole: Tensor | None, cut: slice = cut, tall: bool = tall) -> Tensor | None:
+            return None if whole is None else whole[cut].mT if tall else whole[cut]
+
+        momentum, update = part(M), part(result.update)
+        assert momentum is not None
+        assert update is not None
+        observation = Observation(
+            parameters=tuple(params[place.parameter] for place in places),
+            pieces=tuple(place.piece for place in places),
+            algorithm="root",
+            gradient=None if gradients is None else torch.stack(list(gradients[cut])),
+            weight=None if weights is None else torch.stack(list(weights[cut])),
+            momentum=momentum,
+            threshold=None if threshold is None else threshold[cut],
+            base=part(base),
+            update=update,
+            lr=lr * lr_scale(places[0].shape, adjust_lr_fn),
+            gram=None if result.gram is None else result.gram[cut],
+            gram_squared=None if result.gram_squared is None else result.gram_squared[cut],
+            gram_scale=None if result.scale is None else result.scale[cut],
+        )
+        for observe in observers:
+            observe(observation)
+
+
+def advance(buffers: list[Tensor], grads: list[Tensor], momentum: float, finite: Sequence[Tensor] | None) -> None:
+    """m <- μ m + (1 - μ) G, where the gradient was finite."""
+    if finite is None:
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        return
+    for buffer, grad, flag in zip(buffers, grads, finite, strict=True):
+        buffer.lerp_(grad, (1 - momentum) * flag.to(buffer.dtype))  # a weight of 0 gives the buffer back exactly
+
+
+def momenta(
+    batch: Batch,
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    momentum: float,
+    nesterov: bool,
+    layout: Layout,
+) -> Tensor:
+    """M of the batch, lying: (L, m, n)."""
+    out = empty(batch)
+    gradients = matrices(batch, grads, layout) if nesterov else None
+    ahead(standing(batch, out), gradients, matrices(batch, buffers, layout), momentum)
+    return out
+
+
+def ahead(
+    targets: Sequence[Tensor], gradients: Sequence[Tensor] | None, buffers: Sequence[Tensor], momentum: float
+) -> None:
+    """M into the targets: one step ahead of the buffers, (1 - μ) G + μ m, or m where there are no gradients."""
+    if not targets:
+        return
+    if gradients is None:
+        torch._foreach_copy_(list(targets), list(buffers))
+    elif targets[0].is_cpu:  # where foreach is a loop anyway, one pass over the memory instead of two
+        for target, gradient, buffer in zip(targets, gradients, buffers, strict=True):
+            torch.lerp(gradient, buffer, momentum, out=target)
+    else:
+        torch._foreach_copy_(list(targets), list(gradients))
+        torch._foreach_lerp_(list(targets), list(buffers), momentum)
+
+
+def write(
+    batch: Batch,
+    weights: Sequence[Tensor],
+    X: Tensor,
+    lr: float | Tensor,
+    adjust_lr_fn: AdjustLr,
+    weight_decay: float,
+    finite: Sequence[Tensor] | None,
+) -> None:
+    """θ <- (1 - η λ) θ - η s X into the batch's weights, where the gradient was finite.
+
+    A learning rate in a tensor stays on its device.
+    """
+    if X.dtype != batch.dtype and X.element_size() < batch.dtype.itemsize:
+        X = X.to(batch.dtype)  # widening rounds nothing, and equal dtypes let foreach fuse
+    for cut, places in batch.parts():
+        part = list(weights[cut])
+        scaled = lr * lr_scale(places[0].shape, adjust_lr_fn)
+        update = X[cut]
+        if finite is not None:
+            flags = torch.stack([finite[place.parameter] for place in places]).to(torch.float64)
+            for weight, factor in zip(part, (1 - flags * (lr * weight_decay)).unbind(), strict=True):
+                weight.mul_(factor)
+            scaled = (flags * scaled).view(-1, 1, 1)
+        else:
+            decay(part, lr, weight_decay)
+        if isinstance(scaled, Tensor):
+            update = update if update.dtype == torch.float64 else update.float()  # the product is rounded once, below
+            update, scaled = update * scaled.to(update.dtype), 1.0
+        standing_updates = [matrix.mT if places[0].tall else matrix for matrix in update.unbind()]
+        torch._foreach_add_(part, standing_updates, alpha=-scaled)
+
+
+def decay(weights: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+    """θ <- (1 - η λ) θ."""
+    if weight_decay == 0:
+        return
+    if isinstance(lr, Tensor):
+        factor = 1 - lr * weight_decay
+        for weight in weights:
+            weight.mul_(factor)
+    else:
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
