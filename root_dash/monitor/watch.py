@@ -219,7 +219,12 @@ class Recorder:
 
     @_guarded("to note a new coefficient set")
     def _notice(self, change: Change) -> None:
-        self._events.append(Event("coefficients", str(change), self.step, time.time()))
+        rows, cols = change.shape
+        text = (
+            f"new coefficients for {rows} x {cols}: mean polar error {change.error_before:.3g} -> "
+            f"{change.error_after:.3g} on spectra that they were not fitted to"
+        )
+        self._events.append(Event("coefficients", text, change.step, time.time()))
 
     @_guarded("to read the gradients")
     def _before(self, foreign: ForeignOptimizer, closure: bool) -> None:
