@@ -314,7 +314,7 @@ def _singular_values(gram: NDArray[np.float64]) -> Array | None:
     if not (gram.size and np.isfinite(gram).all() and gram.any()):
         return None
     try:
-        squares: Array = np.linalg.eigvalsh(gram)[::-1]
+        squares = np.asarray(np.linalg.eigvalsh(gram)[::-1], np.float64)
         return np.sqrt(np.maximum(squares, 0.0))
     except np.linalg.LinAlgError:
         return None
