@@ -202,12 +202,12 @@ def table(times: dict[str, list[float]]) -> dict[str, Any]:
 def calibration(optimizer: ROOT, device: torch.device, clock: Clock, step_ms: float) -> float:
     """What calibrating the coefficients adds to a step: none of the timed steps is one that calibrates.
 
-    Each call but the first waits for the fits of the one before: so this counts all of their work, though in training
-    it runs beside the steps.
+    A call waits for the fits that the one before began, and the first two have none or few to wait for. So this counts
+    all of the work, though in training it runs beside the steps.
     """
     optimizer.calibrate()
-    calls = 3
-    each = sum(seconds(optimizer.calibrate, device, clock) for _ in range(calls)) / calls
+    optimizer.calibrate()
+    each = seconds(optimizer.calibrate, device, clock)
     per_step = 1e3 * each / CALIBRATE_EVERY
     share = per_step / step_ms
     print(f"  calibrating every {CALIBRATE_EVERY} steps, all its work: {per_step:.2f} ms a step, {share:.1%} of it")
