@@ -1,0 +1,152 @@
+"""What coefficient sets make, or would have made, of a recorded run: the body of `root-dash calibrate`.
+
+An iteration acts on singular values alone, so any set's error on a recorded spectrum follows from the spectrum. Needs
+no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from root_dash.exceptions import RootDashError
+from root_dash.optim.adanewton import fit, polar_error
+from root_dash.optim.coefficients import Coefficients, Name, Normalization, resolve
+from root_dash.store import Store
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STEPS = 5
+PUBLISHED: tuple[tuple[Name, Normalization], ...] = (
+    ("robust", "schatten8"),
+    ("muon", "frobenius"),
+    ("paper", "frobenius"),
+    ("polar_express", "frobenius"),
+)
+"""The sets that the fitted ones are compared with, each with the norm that it is meant for."""
+
+_SHARED_LIMIT = 1.3  # of one triple for all steps: none is both steep at zero and within 1.06
+_FITTED_TO = 64  # spectra at most, evenly over the steps: more of the same change nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The sets of one shape, (m, n) with m <= n, and the mean polar errors that they leave on the run's spectra."""
+
+    shape: tuple[int, int]
+    layers: int
+    fitted_to: int
+    """Spectra of the earlier half of the run's recorded steps, to which both sets were fitted."""
+    judged_on: int
+    """Spectra of the later half, over which the errors are means."""
+    adaptive: tuple[Coefficients, ...]
+    """Fitted, one triple per step, with the Schatten-8 norm."""
+    adanewton: tuple[Coefficients, ...]
+    """Fitted in the paper's form, one triple for all steps, with the Frobenius norm."""
+    errors: dict[str, float]
+    """By the name of the set, the fitted ones' last."""
+
+
+def report(store: Store, run_id: int) -> list[Row]:
+    """One row per matrix shape of a run, the largest first.
+
+    Only layers whose base was orthogonalized count: those that ROOT, or Muon, stepped.
+
+    Raises:
+        NotRecorded: there is no such run.
+        RootDashError: the run recorded fewer than two steps' spectra of any shape.
+    """
+    shapes: dict[tuple[int, int], list[tuple[int, NDArray[np.float64]]]] = {}
+    layers: dict[tuple[int, int], int] = {}
+    for layer in store.layers(run_id):
+        if not layer.is_matrix or layer.algorithm == "adamw":
+            continue
+        shape = (min(layer.rows, layer.cols), max(layer.rows, layer.cols))
+        found = [
+            (spectrum.step, spectrum.base.astype(np.float64)) for spectrum in store.spectra(layer.id, max_points=10_000)
+        ]
+        usable = [(step, base) for step, base in found if len(base) and np.isfinite(base).all() and base.any()]
+        shapes.setdefault(shape, []).extend(usable)
+        layers[shape] = layers.get(shape, 0) + 1
+    rows = []
+    for shape in sorted(shapes, reverse=True):
+        steps = sorted({step for step, _ in shapes[shape]})
+        if len(steps) < 2:
+            continue
+        middle = steps[len(steps) // 2]
+        spectra = sorted(shapes[shape], key=lambda recorded: recorded[0])
+        earlier = [base for step, base in spectra if step < middle]
+        later = [base for step, base in spectra if step >= middle]
+        rows.append(_row(shape, layers[shape], earlier, later))
+    if not rows:
+        raise RootDashError(f"run {run_id} recorded the spectra of no matrix at two steps: nothing to fit and judge")
+    return rows
+
+
+def render(rows: Sequence[Row]) -> RenderableType:
+    """A table of the errors, the least of each row in bold, and below it the fitted sets, ready to paste."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("shape", "layers", *rows[0].errors, box=None, pad_edge=False, title="mean polar error, later half")
+    for row in rows:
+        best = min(row.errors.values())
+        cells = (Text(f"{error:.4f}", "bold" if error == best else "") for error in row.errors.values())
+        table.add_row(_times(row.shape), str(row.layers), *cells)
+    sets = []
+    for row in rows:
+        sets.append(f"\n{_times(row.shape)}: fitted to {row.fitted_to} spectra, judged on {row.judged_on}")
+        sets.append(f"adaptive: ns_coefficients=\n{_numbers(row.adaptive)}")
+        sets.append(f'adanewton: normalization="frobenius", ns_coefficients=\n{_numbers(row.adanewton[:1])}')
+    return Group(table, Text("\n".join(sets)))
+
+
+def _row(
+    shape: tuple[int, int], layers: int, earlier: Sequence[NDArray[np.float64]], later: Sequence[NDArray[np.float64]]
+) -> Row:
+    chosen = [earlier[i] for i in sorted({round(x) for x in np.linspace(0, len(earlier) - 1, _FITTED_TO)})]
+    # Weighed against what is left by the set that each starts from, or the hardest spectrum would outweigh the others.
+    adaptive = fit(chosen, steps=STEPS, weights=_weights(chosen, "robust", "schatten8")).coefficients
+    adanewton = fit(
+        chosen,
+        steps=STEPS,
+        shared=True,
+        normalization="frobenius",
+        limit=_SHARED_LIMIT,
+        weights=_weights(chosen, "muon", "frobenius"),
+    ).coefficients
+    errors: dict[str, float] = {
+        name: _mean(polar_error(resolve(name, STEPS, shape), base, normalization) for base in later)
+        for name, normalization in PUBLISHED
+    }
+    errors["adanewton"] = _mean(polar_error(adanewton, base, "frobenius") for base in later)
+    errors["adaptive"] = _mean(polar_error(adaptive, base) for base in later)
+    return Row(shape, layers, len(chosen), len(later), adaptive, adanewton, errors)
+
+
+def _weights(spectra: Sequence[NDArray[np.float64]], name: Name, normalization: Normalization) -> list[float]:
+    start = resolve(name, STEPS)
+    return [1 / max(polar_error(start, base, normalization), 1e-3) ** 2 for base in spectra]
+
+
+def _mean(errors: Iterable[float]) -> float:
+    values = list(errors)
+    return math.fsum(values) / len(values)
+
+
+def _times(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]}"
+
+
+def _numbers(triples: Sequence[Coefficients]) -> str:
+    """As Python and JSON write it, a triple a line; a single one by itself."""
+    lines = [json.dumps([round(number, 5) for number in triple]) for triple in triples]
+    return lines[0] if len(lines) == 1 else "[" + ",\n ".join(lines) + "]"
