@@ -6,75 +6,172 @@ them toward 1, so that X approaches U Vᵀ using matrix products only.
 How M is scaled decides how many steps are spent on bringing small singular values up. Muon divides by the Frobenius
 norm, which exceeds σ₁ eleven times for a Gaussian 512 x 512. The Schatten-8 norm (Σσ⁸)^(1/8) = ‖(X Xᵀ)²‖_F^(1/4) bounds
 σ₁ from above too, exceeds it at most m^(1/8) times, and needs only the products that the first step computes anyway.
+
+A wide matrix can take its steps in Gram space: a step multiplies X from the left by Z = a I + b R + c R², where R is
+X Xᵀ, so R becomes Z R Z, and the product Q of the Z is applied to X once at the end. `root_dash.optim.plan` decides
+which steps are taken so, and in which precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from root_dash.optim.coefficients import SCHATTEN8_MARGIN, Coefficients, Normalization, check_normalization
+from root_dash.optim.plan import Form, Stage, plan
+from root_dash.optim.symmetric import combination, commuting_product, gram, polynomial
+
+Triple: TypeAlias = "tuple[float | Tensor, float | Tensor, float | Tensor]"
 
 # The bits of the exponent of a float, seen as an integer of the same width (IEEE 754).
 _EXPONENT = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64, 0x7FF0_0000_0000_0000)}
 
 
-def compute_dtype(matrix: Tensor) -> torch.dtype:
-    """The dtype of the matrix products by default: float64 for float64, else bfloat16 on CUDA and float32 off it."""
-    if matrix.dtype == torch.float64:
-        return torch.float64
-    return torch.bfloat16 if matrix.is_cuda else torch.float32
+@dataclass(frozen=True, slots=True)
+class Orthogonalized:
+    """The update, and what the first step computed on the way: references, nothing is computed for their sake."""
+
+    update: Tensor
+    """(..., m, n), in the input's orientation and the dtype of the last step."""
+    gram: Tensor | None
+    """(..., s, s) A = X₀ X₀ᵀ on the short side s, X₀ the scaled input, in the first product's dtype; None if empty."""
+    gram_squared: Tensor | None
+    """(..., s, s) A², perhaps of a narrower dtype than A; None under `"frobenius"`, or if empty."""
+    scale: Tensor | None
+    """(..., 1, 1): X₀ = scale · B, so A = scale² · B Bᵀ, with B as it was given, or its transpose if that is wide."""
 
 
 def orthogonalize(
     matrix: Tensor,  # (..., m, n), any real float dtype, left as it is
-    coefficients: Sequence[Coefficients],
+    coefficients: Sequence[Coefficients] | Tensor,  # K triples, or (K, 3) on the matrix' device
     *,
     normalization: Normalization = "schatten8",
     eps: float = 1e-30,
     dtype: torch.dtype | None = None,
-) -> Tensor:  # (..., m, n), of the compute dtype
+    algorithm: Form = "auto",
+) -> Tensor:  # (..., m, n), of the dtype of the last step
+    """`newton_schulz(...).update`."""
+    return newton_schulz(
+        matrix, coefficients, normalization=normalization, eps=eps, dtype=dtype, algorithm=algorithm
+    ).update
+
+
+def newton_schulz(
+    matrix: Tensor,
+    coefficients: Sequence[Coefficients] | Tensor,
+    *,
+    normalization: Normalization = "schatten8",
+    eps: float = 1e-30,
+    dtype: torch.dtype | None = None,
+    algorithm: Form = "auto",
+) -> Orthogonalized:
     """Apply one Newton-Schulz step per coefficient triple to a matrix, or to each of a batch.
 
-    The result does not depend on the input's scale as long as the norm exceeds `eps`; below, it fades to zero with the
-    input, and a zero matrix gives exactly zero. NaN and Inf turn their own matrix into NaN. `dtype` is that of the
-    matrix products, `compute_dtype(matrix)` by default; norms before it are taken in float32 or wider.
+    The result does not depend on the input's scale as long as the Frobenius norm exceeds `eps`; below, it fades to zero
+    with the input, and a zero matrix gives exactly zero. NaN and Inf turn their own matrix into NaN. No bit of a
+    matrix' update depends on the others of its batch, as long as torch computes on one thread.
+
+    Coefficients in a tensor may change without recompiling, or capturing again, what was compiled or captured.
+
+    Args:
+        matrix: (..., m, n).
+        coefficients: (a, b, c) of every step.
+        normalization: what the matrix is divided by first: `"schatten8"` or `"frobenius"`.
+        eps: in the matrix' own scale.
+        dtype: that of every matrix product. None: float64 for float64; bfloat16 on CUDA; on a CPU with bfloat16 units
+            the early steps in float32 and the late ones, which magnify rounding little, in bfloat16; else float32.
+        algorithm: `"standard"`, `"gram"`, or `"auto"` for the cheaper one of those that keep the accuracy.
 
     Raises:
-        ValueError: an unknown normalization.
+        ValueError: an unknown normalization or algorithm, or coefficients that are not triples.
     """
     check_normalization(normalization)
-    dtype = dtype or compute_dtype(matrix)
-    if matrix.numel() == 0:
-        return matrix.to(dtype, copy=True)
+    triples = _triples(coefficients)
     rows, cols = matrix.shape[-2:]
+    short, long = min(rows, cols), max(rows, cols)
+    stages = plan(short, long, len(triples), dtype, algorithm, matrix.dtype, matrix.device.type)
+    if matrix.numel() == 0:
+        return Orthogonalized(matrix.to(stages[-1].dtype, copy=True), None, None, None)
     batch = matrix.reshape(-1, rows, cols)
-    X, floor = _prescale(batch.mT if rows > cols else batch, eps)
-    if normalization == "schatten8":
-        X = _first_step_schatten8(X, floor, coefficients[0], dtype)
-        coefficients = coefficients[1:]
-    else:
-        X = X.to(dtype)
-        X = X / torch.maximum(_frobenius(X), floor.to(dtype))
-    for a, b, c in coefficients:
-        A = X @ X.mT
-        G = torch.baddbmm(A, A, A, beta=b, alpha=c)
-        X = torch.baddbmm(X, G, X, beta=a)
-    return (X.mT if rows > cols else X).reshape(matrix.shape)
+    X, scale, floor = _prescale(batch.mT if rows > cols else batch, eps)
+    X, scale, opening = _open(X, scale, floor, stages[0], normalization)
+    A = opening
+    for stage in stages:
+        taken, triples = triples[: stage.steps], triples[stage.steps :]
+        X = (_gram_steps if stage.form == "gram" else _standard_steps)(X.to(stage.dtype), taken, stage, opening)
+        opening = None
+    shape = (*matrix.shape[:-2], short, short)
+    return Orthogonalized(
+        update=(X.mT if rows > cols else X).reshape(matrix.shape),
+        gram=A.gram.reshape(shape),
+        gram_squared=None if A.squared is None else A.squared.reshape(shape),
+        scale=scale.reshape(*matrix.shape[:-2], 1, 1),
+    )
 
 
-def _prescale(X: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """X in float32 or wider, each matrix divided by the power of two below its largest entry, and `eps` divided alike.
+class _Opening(NamedTuple):
+    """What was computed before the first step, which begins with it."""
 
-    Squares of what remains neither over- nor underflow, and dividing by a power of two rounds nothing.
+    gram: Tensor  # (L, m, m) A = X Xᵀ
+    squared: Tensor | None  # (L, m, m) A²
+    norm: Tensor | None  # (L, 1, 1): what X is still to be divided by, None for 1
+
+
+def _triples(coefficients: Sequence[Coefficients] | Tensor) -> list[Triple]:
+    if not isinstance(coefficients, Tensor):
+        return list(coefficients)
+    if coefficients.ndim != 2 or coefficients.shape[1] != 3:
+        raise ValueError(f"coefficients must be of shape (K, 3), got a tensor of shape {tuple(coefficients.shape)}")
+    return [row.unbind() for row in coefficients.unbind()]  # type: ignore[misc]
+
+
+def _prescale(X: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """X in float32 or wider, each matrix multiplied by `scale`, and `eps` multiplied alike: X, scale, floor.
+
+    The scale is the power of two that brings the largest entry to [1, 2): squares of what remains neither over- nor
+    underflow, and multiplying by a power of two rounds nothing.
     """
     X = X if X.dtype == torch.float64 else X.float()
+    largest = torch.maximum(X.amax((-2, -1), keepdim=True), -X.amin((-2, -1), keepdim=True))  # no |X| is written
     integer, exponent = _EXPONENT[X.dtype]
-    scale = (X.abs().amax((-2, -1), keepdim=True).view(integer) & exponent).view(X.dtype)
-    scale = torch.where(scale == 0, 1.0, scale)
-    return X / scale, eps / scale
+    divisor = (largest.view(integer) & exponent).view(X.dtype)
+    divisor = torch.where(divisor == 0, 1.0, divisor)
+    return X / divisor, 1 / divisor, eps / divisor
+
+
+def _open(
+    X: Tensor, scale: Tensor, floor: Tensor, stage: Stage, normalization: Normalization
+) -> tuple[Tensor, Tensor, _Opening]:
+    """Bring X to the scale in which the first product is taken, and take it: X, its scale, the opening.
+
+    `"schatten8"` leaves the division by 1.01 ‖X‖_S8 to the first step. Its lower bound by the power-mean inequality,
+    m^(-3/8) ‖X‖_F, keeps a zero matrix from being divided by zero. Float16 lacks the range for entries of A² up to
+    16 m n²; X is brought to the Frobenius norm m^(1/4), whatever the spectrum entries between those of 1/m and m.
+    """
+    m = X.shape[-2]
+    if normalization == "frobenius":
+        if stage.dtype in (torch.float16, torch.bfloat16):
+            X = X.to(stage.dtype)
+        divisor = torch.maximum(_frobenius(X), floor.to(X.dtype))
+        X = X / divisor
+        return X, scale / divisor, _Opening(gram(X.to(stage.dtype)), None, None)
+    least = m**-0.375  # of the norm, where X is not zero: its Frobenius norm is then at least 1
+    if stage.dtype == torch.float16:
+        factor = m**0.25 / torch.maximum(_frobenius(X), floor)
+        X, scale, least = X * factor, scale * factor, least * m**0.25
+    X = X.to(stage.dtype)
+    A = gram(X)
+    AA = _square(A, stage)
+    wide = torch.promote_types(A.dtype, torch.float32)
+    norm = SCHATTEN8_MARGIN * _frobenius(AA.to(wide)).pow(0.25).clamp(min=least)
+    if stage.dtype != torch.float16:
+        trace = A.diagonal(dim1=-2, dim2=-1).to(wide).sum(-1)[:, None, None]  # ‖X‖_F²
+        norm = norm * (floor / trace.sqrt().clamp(min=1)).clamp(min=1)
+    return X, scale, _Opening(A, AA, norm)
 
 
 def _frobenius(X: Tensor) -> Tensor:
@@ -82,20 +179,60 @@ def _frobenius(X: Tensor) -> Tensor:
     return norm
 
 
-def _first_step_schatten8(X: Tensor, floor: Tensor, step: Coefficients, dtype: torch.dtype) -> Tensor:
-    """The first step from X / (1.01 ‖X‖_S8), whose norm comes out of the products that the step needs.
+def _square(A: Tensor, stage: Stage) -> Tensor:
+    A = A.to(stage.squares)
+    return commuting_product(A, A)
 
-    X is first brought to the Frobenius norm m^(1/4): the entries of A² then lie between those of 1/m and m whatever the
-    spectrum, which half precision holds. Its Schatten-8 norm is at least m^(-1/8), by the power-mean inequality; as a
-    floor, that bound keeps a zero matrix from being divided by zero.
-    """
-    a, b, c = step
-    m = X.shape[-2]
-    X = (X * (m**0.25 / torch.maximum(_frobenius(X), floor))).to(dtype)
-    A = X @ X.mT
-    AA = A @ A
-    norm = _frobenius(AA if dtype == torch.float64 else AA.float()).pow(0.25).clamp(min=m**-0.125)
-    s = SCHATTEN8_MARGIN * norm  # (L, 1, 1)
-    G = A * (b / s**2) + AA * (c / s**4)
-    X = (X / s).to(dtype)
-    return torch.baddbmm(X, G.to(dtype), X, beta=a)
+
+def _correction(A: Tensor, triple: Triple, stage: Stage, opening: _Opening | None) -> Tensor:
+    """b A + c A²; at the opening of A / norm²."""
+    _, b, c = triple
+    if opening is not None and opening.squared is not None and opening.norm is not None:
+        square = opening.norm**2
+        return combination(A, opening.squared, b / square, c / square**2, stage.dtype)
+    if stage.squares != stage.dtype:
+        return combination(A, _square(A, stage), b, c, stage.dtype)
+    return polynomial(A, b, c)
+
+
+def _with_identity(G: Tensor, a: float | Tensor) -> Tensor:
+    """a I + G, in the memory of G."""
+    G.diagonal(dim1=-2, dim2=-1).add_(a)
+    return G
+
+
+def _standard_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Opening | None) -> Tensor:
+    """Each step on X itself."""
+    for triple in triples:
+        A = gram(X) if opening is None else opening.gram
+        G = _correction(A, triple, stage, opening)
+        X = _apply(G, X, triple[0])
+        if opening is not None and opening.norm is not None:
+            X = (X.to(opening.norm.dtype) / opening.norm).to(stage.dtype)
+        opening = None
+    return X
+
+
+def _apply(G: Tensor, X: Tensor, a: float | Tensor) -> Tensor:
+    """a X + G X; G may be overwritten."""
+    if X.dtype in (torch.float32, torch.float64):
+        return torch.bmm(_with_identity(G, a), X)  # no copy of X, as a sum would make
+    # In half precision a on the diagonal would be rounded, which shakes whole rows of X.
+    if isinstance(a, Tensor):
+        return torch.addcmul(torch.bmm(G, X), X, a.float().reshape(1, 1, 1)).to(X.dtype)
+    return torch.baddbmm(X, G, X, beta=a)
+
+
+def _gram_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Opening | None) -> Tensor:
+    """All steps on R = X Xᵀ and on their product Q, which is then applied to X."""
+    R = gram(X) if opening is None else opening.gram
+    Q: Tensor | None = None
+    for index, triple in enumerate(triples):
+        Z = _with_identity(_correction(R, triple, stage, opening), triple[0])
+        if opening is not None and opening.norm is not None:
+            Z = (Z / opening.norm).to(stage.dtype)
+        opening = None
+        Q = Z if Q is None else commuting_product(Z, Q)
+        if index + 1 < len(triples):
+            R = commuting_product(commuting_product(Z, R), Z)
+    return X if Q is None else torch.bmm(Q, X)
