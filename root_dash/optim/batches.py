@@ -1,7 +1,8 @@
 """Which matrices are stepped together, and how they are taken from their tensors and written back.
 
-Matrices of equal sides are one batch, whether a parameter holds them upright or lying: every batch is wide, m <= n,
-with the matrices that lie already first and the transposed ones after them.
+Matrices of equal sides are one batch, whether they are wide or tall in their parameters: the batch is wide, with the
+matrices that are wide already first and the transposed ones after them. On a CPU only small ones are transposed, where
+fewer and larger batches save more than the transposition costs; large tall ones are a batch of their own as they are.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from root_dash.optim.pieces import Layout, pieces, viewable
 
-BATCH_ENTRIES = {"cpu": 2**22, "cuda": 2**28}
-"""A batch of more entries is cut: what one holds beside the weights stays bounded and, on a CPU, near its caches."""
+BATCH_ENTRIES = {"cpu": 2**19, "cuda": 2**28}
+"""A batch of more entries is cut: what one holds beside the weights stays bounded and, on a CPU, in its caches."""
+
+TRANSPOSED_ENTRIES = {"cpu": 2**14, "cuda": 2**62}
+"""Tall matrices of more entries are not transposed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +30,13 @@ class Place:
     parameter: int
     piece: int
     shape: tuple[int, int]
-
-    @property
-    def tall(self) -> bool:
-        """Whether it is transposed in its batch."""
-        return self.shape[0] > self.shape[1]
+    transposed: bool
+    """Whether it is transposed in its batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The places of L matrices of one shape, dtype and device, those that lie first; `shape` is (m, n), m <= n."""
+    """The places of L matrices of one shape, dtype and device; those that are transposed come last."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
@@ -43,10 +44,9 @@ class Batch:
     places: tuple[Place, ...]
 
     def parts(self) -> list[tuple[slice, tuple[Place, ...]]]:
-        """The matrices that lie, and those that are transposed, as slices of the batch; only what there is."""
-        upright = sum(place.tall for place in self.places)
-        lying = len(self.places) - upright
-        cuts = [slice(0, lying), slice(lying, len(self.places))]
+        """The matrices that stand as in their parameters, and the transposed, as slices of the batch; what there is."""
+        first = sum(not place.transposed for place in self.places)
+        cuts = [slice(0, first), slice(first, len(self.places))]
         return [(cut, self.places[cut]) for cut in cuts if cut.start < cut.stop]
 
 
@@ -71,12 +71,14 @@ def batches_of_signature(signature: Signature, layout: Layout, one_by_one: bool)
     """`batches_of` parameters of this signature."""
     found: dict[tuple[tuple[int, int], torch.dtype, torch.device], list[Place]] = {}
     for index, (size, dtype, device) in enumerate(signature):
-        for piece, shape in enumerate(layout.shapes(size)):
-            wide = (min(shape), max(shape))
-            found.setdefault((wide, dtype, device), []).append(Place(index, piece, shape))
+        most = TRANSPOSED_ENTRIES.get(device.type, TRANSPOSED_ENTRIES["cuda"])
+        for piece, (rows, cols) in enumerate(layout.shapes(size)):
+            transposed = rows > cols and rows * cols <= most
+            shape = (cols, rows) if transposed else (rows, cols)
+            found.setdefault((shape, dtype, device), []).append(Place(index, piece, (rows, cols), transposed))
     batches = []
     for (shape, dtype, device), places in found.items():
-        places.sort(key=lambda place: place.tall)
+        places.sort(key=lambda place: place.transposed)
         limit = BATCH_ENTRIES.get(device.type, BATCH_ENTRIES["cuda"])
         length = 1 if one_by_one else max(1, limit // max(1, shape[0] * shape[1]))
         batches += [Batch(shape, dtype, device, tuple(places[i : i + length])) for i in range(0, len(places), length)]
@@ -93,13 +95,15 @@ def matrices(batch: Batch, tensors: Sequence[Tensor], layout: Layout) -> list[Te
 
 
 def empty(batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
-    """Room for the batch: (L, m, n)."""
+    """Room for the batch: (L, *batch.shape)."""
     return torch.empty(len(batch.places), *batch.shape, dtype=dtype or batch.dtype, device=batch.device)
 
 
-def standing(batch: Batch, lying: Tensor) -> list[Tensor]:
-    """The matrices of a batch (L, m, n) as they stand in their parameters: views."""
-    return [matrix.mT if place.tall else matrix for place, matrix in zip(batch.places, lying.unbind(), strict=True)]
+def standing(batch: Batch, stack: Tensor) -> list[Tensor]:
+    """The matrices of a stack (L, *batch.shape) as they stand in their parameters: views."""
+    return [
+        matrix.mT if place.transposed else matrix for place, matrix in zip(batch.places, stack.unbind(), strict=True)
+    ]
 
 
 def writable(tensors: Sequence[Tensor], layout: Layout) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:

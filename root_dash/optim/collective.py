@@ -214,8 +214,8 @@ def _write(
 ) -> None:
     """What `step.write` does to whole matrices, to some rows of each."""
     lr, weight_decay = options["lr"], options["weight_decay"]
-    for tall in (False, True):
-        part = [index for index, chunk in enumerate(chunks) if chunk.place.tall == tall]
+    for transposed in (False, True):
+        part = [index for index, chunk in enumerate(chunks) if chunk.place.transposed == transposed]
         if not part:
             continue
         ours, theirs = at(weights, part), at(updates, part)

@@ -99,7 +99,7 @@ def pieces(tensor: Tensor, layout: Layout) -> list[Tensor]:
     a copy, and `viewable` is False. The layout must fit the shape: `Layout.check`.
     """
     if layout == PLAIN:
-        return [tensor.flatten(1)]
+        return [tensor] if tensor.ndim == 2 else [tensor.flatten(1)]
     matrices, rows, cols = layout.stack(tensor.shape)
     blocks = layout.row_blocks(rows)
     stacked = tensor.reshape(matrices, rows, cols).unbind()
@@ -109,7 +109,7 @@ def pieces(tensor: Tensor, layout: Layout) -> list[Tensor]:
 def viewable(tensor: Tensor, layout: Layout) -> bool:
     """Whether `pieces` are views, so that what is written to them is written to the tensor."""
     k = layout.batch_ndim
-    return tensor.numel() == 0 or (_merges(tensor, 0, k) and _merges(tensor, k + 1, tensor.ndim))
+    return tensor.ndim == 2 or tensor.numel() == 0 or (_merges(tensor, 0, k) and _merges(tensor, k + 1, tensor.ndim))
 
 
 def _merges(tensor: Tensor, start: int, stop: int) -> bool:

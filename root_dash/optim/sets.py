@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
@@ -53,10 +54,10 @@ class CoefficientSets:
         """Put the sets that are due at a step in place, and tell the observers."""
         if index not in self._calibrations:
             return
-        for change in self._calibrations[index].adopt(step):
-            for (of, shape, _), tensor in self._tensors.items():
-                if (of, shape) == (index, change.shape):
-                    tensor.copy_(torch.tensor(change.after))
+        changes = self._calibrations[index].adopt(step)
+        if changes:
+            self._refresh(index, group)
+        for change in changes:
             for observe in tuple(self._observers.values()):
                 observe(change)
 
@@ -75,29 +76,37 @@ class CoefficientSets:
         calibration = self._calibration(index, group)
         if calibration is None:
             return
-        if now:
-            group["step"] += group["calibrate_every"]
-            self.adopt(index, group, group["step"])
         step = group["step"]
-        if not calibration.due(step):
+        if now:
+            self.adopt(index, group, step + calibration.lag)
+        elif not calibration.due(step):
             return
-        turn = step // group["calibrate_every"]
-        for shape, base in _bases(group, state, step, turn):
+        group["turn"] = group.get("turn", 0) + 1
+        for shape, base in _bases(group, state, step, group["turn"]):
             calibration.offer(step, shape, base)
 
     def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
-        """Keep what the calibrations have learned in their groups, as plain values that a checkpoint can hold."""
+        """Keep what the calibrations have learned in their groups, each as a string.
+
+        It grows as shapes and spectra come in, and `torch.distributed.checkpoint` loads only what has a place already.
+        """
         for index, calibration in self._calibrations.items():
-            groups[index]["calibration"] = calibration.state_dict()
+            groups[index]["calibration"] = json.dumps(calibration.state_dict(), default=_numbers)
 
     def load(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Go on from what the groups hold."""
         self._calibrations.clear()
-        self._tensors.clear()
         for index, group in enumerate(groups):
             calibration = self._calibration(index, group) if "calibration" in group else None
             if calibration is not None:
-                calibration.load_state_dict(group["calibration"])
+                calibration.load_state_dict(json.loads(group["calibration"], object_hook=_tensor))
+            self._refresh(index, group)
+
+    def _refresh(self, index: int, group: Mapping[str, Any]) -> None:
+        """Write the present sets into the tensors that hold them: a captured graph goes on reading those."""
+        for (of, shape, _), tensor in self._tensors.items():
+            if of == index:
+                tensor.copy_(torch.tensor(self._triples(index, group, shape)))
 
     def _triples(self, index: int, group: Mapping[str, Any], shape: Shape) -> Sequence[Coefficients]:
         calibration = self._calibration(index, group)
@@ -120,16 +129,26 @@ class CoefficientSets:
         return self._calibrations[index]
 
 
+def _numbers(tensor: Tensor) -> dict[str, list[float]]:
+    """A float64 tensor as JSON holds it, every bit kept."""
+    return {"float64": tensor.tolist()}
+
+
+def _tensor(values: dict[str, Any]) -> Any:
+    return torch.tensor(values["float64"], dtype=torch.float64) if values.keys() == {"float64"} else values
+
+
 def _bases(
     group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Any]], step: int, turn: int
 ) -> list[tuple[Shape, Tensor]]:
-    """B of one matrix per shape, lying (m, n), from the gradients and momenta of the step just done; in turn."""
+    """B of one matrix per shape (m, n), m <= n, from the gradients and momenta of the step just done; in turn."""
     layout, cut = Layout.of(group), cut_of(group, step)
     params = [p for p in group["params"] if p.grad is not None and "momentum_buffer" in state.get(p, {})]
     places: dict[Shape, list[Any]] = {}
     for batch in batches_of(params, layout):
+        rows, cols = batch.shape
         if min(batch.shape) > 0:
-            places.setdefault(batch.shape, []).extend(batch.places)
+            places.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.places)
     bases = []
     for shape, found in places.items():
         place = found[turn % len(found)]
@@ -139,7 +158,7 @@ def _bases(
         if group["nesterov"]:
             gradient = pieces(whole(parameter.grad), layout)[place.piece]
             M = (gradient.neg() if group["maximize"] else gradient).lerp(buffer, group["momentum"])
-        M = (M.mT if place.tall else M).unsqueeze(0).contiguous()
+        M = M.unsqueeze(0).contiguous()
         threshold = cut.threshold(M)
         bases.append((shape, (M if threshold is None else split(M, threshold))[0]))
     return bases

@@ -134,10 +134,10 @@ def show(
 ) -> None:
     """Offer what the step knows of a batch to the observers: views of its own tensors, and weights and gradients."""
     for cut, places in batch.parts():
-        tall = places[0].tall
+        transposed = places[0].transposed
 
-        def part(whole: Tensor | None, cut: slice = cut, tall: bool = tall) -> Tensor | None:
-            return None if whole is None else whole[cut].mT if tall else whole[cut]
+        def part(whole: Tensor | None, cut: slice = cut, transposed: bool = transposed) -> Tensor | None:
+            return None if whole is None else whole[cut].mT if transposed else whole[cut]
 
         momentum, update = part(M), part(result.update)
         assert momentum is not None
@@ -178,7 +178,7 @@ def momenta(
     nesterov: bool,
     layout: Layout,
 ) -> Tensor:
-    """M of the batch, lying: (L, m, n)."""
+    """M of the batch: (L, *batch.shape)."""
     out = empty(batch)
     gradients = matrices(batch, grads, layout) if nesterov else None
     ahead(standing(batch, out), gradients, matrices(batch, buffers, layout), momentum)
@@ -214,8 +214,8 @@ def write(
 
     A learning rate in a tensor stays on its device.
     """
-    if X.dtype != batch.dtype and X.element_size() < batch.dtype.itemsize:
-        X = X.to(batch.dtype)  # widening rounds nothing, and equal dtypes let foreach fuse
+    if X.element_size() < batch.dtype.itemsize and not X.is_cpu:
+        X = X.to(batch.dtype)  # widening rounds nothing, and equal dtypes let foreach fuse; on a CPU it cannot
     for cut, places in batch.parts():
         part = list(weights[cut])
         scaled = lr * lr_scale(places[0].shape, adjust_lr_fn)
@@ -230,8 +230,8 @@ def write(
         if isinstance(scaled, Tensor):
             update = update if update.dtype == torch.float64 else update.float()  # the product is rounded once, below
             update, scaled = update * scaled.to(update.dtype), 1.0
-        standing_updates = [matrix.mT if places[0].tall else matrix for matrix in update.unbind()]
-        torch._foreach_add_(part, standing_updates, alpha=-scaled)
+        updates = (update.mT if places[0].transposed else update).unbind()
+        torch._foreach_add_(part, list(updates), alpha=-scaled)
 
 
 def decay(weights: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:

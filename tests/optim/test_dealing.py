@@ -75,7 +75,7 @@ def test_rounds_hold_every_matrix_once(
     ]
     assert sorted(found) == sorted(expected)
     for each in rounds:
-        talls = [place.tall for place in each.batch.places]
+        talls = [place.transposed for place in each.batch.places]
         assert talls == sorted(talls)
         assert {(min(place.shape), max(place.shape)) for place in each.batch.places} == {each.batch.shape}
         assert not one_by_one or each.most() == 1
