@@ -13,8 +13,10 @@ that the starting set leaves: a hard spectrum, of which no set makes much, would
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -46,6 +48,7 @@ _BOTTOM = 1e-3  # from here up to the largest, no σ may be turned round
 _GAIN, _LEAST = 0.01, 1e-3  # relative and absolute: a change for less is not worth an event
 _ANCHOR = 0.02  # spectra drift: more weight on what none of the fitted ones holds than a fit gives by itself
 _RANDOM, _RANDOM_HELD = 4, 2
+_PATIENCE = 16  # a shape whose set stays is looked at half as often each time, down to every so many turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,19 @@ class _Line:
 
     coefficients: tuple[Coefficients, ...]
     spectra: list[Array] = field(default_factory=list)  # of the run, the newest first
-    count: int = 0  # spectra seen so far: the seed of the random ones
     offered: int = 0
+    patience: int = 1  # turns from one calibration to the next
     pending: Job[_Outcome] | _Outcome | None = None
 
     def outcome(self) -> _Outcome | None:
-        """What the pending calibration came to, waited for; None where there is none."""
-        return self.pending.result() if isinstance(self.pending, Job) else self.pending
+        """What the pending calibration came to, waited for; None where there is none, or where it failed."""
+        if not isinstance(self.pending, Job):
+            return self.pending
+        try:
+            return self.pending.result()
+        except Exception as error:  # a set that could not be fitted is no reason to end a training
+            warnings.warn(f"a calibration failed, its set stays as it is: {error!r}", RuntimeWarning, stacklevel=2)
+            return None
 
 
 class Calibration:
@@ -149,12 +158,23 @@ class Calibration:
         """Whether matrices are to be offered at a step."""
         return step > 0 and step % self.every == 0
 
+    def wants(self, step: int, shape: Shape) -> bool:
+        """Whether a matrix of that shape is of use at a step that is `due`: not while a calibration is on its way, and
+        the less often the more of them in a row have left the set as it was.
+        """
+        line = self._lines.get(_short_first(shape))
+        return line is None or (
+            line.pending is None and (line.offered == 0 or step >= line.offered + line.patience * self.every)
+        )
+
     def offer(self, step: int, shape: Shape, base: Tensor) -> None:
-        """Begin a calibration of a shape on one matrix of it; one that is still on its way is not disturbed.
+        """Begin a calibration of a shape on one matrix of it, where it `wants` one.
 
         `base` (m, n) is what is about to be orthogonalized. It may change as soon as this returns, and no device is
         waited for.
         """
+        if not self.wants(step, shape):
+            return
         rows, cols = base.shape
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
@@ -177,10 +197,12 @@ class Calibration:
                 continue
             outcome = line.outcome()
             line.pending = None
+            first = not line.spectra  # there was nothing to fit to yet
             if outcome is not None and outcome.spectrum is not None:
                 line.spectra = [outcome.spectrum, *line.spectra][: self.reservoir]
-                line.count += 1
             proposals[shape] = None if outcome is None else outcome.proposal
+            stays = proposals[shape] is None and not first
+            line.patience = min(2 * line.patience, _PATIENCE) if stays else 1
         return proposals
 
     def apply(self, step: int, proposals: Mapping[Shape, Sequence[float] | None]) -> list[Change]:
@@ -246,27 +268,24 @@ class Calibration:
     def _begin(self, step: int, shape: Shape, spectrum: Callable[[], Array | None]) -> None:
         shape = _short_first(shape)
         line = self._lines.setdefault(shape, _Line(self.start))
-        if line.pending is not None:
+        if not self.wants(step, shape):
             return
-        known, count, current = tuple(line.spectra[: self.reservoir - 1]), line.count, line.coefficients
+        known, current = tuple(line.spectra[: self.reservoir - 1]), line.coefficients
 
         def compute() -> _Outcome:
             newest = spectrum()
             if newest is None:
                 return _Outcome(None, None)
-            return _Outcome(newest, self._propose(shape, [newest, *known], count, current))
+            return _Outcome(newest, self._propose(shape, [newest, *known], current))
 
         line.offered, line.pending = step, Job(compute)
 
-    def _propose(
-        self, shape: Shape, spectra: list[Array], count: int, current: tuple[Coefficients, ...]
-    ) -> Proposal | None:
+    def _propose(self, shape: Shape, spectra: list[Array], current: tuple[Coefficients, ...]) -> Proposal | None:
         """A set fitted to part of the spectra that is better than the current one on the rest; None if it is not."""
         held, fitted = spectra[::3], [spectrum for i, spectrum in enumerate(spectra) if i % 3]
         if not fitted:
             return None
-        rng = np.random.default_rng([*shape, count])
-        random, random_held = (random_spectra(shape, many, rng) for many in (_RANDOM, _RANDOM_HELD))
+        random, random_held = _random(shape)
         weights = [self.mixture[0] / len(fitted)] * len(fitted) + [self.mixture[1] / len(random)] * len(random)
         known = fitted + random
         found = fit(
@@ -291,6 +310,13 @@ class Calibration:
 
     def _error(self, coefficients: Sequence[Coefficients], spectrum: Array) -> float:
         return polar_error(coefficients, spectrum, self.normalization)
+
+
+@lru_cache(maxsize=256)
+def _random(shape: Shape) -> tuple[list[Array], list[Array]]:
+    """Random spectra of a shape, to fit to and to hold out: always the same."""
+    spectra = random_spectra(shape, _RANDOM + _RANDOM_HELD, np.random.default_rng(shape))
+    return spectra[:_RANDOM], spectra[_RANDOM:]
 
 
 def _reach(form: Form, coefficients: tuple[Coefficients, ...]) -> float:
@@ -353,7 +379,7 @@ def _pack(shape: Shape, line: _Line) -> dict[str, Any]:
         "shape": list(shape),
         "coefficients": [list(triple) for triple in line.coefficients],
         "spectra": [_tensor(spectrum) for spectrum in line.spectra],
-        "count": line.count,
+        "patience": line.patience,
         "offered": line.offered,
         "pending": None
         if outcome is None
@@ -370,7 +396,7 @@ def _unpack(packed: Mapping[str, Any]) -> tuple[Shape, _Line]:
     return (int(rows), int(cols)), _Line(
         coefficients=tuple((float(a), float(b), float(c)) for a, b, c in packed["coefficients"]),
         spectra=[_array(spectrum) for spectrum in packed["spectra"]],
-        count=int(packed["count"]),
+        patience=int(packed["patience"]),
         offered=int(packed["offered"]),
         pending=None
         if pending is None

@@ -82,7 +82,7 @@ class CoefficientSets:
         elif not calibration.due(step):
             return
         group["turn"] = group.get("turn", 0) + 1
-        for shape, base in _bases(group, state, step, group["turn"]):
+        for shape, base in _bases(group, state, step, group["turn"], calibration.wants):
             calibration.offer(step, shape, base)
 
     def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
@@ -139,9 +139,13 @@ def _tensor(values: dict[str, Any]) -> Any:
 
 
 def _bases(
-    group: Mapping[str, Any], state: Mapping[Tensor, Mapping[str, Any]], step: int, turn: int
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Mapping[str, Any]],
+    step: int,
+    turn: int,
+    wants: Callable[[int, Shape], bool],
 ) -> list[tuple[Shape, Tensor]]:
-    """B of one matrix per shape (m, n), m <= n, from the gradients and momenta of the step just done; in turn."""
+    """B of one matrix, in turn, per shape (m, n), m <= n, that is wanted, by gradient and momentum of the last step."""
     layout, cut = Layout.of(group), cut_of(group, step)
     params = [p for p in group["params"] if p.grad is not None and "momentum_buffer" in state.get(p, {})]
     places: dict[Shape, list[Any]] = {}
@@ -151,6 +155,8 @@ def _bases(
             places.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.places)
     bases = []
     for shape, found in places.items():
+        if not wants(step, shape):
+            continue
         place = found[turn % len(found)]
         parameter = params[place.parameter]
         buffer = pieces(whole(state[parameter]["momentum_buffer"]), layout)[place.piece]

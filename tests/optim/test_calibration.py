@@ -213,15 +213,47 @@ def test_a_second_offer_does_not_disturb_the_first() -> None:
         assert once.adopt(step + 2) == twice.adopt(step + 2)
 
 
+def test_a_set_that_stays_is_looked_at_less_often() -> None:
+    """Where nothing better is found the next calibrations wait for 2, 4, ... turns; other shapes do not."""
+    calibration = Calibration("adaptive", 5, every=10, lag=1)
+    square = np.linalg.svd(np.random.default_rng(0).standard_normal((64, 64)), compute_uv=False)
+    begun, changed = [], []
+    for step in range(10, 400, 10):
+        if calibration.wants(step, (64, 64)):
+            begun.append(step)
+        calibration.offer_spectrum(step, (64, 64), square)
+        changed += [change.step for change in calibration.adopt(step + 1)]
+    assert changed == [21]
+    assert begun == [10, 20, 30, 50, 90, 170, 330]
+    assert calibration.wants(330, (64, 96))
+
+
+def test_a_fit_that_fails_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the background is told as a warning, and the training goes on with the set that it has."""
+    calibration = Calibration("adaptive", 5, every=1)
+
+    def unfit(*arguments: Any, **options: Any) -> None:
+        raise np.linalg.LinAlgError("singular matrix")
+
+    monkeypatch.setattr("root_dash.optim.calibration.fit", unfit)
+    for step in (1, 2):
+        calibration.offer_spectrum(step, (4, 6), np.array([1.0, 0.9, 0.8, 0.5]))
+        if step == 1:
+            assert calibration.adopt(2) == []
+    with pytest.warns(RuntimeWarning, match="a calibration failed, its set stays as it is: .*singular matrix"):
+        assert calibration.adopt(3) == []
+    assert calibration.coefficients((4, 6)) == ROBUST
+
+
 def test_the_reservoir_is_bounded_and_keeps_the_newest() -> None:
     """Of many spectra only so many are kept."""
     calibration = Calibration("adaptive", 5, every=1, reservoir=3, mixture=EVEN_MIXTURE)
     for step in range(1, 7):
-        calibration.offer_spectrum(step, (4, 6), np.array([1.0, 0.9, 0.8, 0.1 * step]))
-        calibration.adopt(step + 1)
+        # So far apart that none is left out for patience.
+        calibration.offer_spectrum(16 * step, (4, 6), np.array([1.0, 0.9, 0.8, 0.1 * step]))
+        calibration.adopt(16 * step + 1)
     (line,) = calibration.state_dict()["shapes"]
     assert [float(spectrum[-1]) for spectrum in line["spectra"]] == pytest.approx([0.6, 0.5, 0.4])
-    assert line["count"] == 6
 
 
 def resumed(calibration: Calibration) -> Calibration:
