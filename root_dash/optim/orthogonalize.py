@@ -23,7 +23,7 @@ from torch import Tensor
 
 from root_dash.optim.coefficients import SCHATTEN8_MARGIN, Coefficients, Normalization, check_normalization
 from root_dash.optim.plan import Form, Stage, plan
-from root_dash.optim.symmetric import combination, commuting_product, gram, polynomial
+from root_dash.optim.symmetric import combination, gram, polynomial, square, symmetric_product
 
 Triple: TypeAlias = "tuple[float | Tensor, float | Tensor, float | Tensor]"
 
@@ -97,9 +97,10 @@ def newton_schulz(
     if matrix.numel() == 0:
         return Orthogonalized(matrix.to(stages[-1].dtype, copy=True), None, None, None)
     batch = matrix.reshape(-1, rows, cols)
-    X, scale, floor = _prescale(batch.mT if rows > cols else batch, eps)
-    X, scale, opening = _open(X, scale, floor, stages[0], normalization)
-    A = opening
+    wide = torch.promote_types(torch.promote_types(matrix.dtype, stages[0].dtype), torch.float32)
+    X, scale, floor = _prescale((batch.mT if rows > cols else batch).to(wide), eps)
+    X, scale, first = _open(X, scale, floor, stages[0], normalization)
+    opening: _Opening | None = first
     for stage in stages:
         taken, triples = triples[: stage.steps], triples[stage.steps :]
         X = (_gram_steps if stage.form == "gram" else _standard_steps)(X.to(stage.dtype), taken, stage, opening)
@@ -107,8 +108,8 @@ def newton_schulz(
     shape = (*matrix.shape[:-2], short, short)
     return Orthogonalized(
         update=(X.mT if rows > cols else X).reshape(matrix.shape),
-        gram=A.gram.reshape(shape),
-        gram_squared=None if A.squared is None else A.squared.reshape(shape),
+        gram=first.gram.reshape(shape),
+        gram_squared=None if first.squared is None else first.squared.reshape(shape),
         scale=scale.reshape(*matrix.shape[:-2], 1, 1),
     )
 
@@ -130,12 +131,11 @@ def _triples(coefficients: Sequence[Coefficients] | Tensor) -> list[Triple]:
 
 
 def _prescale(X: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """X in float32 or wider, each matrix multiplied by `scale`, and `eps` multiplied alike: X, scale, floor.
+    """X, of float32 or float64, each matrix multiplied by `scale`, and `eps` multiplied alike: X, scale, floor.
 
     The scale is the power of two that brings the largest entry to [1, 2): squares of what remains neither over- nor
     underflow, and multiplying by a power of two rounds nothing.
     """
-    X = X if X.dtype == torch.float64 else X.float()
     largest = torch.maximum(X.amax((-2, -1), keepdim=True), -X.amin((-2, -1), keepdim=True))  # no |X| is written
     integer, exponent = _EXPONENT[X.dtype]
     divisor = (largest.view(integer) & exponent).view(X.dtype)
@@ -154,18 +154,18 @@ def _open(
     """
     m = X.shape[-2]
     if normalization == "frobenius":
-        if stage.dtype in (torch.float16, torch.bfloat16):
-            X = X.to(stage.dtype)
+        if stage.dtype == torch.bfloat16:
+            X = X.to(torch.bfloat16)  # as Muon does
         divisor = torch.maximum(_frobenius(X), floor.to(X.dtype))
-        X = X / divisor
-        return X, scale / divisor, _Opening(gram(X.to(stage.dtype)), None, None)
+        X = (X / divisor).to(stage.dtype)
+        return X, scale / divisor, _Opening(gram(X), None, None)
     least = m**-0.375  # of the norm, where X is not zero: its Frobenius norm is then at least 1
     if stage.dtype == torch.float16:
         factor = m**0.25 / torch.maximum(_frobenius(X), floor)
         X, scale, least = X * factor, scale * factor, least * m**0.25
     X = X.to(stage.dtype)
     A = gram(X)
-    AA = _square(A, stage)
+    AA = square(A.to(stage.squares))
     wide = torch.promote_types(A.dtype, torch.float32)
     norm = SCHATTEN8_MARGIN * _frobenius(AA.to(wide)).pow(0.25).clamp(min=least)
     if stage.dtype != torch.float16:
@@ -179,19 +179,14 @@ def _frobenius(X: Tensor) -> Tensor:
     return norm
 
 
-def _square(A: Tensor, stage: Stage) -> Tensor:
-    A = A.to(stage.squares)
-    return commuting_product(A, A)
-
-
 def _correction(A: Tensor, triple: Triple, stage: Stage, opening: _Opening | None) -> Tensor:
     """b A + c A²; at the opening of A / norm²."""
     _, b, c = triple
     if opening is not None and opening.squared is not None and opening.norm is not None:
-        square = opening.norm**2
-        return combination(A, opening.squared, b / square, c / square**2, stage.dtype)
+        norm = opening.norm
+        return combination(A, opening.squared, b / norm**2, c / norm**4, stage.dtype)
     if stage.squares != stage.dtype:
-        return combination(A, _square(A, stage), b, c, stage.dtype)
+        return combination(A, square(A.to(stage.squares)), b, c, stage.dtype)
     return polynomial(A, b, c)
 
 
@@ -224,7 +219,12 @@ def _apply(G: Tensor, X: Tensor, a: float | Tensor) -> Tensor:
 
 
 def _gram_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Opening | None) -> Tensor:
-    """All steps on R = X Xᵀ and on their product Q, which is then applied to X."""
+    """All steps on R = X Xᵀ and on their product Q, which is then applied to X.
+
+    Z multiplies Q from the left and in full. From the right, or with one half mirrored, the rounding of Z would reach
+    X's largest directions multiplied by all of Q, 800 in null directions: a rank-8 matrix of 256 x 1024 then leaves 0.5
+    outside its range in float32, where this leaves 2e-3.
+    """
     R = gram(X) if opening is None else opening.gram
     Q: Tensor | None = None
     for index, triple in enumerate(triples):
@@ -232,7 +232,7 @@ def _gram_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Op
         if opening is not None and opening.norm is not None:
             Z = (Z / opening.norm).to(stage.dtype)
         opening = None
-        Q = Z if Q is None else commuting_product(Z, Q)
+        Q = Z if Q is None else torch.bmm(Z, Q)
         if index + 1 < len(triples):
-            R = commuting_product(commuting_product(Z, R), Z)
+            R = symmetric_product(symmetric_product(Z, R), Z)
     return X if Q is None else torch.bmm(Q, X)

@@ -5,7 +5,6 @@ Nothing here looks at a matrix' values, nor at how many matrices share a batch.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -13,14 +12,22 @@ import torch
 Form: TypeAlias = Literal["auto", "standard", "gram"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-# Steps in Gram space before R is computed from X again. Rounding makes eigenvalues of R that should be 0 negative, and a
-# step multiplies them by a²: five steps of "robust" by 6e5 in all, to -0.06 from float32's -1e-7.
-_RUN = {torch.float64: 5, torch.float32: 5, torch.float16: 2, torch.bfloat16: 2}
+# Steps in Gram space before R is computed from X again. Rounding makes eigenvalues of R that should be 0 negative, and
+# a step multiplies them by a²: the four updates of R in five steps of "robust" by 8e4 in all. Three steps in bfloat16
+# end with a singular value of 1.2 on spectra from 1 to 1e-3: it has no run, and float16 is as fast where that matters.
+_RUN = {torch.float64: 5, torch.float32: 5, torch.float16: 2}
 
 # Rows from which float32's time is worth saving, and from which a second step in float32 is needed for an error under
 # 0.05 on Gaussian square matrices.
 _MIXED_ROWS = 128
 _TWO_WIDE_STEPS_ROWS = 1024
+
+
+# Whether this CPU has instructions for bfloat16 products; where torch cannot tell, no. Asked once: a compiler, which
+# traces `plan`, cannot ask.
+_CPU_MULTIPLIES_BFLOAT16: bool = any(
+    getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+)
 
 
 class Stage(NamedTuple):
@@ -43,35 +50,27 @@ def plan(
 ) -> tuple[Stage, ...]:
     """The stages for a matrix of these sides, at least one, of `steps` steps in all.
 
+    On CUDA half precision costs the same in either format: Gram space takes float16, for its bits, and the standard
+    form bfloat16, which stays finite if the coefficients let X grow.
+
     Raises:
-        ValueError: an unknown algorithm.
+        ValueError: an unknown algorithm, or `"gram"` in a dtype too coarse for it.
     """
     if algorithm not in FORMS:
         raise ValueError(f"algorithm must be one of {', '.join(map(repr, FORMS))}, got {algorithm!r}")
+    if algorithm == "gram" and dtype is not None and dtype not in _RUN:
+        raise ValueError(f"algorithm must not be 'gram' with products in {dtype}, which are too coarse for it")
     if dtype is None and given == torch.float64:
         dtype = torch.float64
-    mixed = dtype is None and device == "cpu" and short >= _MIXED_ROWS and _cpu_multiplies_bfloat16()
-    wide = algorithm == "gram" or (algorithm == "auto" and long >= 2 * short and dtype != torch.bfloat16)
-    if dtype is None:
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    if wide:
-        run = _RUN.get(dtype, 2)
+    if algorithm == "gram" or (algorithm == "auto" and long >= 2 * short and (dtype is None or dtype in _RUN)):
+        dtype = dtype or (torch.float16 if device == "cuda" else torch.float32)
+        run = _RUN[dtype]
         lengths = [run] * (steps // run) + [steps % run] * (steps % run > 0)
         return tuple(Stage("gram", length, dtype, dtype) for length in lengths or [0])
-    if mixed:
+    if dtype is None and device == "cpu" and short >= _MIXED_ROWS and _CPU_MULTIPLIES_BFLOAT16:
         first = min(steps, 2 if short >= _TWO_WIDE_STEPS_ROWS else 1)
-        stages = [Stage("standard", first, torch.float32, torch.bfloat16 if first == 1 else torch.float32)]
-        if steps > first:
-            stages.append(Stage("standard", steps - first, torch.bfloat16, torch.bfloat16))
-        return tuple(stages)
+        squares = torch.bfloat16 if short < _TWO_WIDE_STEPS_ROWS else torch.float32
+        late = Stage("standard", steps - first, torch.bfloat16, torch.bfloat16)
+        return (Stage("standard", first, torch.float32, squares), *([late] if late.steps else []))
+    dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     return (Stage("standard", steps, dtype, dtype),)
-
-
-@cache
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products; where torch cannot tell, no."""
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        supported = getattr(torch.cpu, name, None)
-        if supported is not None and supported():
-            return True
-    return False

@@ -22,7 +22,12 @@ def gram(X: Tensor) -> Tensor:
         from root_dash.optim import kernels
 
         return kernels.gram(X)
-    return commuting_product(X, X)
+    return symmetric_product(X, X.mT)
+
+
+def square(A: Tensor) -> Tensor:
+    """A² of each symmetric matrix of a batch: (L, m, m) -> (L, m, m)."""
+    return gram(A) if A.is_cuda else symmetric_product(A, A)
 
 
 def polynomial(A: Tensor, b: float | Tensor, c: float | Tensor) -> Tensor:
@@ -35,7 +40,7 @@ def polynomial(A: Tensor, b: float | Tensor, c: float | Tensor) -> Tensor:
 
         return kernels.polynomial(A, b, c)
     if isinstance(b, Tensor) or isinstance(c, Tensor) or _block(A) < A.shape[-1]:
-        return combination(A, commuting_product(A, A), b, c, A.dtype)
+        return combination(A, square(A), b, c, A.dtype)
     return torch.baddbmm(A, A, A, beta=b, alpha=c)
 
 
@@ -48,19 +53,20 @@ def combination(A: Tensor, AA: Tensor, b: float | Tensor, c: float | Tensor, dty
     return torch.add(A.to(wide) * b, AA.to(wide), alpha=c).to(dtype)
 
 
-def commuting_product(X: Tensor, Y: Tensor) -> Tensor:
-    """X Yᵀ, (L, m, n) and (L, m, n) -> (L, m, m), where that is symmetric in exact arithmetic: it is to the bit here.
+def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
+    """X Y, (L, m, n) and (L, n, m) -> (L, m, m), where that is symmetric in exact arithmetic.
 
-    So it is for X = Y, and for two symmetric matrices that commute. Half precision is multiplied in full.
+    So it is for Y = Xᵀ, and for two symmetric matrices that commute. Above the blocks of the diagonal the result is
+    mirrored from below, rounding and all. Half precision is multiplied in full.
     """
     block = _block(X)
     m = X.shape[-2]
     if block == m:
-        return torch.bmm(X, Y.mT)
+        return torch.bmm(X, Y)
     product = X.new_empty(X.shape[0], m, m)
     for top in range(0, m, block):
         rows = slice(top, top + block)
-        strip = torch.bmm(X[:, rows], Y[:, : top + block].mT)  # (L, block, top + block), less at the end
+        strip = torch.bmm(X[:, rows], Y[:, :, : top + block])  # (L, block, top + block), less at the end
         product[:, rows, : top + block] = strip
         if top:
             product[:, :top, rows] = strip[:, :, :top].mT
