@@ -195,6 +195,7 @@ class ROOT(Optimizer):
             self.param_groups.pop()
             raise
         group.setdefault("step", 0)
+        group.setdefault("turn", 0)  # of the calibrations: torch.distributed.checkpoint loads what has a place only
         if group["algorithm"] == "root" and group["ns_coefficients"] == "paper":
             warnings.warn(
                 "ns_coefficients='paper' is for comparison: its square set diverges beyond five steps, within which "
@@ -344,6 +345,7 @@ class ROOT(Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("step", 0)
+            group.setdefault("turn", 0)
             _with_own_normalization(group)
         self._sets.load(self.param_groups)
 

@@ -81,7 +81,7 @@ class CoefficientSets:
             self.adopt(index, group, step + calibration.lag)
         elif not calibration.due(step):
             return
-        group["turn"] = group.get("turn", 0) + 1
+        group["turn"] += 1
         for shape, base in _bases(group, state, step, group["turn"], calibration.wants):
             calibration.offer(step, shape, base)
 
