@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.nn.parallel import DistributedDataParallel
 
 from root_dash.optim import ROOT, Observation
+from root_dash.optim.calibration import Change
 from root_dash.optim.faults import NonFinite
 
 STEPS = 6
@@ -70,7 +71,7 @@ def model() -> Model:
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Five groups: plain, one by one, fused, experts, AdamW."""
+    """Five groups: plain, which is calibrated every two steps, fused, experts, one by one, AdamW."""
     named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
     special: dict[str, dict[str, Any]] = {
         "qkv.weight": {"split_sizes": (16, 16, 16)},
@@ -80,14 +81,14 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
     adamw = [name for name, p in named.items() if p.ndim < 2 or name in ("embedding.weight", "head.weight")]
     plain = [name for name in named if name not in special and name not in adamw]
     return [
-        {"params": [named[name] for name in plain]},
+        {"params": [named[name] for name in plain], "calibrate_every": 2},
         *[{"params": [named[name]], **options} for name, options in special.items()],
         {"params": [named[name] for name in adamw], "algorithm": "adamw", "lr": 0.01},
     ]
 
 
 def optimizer(model: nn.Module, **options: Any) -> ROOT:
-    return ROOT(groups(model), lr=0.02, **{"calibrate_every": 2, **options})
+    return ROOT(groups(model), lr=0.02, **options)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -167,10 +168,10 @@ def alone(history: Sequence[Sequence[Tensor]], rank: int, **options: Any) -> dic
     }
 
 
-def changes_of(optimizer: ROOT) -> list[Any]:
+def changes_of(optimizer: ROOT) -> list[Change]:
     """A list that grows by every set that is adopted."""
-    changes: list[Any] = []
-    optimizer.register_change_observer(lambda change: changes.append((change.shape, tuple(change.after))))
+    changes: list[Change] = []
+    optimizer.register_change_observer(changes.append)
     return changes
 
 

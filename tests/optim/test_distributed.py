@@ -146,10 +146,12 @@ def test_a_nan_in_one_shard_is_refused_by_all(results: Results, world: int) -> N
 def test_a_checkpoint_may_be_loaded_into_another_world(results: Results) -> None:
     """Two processes save at step 3 what three go on from, and end where a single process does that never stopped."""
     expected = results[3][0]["checkpointed"]
+    later = [change for change in expected["single changes"] if change.step > 3]
+    assert later
     for each in (rank["checkpointed"] for rank in results[3]):
         assert_equal_but_for_adamw(each["weights"], expected["single"])
         assert_equal_but_for_adamw(each["momenta"], expected["single momenta"])
-        assert each["changes"] == expected["single changes"][-len(each["changes"]) :]
+        assert each["changes"] == later
 
 
 @pytest.mark.usefixtures("one_thread")
