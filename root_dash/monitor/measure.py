@@ -88,7 +88,7 @@ def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tens
 
 def weight_norms(parameters: Iterable[Tensor]) -> Tensor:
     """Frobenius norms of L parameters: (L,)."""
-    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float64).float() for p in parameters])
+    return torch.cat([statistics.norms(p.detach().reshape(1, -1)) for p in parameters])
 
 
 def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
@@ -97,10 +97,10 @@ def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
     rows, cols = batch.gradient.shape[1:]
     matrix = min(rows, cols) >= 2
     flat_gradient = batch.gradient.flatten(1)
-    flat_momentum = None if batch.momentum is None else batch.momentum.flatten(1)
+    lying = None if batch.momentum is None else _lying(batch.momentum).flatten(1)
     if "statistics" in kinds:
-        tensors["statistics"] = _statistics(batch, flat_gradient, flat_momentum)
-    for tensor, entries in (("gradient", flat_gradient), ("momentum", flat_momentum)):
+        tensors["statistics"] = _statistics(batch, flat_gradient)
+    for tensor, entries in (("gradient", flat_gradient), ("momentum", lying)):
         if entries is not None and "histograms" in kinds:
             counts, nan, inf = statistics.histogram_counts(entries)
             tensors[f"histograms.{tensor}"] = counts.int()
@@ -109,7 +109,7 @@ def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
             values, count = statistics.quantiles(entries)
             tensors[f"quantiles.{tensor}"] = values
             tensors[f"quantiles.{tensor}.count"] = count
-    if batch.momentum is None or flat_momentum is None or not matrix:
+    if batch.momentum is None or not matrix:
         return Measurement(batch.positions, (rows, cols), tensors)
     if "spectra" in kinds:
         base = batch.momentum if batch.base is None else batch.base
@@ -120,6 +120,7 @@ def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
         if batch.update is not None and batch.orthogonalized:
             tensors["spectra.cross"] = statistics.gram(base, batch.update)
     if "masks" in kinds and batch.threshold is not None:
+        flat_momentum = batch.momentum.flatten(1)
         tensors["masks.threshold"] = batch.threshold.float()
         tensors["masks.packed"] = statistics.packed_bits(statistics.outlier_mask(flat_momentum, batch.threshold))
         tensors["masks.largest"], values = statistics.largest_entries(flat_momentum)
@@ -127,15 +128,24 @@ def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
     return Measurement(batch.positions, (rows, cols), tensors)
 
 
-def _statistics(batch: Batch, flat_gradient: Tensor, flat_momentum: Tensor | None) -> Tensor:
+def _statistics(batch: Batch, flat_gradient: Tensor) -> Tensor:
     columns = statistics.gradient_statistics(flat_gradient) | {"weight_norm": batch.weight_norm}
-    if flat_momentum is not None:
-        columns |= statistics.momentum_statistics(flat_gradient, flat_momentum)
-    if flat_momentum is not None and batch.threshold is not None and batch.base is not None:
-        columns |= statistics.outlier_statistics(flat_momentum, batch.base.flatten(1), batch.threshold)
+    if batch.momentum is not None:
+        columns |= statistics.momentum_statistics(flat_gradient, batch.momentum.flatten(1))
+    if batch.momentum is not None and batch.threshold is not None and batch.base is not None:
+        momentum, base = _lying(batch.momentum).flatten(1), _lying(batch.base).flatten(1)
+        columns |= statistics.outlier_statistics(momentum, base, batch.threshold)
     if batch.update is not None:
-        columns |= statistics.update_statistics(batch.update.flatten(1), batch.weight_norm, batch.lr)
+        columns |= statistics.update_statistics(_lying(batch.update).flatten(1), batch.weight_norm, batch.lr)
         if batch.orthogonalized:
             columns["orthogonality_error"] = statistics.orthogonality_error(batch.update)
     missing = torch.full_like(batch.weight_norm, torch.nan)
     return torch.stack([columns.get(name, missing).float() for name in statistic_names("statistics")], -1)
+
+
+def _lying(matrices: Tensor) -> Tensor:
+    """Matrices (L, rows, cols) with the long side as rows' length, where only the entries matter and not their order.
+
+    ROOT keeps its matrices so, and a tall one stood up again is not contiguous: flattening it would copy it.
+    """
+    return matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices

@@ -1,12 +1,19 @@
 """Every quantity that is measured on the training device: tensors in, small tensors out.
 
 All functions are batched over the L layers of one shape, allocate what they return, never write to their inputs and
-never read a value back to the host, so they neither block nor synchronize a device. The definitions are those of
-`root_dash.records.STATISTICS`; non-finite entries are counted and left out of the rest.
+off the CPU never read a value back to the host, so they neither block nor synchronize a device. The definitions are
+those of `root_dash.records.STATISTICS`; non-finite entries are counted and left out of the rest.
+
+What costs on a CPU is a pass over memory. There the entries are taken piece by piece, each small enough to stay in a
+core's cache for all passes over it, first as if they were finite and of ordinary size; whoever sees in the sums that
+they were not, takes them again with masks and scales, as every other device does from the start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +22,30 @@ from root_dash.records import HISTOGRAM_BINS_PER_OCTAVE, HISTOGRAM_OCTAVES, QUAN
 LARGEST_COUNT = 32
 """How many of the entries of greatest magnitude a mask names by coordinate."""
 
-# The bins of `records.histogram_edges` as arithmetic on the bits of a float32: dropping all but the exponent and the
-# two leading bits of the mantissa numbers the bins of four an octave.
-_MANTISSA_SHIFT = 23 - (HISTOGRAM_BINS_PER_OCTAVE.bit_length() - 1)
-_FIRST_KEY = (127 + HISTOGRAM_OCTAVES[0]) * HISTOGRAM_BINS_PER_OCTAVE
-_SIDE_BINS = (HISTOGRAM_OCTAVES[1] - HISTOGRAM_OCTAVES[0]) * HISTOGRAM_BINS_PER_OCTAVE + 1  # the last one is open
-HISTOGRAM_BINS = 2 * _SIDE_BINS + 1
+# The bins of `records.histogram_edges` as arithmetic on the bits of a float32: dropping all but the sign, the exponent
+# and the two leading bits of the mantissa numbers the bins of four an octave, from zero outwards on either side.
+_KEY_SHIFT = 23 - (HISTOGRAM_BINS_PER_OCTAVE.bit_length() - 1)
+_KEYS = 2 ** (32 - _KEY_SHIFT)
+_FIRST_KEY = (127 + HISTOGRAM_OCTAVES[0]) * HISTOGRAM_BINS_PER_OCTAVE  # below it everything is in the middle bin
+_OPEN_KEY = (127 + HISTOGRAM_OCTAVES[1]) * HISTOGRAM_BINS_PER_OCTAVE  # from it on everything is in the outermost one
+_NONFINITE_KEY = 255 * HISTOGRAM_BINS_PER_OCTAVE
+HISTOGRAM_BINS = 2 * (_OPEN_KEY - _FIRST_KEY + 1) + 1
+
+_PIECE = 2**17
+"""Entries that are taken at a time on a CPU: with what is computed of them, they stay in the second cache of a core."""
+_PIECE_WIDTH = 2**16
+"""Of one row, so that float32 sums stay exact to 1e-6; pieces are added up in float64."""
+_ORDINARY = (1e-25, 1e30)
+"""Sums of squares between these neither over- nor underflowed in float32 where it would matter."""
+
+_AT_ONCE = 2**24
+"""Entries that a device counts at a time."""
+
+_EXPONENT = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64, 0x7FF0_0000_0000_0000)}
+"""Of a float: the integer of its size, and which of its bits are the exponent's."""
+
+_LEAST_INFINITE, _GREATEST_INFINITE = 0x7F80, -0x7F81
+"""What is not finite among `_ordered` bfloat16: from the one on upwards, and from the other on downwards."""
 
 Columns = dict[str, Tensor]
 """Statistics by name, each of shape (L,)."""
@@ -28,59 +53,68 @@ Columns = dict[str, Tensor]
 
 def gradient_statistics(gradient: Tensor) -> Columns:
     """The `grad_*` statistics of gradients (L, n), each (L,)."""
-    finite = torch.isfinite(gradient)
-    finite_count = finite.sum(-1)
-    nan = torch.isnan(gradient).sum(-1)
-    entries = gradient.shape[-1]
-    scaled, abs_max = _scaled(gradient)
-    count = finite_count.float()
-    mean = scaled.sum(-1) / count
-    centered = (scaled - mean.unsqueeze(-1)).masked_fill_(~finite, 0.0)
-    squares = centered * centered
-    second = squares.sum(-1) / count
-    third = _dot(squares, centered) / count
-    fourth = _dot(squares, squares) / count
+    largest = _largest(gradient)
+    careful = not gradient.is_cpu or not bool(torch.isfinite(largest).all())
+    if careful:
+        largest = _largest(gradient.nan_to_num(0.0, 0.0, 0.0))
+    scale = _scale(largest)
+    sums = _by_pieces(_careful_moments if careful else _moments, gradient, scale)
+    count, mean, second, third, fourth = _merged(sums)
+    zero, nan, inf = sums[..., 5:].sum(1).unbind(-1)
+    unit = 1.0 / scale[:, 0].double()
     return {
-        "grad_norm": abs_max * (count * (second + mean**2)).sqrt(),
-        "grad_abs_max": abs_max.masked_fill(finite_count == 0, torch.nan),
-        "grad_mean": abs_max * mean,
-        "grad_std": abs_max * second.sqrt(),
+        "grad_norm": unit * (count * (second + mean**2)).sqrt(),
+        "grad_abs_max": largest.masked_fill(count == 0, torch.nan),
+        "grad_mean": unit * mean,
+        "grad_std": unit * second.sqrt(),
         "grad_skewness": _or_zero(third / second**1.5, second),
         "grad_kurtosis": _or_zero(fourth / second**2 - 3.0, second),
         "grad_nan": nan,
-        "grad_inf": entries - finite_count - nan,
-        "grad_zero": entries - torch.count_nonzero(gradient, dim=-1),
+        "grad_inf": inf,
+        "grad_zero": zero,
     }
 
 
 def momentum_statistics(gradient: Tensor, momentum: Tensor) -> Columns:
     """`momentum_norm`, and the `alignment` of gradients and momenta, both (L, n)."""
-    norm = _norm(momentum)
-    (unit_gradient, _), (unit_momentum, _) = _scaled(gradient), _scaled(momentum)
-    cosine = _dot(unit_gradient, unit_momentum) / (_norm(unit_gradient) * _norm(unit_momentum))
-    return {"momentum_norm": norm, "alignment": _or_zero(cosine, norm * _norm(unit_gradient))}
+    sums = _by_pieces(_angle, gradient, momentum).sum(1) if gradient.is_cpu else None
+    if sums is not None and _ordinary(sums[:, :2]):
+        norms = sums[:, 1].sqrt()
+    else:
+        norms = _norm(momentum)
+        sums = _by_pieces(_angle, _scaled(gradient), _scaled(momentum)).sum(1)
+    gradients, momenta, both = sums.unbind(-1)
+    return {"momentum_norm": norms, "alignment": _or_zero(both / (gradients * momenta).sqrt(), gradients * norms)}
 
 
 def outlier_statistics(momentum: Tensor, base: Tensor, threshold: Tensor) -> Columns:
     """What the threshold (L,) takes from momenta (L, n), given their bases clamp(M, -ε, ε)."""
-    scale = momentum.float().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    whole, kept = momentum / scale, base / scale
-    outliers = whole - kept
-    energy = _dot(whole, whole)
+    sums = _by_pieces(_outliers, momentum, base).sum(1) if momentum.is_cpu else None
+    if sums is None or not _ordinary(sums[:, :2]):
+        scale = _scale(_largest(momentum))
+        sums = _by_pieces(_outliers, momentum * scale, base * scale).sum(1)
+    whole, kept, both, outliers, count = sums.unbind(-1)
     return {
         "threshold": threshold,
-        "outlier_fraction": (outlier_mask(momentum, threshold).sum(-1) / momentum.shape[-1]).masked_fill(
-            threshold.isnan(), torch.nan
-        ),
-        "outlier_energy": _or_zero(_dot(outliers, outliers) / energy, energy),
-        "base_alignment": _or_zero(_dot(whole, kept) / (_norm(whole) * _norm(kept)), energy),
+        "outlier_fraction": (count / momentum.shape[-1]).masked_fill(threshold.isnan(), torch.nan),
+        "outlier_energy": _or_zero(outliers / whole, whole),
+        "base_alignment": _or_zero(both / (whole * kept).sqrt(), whole),
     }
 
 
 def update_statistics(update: Tensor, weight_norm: Tensor, lr: float | Tensor) -> Columns:
     """`update_norm` of updates (L, n), `weight_norm`, and their ratio at the scaled learning rate."""
-    norm = _norm(update)
-    return {"update_norm": norm, "weight_norm": weight_norm, "update_to_weight": norm * lr / weight_norm}
+    update_norm = norms(update)
+    return {"update_norm": update_norm, "weight_norm": weight_norm, "update_to_weight": update_norm * lr / weight_norm}
+
+
+def norms(entries: Tensor) -> Tensor:
+    """Euclidean norms of tensors (L, n): (L,)."""
+    if entries.is_cpu:
+        squares = _by_pieces(_square, entries).sum((1, 2))
+        if _ordinary(squares):
+            return squares.sqrt().float()
+    return _norm(entries)
 
 
 def orthogonality_error(update: Tensor) -> Tensor:
@@ -89,12 +123,16 @@ def orthogonality_error(update: Tensor) -> Tensor:
     Rows of the short side that are exactly zero (a dead unit, a byte that never occurred) have no direction to be
     orthogonal and are left out of both the norm and m. NaN where all are.
     """
-    short = _short_side(update).float()
-    residual = short @ short.mT
+    short = _short_side(update)
+    if short.is_cuda and short.dtype in (torch.bfloat16, torch.float16):
+        residual = torch.bmm(short, short.mT, out_dtype=torch.float32)  # exact products at the speed of half precision
+    else:
+        short = short.float()
+        residual = short @ short.mT
     diagonal = residual.diagonal(dim1=-2, dim2=-1)
     null = (diagonal == 0).sum(-1)
     diagonal -= 1.0
-    squared = (residual * residual).sum((-2, -1)) - null
+    squared = residual.mul_(residual).sum((-2, -1)) - null
     return (squared.clamp(min=0) / (short.shape[-2] - null)).sqrt()
 
 
@@ -105,6 +143,8 @@ def outlier_mask(momentum: Tensor, threshold: Tensor) -> Tensor:
 
 def packed_bits(mask: Tensor) -> Tensor:
     """Masks (L, n) as bytes (L, ⌈n / 8⌉), eight entries each, the first in the highest bit, as `np.packbits`."""
+    if mask.is_cpu:
+        return torch.from_numpy(np.packbits(mask.numpy(), axis=-1))
     padded = torch.nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
     weights = torch.ones(8, dtype=torch.uint8, device=mask.device) << torch.arange(7, -1, -1, device=mask.device).byte()
     return (padded.view(padded.shape[0], -1, 8) * weights).sum(-1, dtype=torch.uint8)
@@ -123,39 +163,35 @@ def histogram_counts(entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     types are rounded to float32 first.
     """
     bits = entries.float().contiguous().view(torch.int32)
-    magnitude = bits & 0x7FFFFFFF
-    key = ((magnitude >> _MANTISSA_SHIFT) - _FIRST_KEY + 1).clamp_(0, _SIDE_BINS)
-    # -0.0 carries a sign bit and the key 0: both zeros fall into the middle bin.
-    index = torch.where(bits < 0, _SIDE_BINS - key, _SIDE_BINS + key)
-    nan = torch.isnan(entries)
-    inf = torch.isinf(entries)
-    # What is not finite is counted in a bin of its own, which is then cut off.
-    index = torch.where(nan | inf, HISTOGRAM_BINS, index).long()
-    counts = torch.zeros(entries.shape[0], HISTOGRAM_BINS + 1, dtype=torch.int64, device=entries.device)
-    counts.scatter_add_(1, index, torch.ones((), dtype=torch.int64, device=entries.device).expand_as(index))
-    return counts[:, :HISTOGRAM_BINS], nan.sum(-1), inf.sum(-1)
+    counts = _host_key_counts(bits) if bits.is_cpu else _counts((bits >> _KEY_SHIFT) & (_KEYS - 1), _KEYS)
+    sides = counts.view(-1, 2, _KEYS // 2)  # zero and positive, then negative
+    nonfinite = sides[..., _NONFINITE_KEY:].sum((1, 2))
+    clean = bits.is_cpu and not bool(nonfinite.any())
+    nan = nonfinite if clean else torch.isnan(entries).sum(-1)
+    middle = sides[..., :_FIRST_KEY].sum((1, 2)).unsqueeze(-1)
+    positive, negative = sides[..., _FIRST_KEY:_OPEN_KEY].unbind(1)
+    above, below = sides[..., _OPEN_KEY:_NONFINITE_KEY].sum(-1, keepdim=True).unbind(1)
+    return torch.cat([below, negative.flip(-1), middle, positive, above], -1), nan, nonfinite - nan
 
 
 def quantiles(entries: Tensor) -> tuple[Tensor, Tensor]:
     """Quantiles of the finite entries of tensors (L, n): (L, 65) at `quantile_probabilities()`, and the counts (L,).
 
-    Linear between order statistics, as `numpy.quantile` does by default. NaN where nothing is finite.
+    Of the entries rounded to bfloat16, linear between order statistics, as `numpy.quantile` does by default. NaN where
+    nothing is finite.
     """
-    finite = torch.isfinite(entries)
-    count = finite.sum(-1)
-    # What is not finite sorts to the end, behind the `count` entries that are ranked.
-    ordered = entries.float().masked_fill(~finite, torch.inf).sort(-1).values
-    # Computed on the device: a constant copied to it would synchronize.
-    positions = torch.linspace(
-        -QUANTILE_REACH, QUANTILE_REACH, QUANTILE_COUNT, dtype=torch.float64, device=count.device
-    )
-    probabilities = torch.special.ndtr(positions)
-    position = probabilities * (count.unsqueeze(-1) - 1).clamp(min=0)
-    below = position.floor().long()
-    above = torch.minimum(below + 1, (count.unsqueeze(-1) - 1).clamp(min=0))
-    low, high = ordered.gather(-1, below).double(), ordered.gather(-1, above).double()
-    values = torch.lerp(low, high, position - below)
-    return values.masked_fill((count == 0).unsqueeze(-1), torch.nan).float(), count
+    if not entries.is_cpu:
+        finite = torch.isfinite(entries)
+        keys = _ordered(_rounded(entries, finite))
+        cumulative = _counts(keys.int() + 2**15, 2**16).cumsum(-1)
+        return _quantiles(finite.sum(-1), lambda rank: torch.searchsorted(cumulative, rank, right=True) - 2**15)
+    count = torch.full((len(entries),), entries.shape[1])
+    keys = _sorted(_ordered(entries.bfloat16()))
+    if entries.numel() and bool(((keys[:, -1] >= _LEAST_INFINITE) | (keys[:, 0] <= _GREATEST_INFINITE)).any()):
+        finite = torch.isfinite(entries)
+        count = finite.sum(-1)
+        keys = _sorted(_ordered(_rounded(entries, finite)))
+    return _quantiles(count, lambda rank: keys.gather(-1, rank))
 
 
 def gram(left: Tensor, right: Tensor) -> Tensor:
@@ -166,30 +202,190 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
     return _short_side(left).double() @ _short_side(right).double().mT
 
 
+def _moments(gradient: Tensor, scale: Tensor) -> list[Tensor]:
+    """Count, mean and sums of the second to fourth powers of the deviations from it; counts of zeros, NaNs, infinities.
+
+    Of finite gradients (l, n), multiplied by scales (l, 1): each (l,).
+    """
+    x = (gradient * scale).float()
+    mean = x.mean(-1)
+    x -= mean.unsqueeze(-1)
+    none = torch.zeros_like(mean)
+    return [torch.full_like(mean, gradient.shape[1]), mean, *_powers(x), _ones(torch.eq, gradient, x), none, none]
+
+
+def _careful_moments(gradient: Tensor, scale: Tensor) -> list[Tensor]:
+    """The `_moments` of the finite entries of any gradients."""
+    finite = torch.isfinite(gradient)
+    count, nan = finite.sum(-1), torch.isnan(gradient).sum(-1)
+    missing = ~finite
+    x = (gradient * scale).float().masked_fill_(missing, 0.0)
+    mean = x.sum(-1) / count.clamp(min=1)
+    x = (x - mean.unsqueeze(-1)).masked_fill_(missing, 0.0)
+    infinite = gradient.shape[1] - count - nan
+    return [count, mean, *_powers(x), _ones(torch.eq, gradient, x), nan, infinite]
+
+
+def _powers(x: Tensor) -> list[Tensor]:
+    """Sums of the second, third and fourth power of (l, n), which is overwritten: each (l,)."""
+    squares = x * x
+    return [squares.sum(-1), x.mul_(squares).sum(-1), squares.mul_(squares).sum(-1)]
+
+
+def _merged(sums: Tensor) -> list[Tensor]:
+    """Count, mean and second to fourth central moment of rows, of their pieces' `_moments` (L, pieces, ...): (L,)."""
+    counts, means, *powers = sums[..., :5].unbind(-1)
+    count = counts.sum(-1)
+    mean = (counts * means).sum(-1) / count
+    second, third, fourth = powers
+    d = means - mean.unsqueeze(-1)
+    moved = [
+        second + counts * d**2,
+        third + 3 * d * second + counts * d**3,
+        fourth + 4 * d * third + 6 * d**2 * second + counts * d**4,
+    ]
+    return [count, mean, *(power.sum(-1) / count for power in moved)]
+
+
+def _angle(gradient: Tensor, momentum: Tensor) -> list[Tensor]:
+    gradient, momentum = gradient.float(), momentum.float()
+    return _dots((gradient, gradient), (momentum, momentum), (gradient, momentum))
+
+
+def _outliers(momentum: Tensor, base: Tensor) -> list[Tensor]:
+    momentum, base = momentum.float(), base.float()
+    outliers = momentum - base
+    products = _dots((momentum, momentum), (base, base), (momentum, base), (outliers, outliers))
+    return [*products, _ones(torch.ne, outliers, outliers)]  # |M| - ε rounds to 0 for no |M| > ε
+
+
+def _square(entries: Tensor) -> list[Tensor]:
+    entries = entries.float()
+    return _dots((entries, entries))
+
+
+def _by_pieces(sums: Callable[..., list[Tensor]], first: Tensor, *others: Tensor) -> Tensor:
+    """What `sums` makes of pieces of tensors (L, n): (L, pieces of a row, k) in float64.
+
+    A tensor of one column goes with every piece of its row. Off the CPU all is one piece.
+    """
+    rows, columns = first.shape
+    width = min(columns, _PIECE_WIDTH) if first.is_cpu else columns
+    height = max(1, _PIECE // width) if first.is_cpu else rows
+
+    def piece(row: int, column: int) -> Tensor:
+        high = (tensor[row : row + height] for tensor in (first, *others))
+        cut = (tensor if tensor.shape[1] == 1 else tensor[:, column : column + width] for tensor in high)
+        return torch.stack([one.double() for one in sums(*cut)], -1)
+
+    return torch.cat(
+        [torch.stack([piece(row, column) for column in range(0, columns, width)], 1) for row in range(0, rows, height)]
+    )
+
+
+def _ordinary(squares: Tensor) -> bool:
+    """Whether sums of squares neither over- nor underflowed, nor are of what is not finite. For the CPU alone."""
+    low, high = torch.aminmax(squares)
+    return _ORDINARY[0] < float(low) and float(high) < _ORDINARY[1]  # NaN is neither
+
+
+def _largest(entries: Tensor) -> Tensor:
+    """max |x| of each row (L, n), NaN where there is one: (L,), in float32 or wider."""
+    largest = torch.maximum(entries.amax(-1), -entries.amin(-1))
+    return largest if largest.dtype == torch.float64 else largest.float()
+
+
+def _scale(largest: Tensor) -> Tensor:
+    """The power of two (L, 1) that brings what is largest in a row, (L,), to [1, 2); multiplying rounds nothing.
+
+    So that neither 1e-30 nor 1e30 (nor, in float64, 1e300) leaves float32's range when raised to the fourth power.
+    """
+    integer, exponent = _EXPONENT[largest.dtype]
+    power = (largest.view(integer) & exponent).view(largest.dtype)
+    return 1.0 / power.clamp(min=torch.finfo(largest.dtype).tiny).unsqueeze(-1)
+
+
+def _scaled(entries: Tensor) -> Tensor:
+    """Entries (L, n) by their `_scale`, in float32, 0 where not finite."""
+    finite = entries.nan_to_num(0.0, 0.0, 0.0)
+    return (finite * _scale(_largest(finite))).float()
+
+
+def _ones(compare: Callable[..., Tensor], entries: Tensor, out: Tensor) -> Tensor:
+    """How many of each row's entries (l, n) compare to zero, (l,), at the cost of what was in `out`, (l, n) in float32.
+
+    As floats, since on a CPU booleans are written and added up ten times slower.
+    """
+    return compare(entries, 0.0, out=out).sum(-1, dtype=None if out.is_cpu else torch.float64)
+
+
+def _host_key_counts(bits: Tensor) -> Tensor:
+    rows = bits.numpy().view(np.uint32)
+    counts = np.zeros((len(rows), _KEYS), np.int64)
+    for row, count in zip(rows, counts, strict=True):
+        for start in range(0, len(row), _PIECE):
+            count += np.bincount(row[start : start + _PIECE] >> _KEY_SHIFT, minlength=_KEYS)
+    return torch.from_numpy(counts)
+
+
+def _counts(index: Tensor, size: int) -> Tensor:
+    """How many entries of each row (L, n) have each index below `size`: (L, size)."""
+    counts = torch.zeros(len(index), size, dtype=torch.int64, device=index.device)
+    one = torch.ones((), dtype=torch.int64, device=index.device)
+    width = max(1, _AT_ONCE // max(1, len(index)))  # an index takes eight bytes
+    for part in index.split(width, 1):
+        counts.scatter_add_(1, part.long(), one.expand_as(part))
+    return counts
+
+
+def _rounded(entries: Tensor, finite: Tensor) -> Tensor:
+    """Entries in bfloat16, where what is finite stays so, and what is not is infinite."""
+    largest = torch.finfo(torch.bfloat16).max
+    return entries.clamp(-largest, largest).masked_fill_(~finite, torch.inf).bfloat16()
+
+
+def _ordered(entries: Tensor) -> Tensor:
+    """The bits of bfloat16 as int16 that are ordered as the values are."""
+    bits = entries.contiguous().view(torch.int16)
+    return bits ^ ((bits >> 15) & 0x7FFF)
+
+
+def _sorted(keys: Tensor) -> Tensor:
+    # NumPy's stable sort of 16-bit integers is a radix sort: 3 ns an entry, where a sort of float32 takes 20 and more.
+    return torch.from_numpy(np.sort(keys.numpy(), axis=-1, kind="stable"))
+
+
+def _quantiles(count: Tensor, key_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Quantiles (L, 65) of `count` (L,) entries, and that, given the `_ordered` bits at ranks (L, 65) among them."""
+    # Computed on the device: a constant copied to it would synchronize.
+    z = torch.linspace(-QUANTILE_REACH, QUANTILE_REACH, QUANTILE_COUNT, dtype=torch.float64, device=count.device)
+    last = (count.unsqueeze(-1) - 1).clamp(min=0)
+    position = torch.special.ndtr(z) * last
+    below = position.floor().long()
+    low, high = (_value(key_of(rank)) for rank in (below, torch.minimum(below + 1, last)))
+    values = torch.lerp(low, high, position - below)
+    return values.masked_fill((count == 0).unsqueeze(-1), torch.nan).float(), count
+
+
+def _value(keys: Tensor) -> Tensor:
+    """The numbers whose `_ordered` bits these are, in float64."""
+    keys = keys.int()
+    return ((keys ^ ((keys >> 15) & 0x7FFF)) << 16).view(torch.float32).double()
+
+
 def _short_side(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    product: Tensor = torch.linalg.vecdot(left, right)
-    return product
+def _dots(*pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Inner products of the rows of tensors (l, n): each (l,)."""
+    product = torch.empty_like(pairs[0][0])  # one for all: memory that was never touched costs more than a pass
+    return [torch.mul(left, right, out=product).sum(-1) for left, right in pairs]
 
 
 def _norm(entries: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(entries, dim=-1, dtype=torch.float64)
     return norm.float()
-
-
-def _scaled(entries: Tensor) -> tuple[Tensor, Tensor]:
-    """Entries (L, n) in float32, divided by the largest of each row, 0 where not finite; and those largest (L,).
-
-    So that neither 1e-30 nor 1e30 (nor, in float64, 1e300) leaves float32's range when raised to the fourth power.
-    """
-    finite = entries.nan_to_num(0.0, 0.0, 0.0)
-    finite = finite if finite.dtype == torch.float64 else finite.float()  # dividing in half precision would round
-    largest = finite.abs().amax(-1)
-    divisor = largest.clamp(min=torch.finfo(finite.dtype).tiny).unsqueeze(-1)
-    return (finite / divisor).float(), largest.float()
 
 
 def _or_zero(value: Tensor, energy: Tensor) -> Tensor:

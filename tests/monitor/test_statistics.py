@@ -101,19 +101,59 @@ def test_histogram_counts_every_entry_in_its_bin(entries: np.ndarray) -> None:
         assert (nan[row], inf[row]) == (np.isnan(values).sum(), np.isinf(values).sum())
 
 
+def rounded(entries: np.ndarray) -> Float64Array:
+    """Entries to the nearest bfloat16, by arithmetic: 8 significant bits, ties to even; the largest stay finite."""
+    mantissa, exponent = np.frexp(entries.astype(np.float64))
+    exponent = np.maximum(exponent, -125)  # below it are the subnormal numbers
+    limit = float(torch.finfo(torch.bfloat16).max)
+    return np.clip(np.ldexp(np.rint(np.ldexp(entries.astype(np.float64), 8 - exponent)), exponent - 8), -limit, limit)
+
+
 @given(TENSORS)
 @settings(deadline=None, max_examples=200)
 def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> None:
-    """The quantiles are NumPy's of what is finite, and NaN where nothing is."""
+    """The quantiles are NumPy's of what is finite, rounded to bfloat16, and NaN where nothing is."""
     values, count = (t.numpy() for t in statistics.quantiles(torch.from_numpy(entries)))
     for row in range(len(entries)):
-        finite = entries[row][np.isfinite(entries[row])].astype(np.float64)
+        finite = entries[row][np.isfinite(entries[row])]
         assert count[row] == len(finite)
         if len(finite):
-            expected = np.quantile(finite, quantile_probabilities())
+            expected = np.quantile(rounded(finite), quantile_probabilities())
             np.testing.assert_allclose(values[row], expected.astype(np.float32), rtol=1e-5, atol=1e-30)
         else:
             assert np.isnan(values[row]).all()
+
+
+def test_quantiles_are_close_to_those_of_the_entries() -> None:
+    """Rounding to eight bits moves a quantile, tails included, by less than 2^-8 of itself."""
+    entries = heavy_tailed(2, 200_000)
+    values, _ = statistics.quantiles(entries)
+    exact = np.quantile(entries.double().numpy(), quantile_probabilities(), axis=-1).T
+    np.testing.assert_allclose(values.numpy(), exact, rtol=2**-8, atol=1e-7 * 1e-4)
+
+
+def test_every_way_through_a_device_makes_the_same_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other devices do with masks and scales, and in one piece, yields what a CPU does without and in pieces."""
+    gradient = heavy_tailed(3, 150_000) * torch.tensor([[1.0], [1e3], [1e-3]]) + 1e-4
+    momentum = heavy_tailed(3, 150_001)[:, 1:]
+    epsilon = momentum.abs().quantile(0.9, dim=-1)
+    base = momentum.clamp(-epsilon[:, None], epsilon[:, None])
+
+    def everything() -> dict[str, torch.Tensor]:
+        return (
+            statistics.gradient_statistics(gradient)
+            | statistics.momentum_statistics(gradient, momentum)
+            | statistics.outlier_statistics(momentum, base, epsilon)
+            | {"norms": statistics.norms(gradient)}
+            | dict(zip(("counts", "nan", "inf"), statistics.histogram_counts(gradient), strict=True))
+            | dict(zip(("quantiles", "count"), statistics.quantiles(gradient), strict=True))
+        )
+
+    here = everything()
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    elsewhere = everything()
+    for name, value in here.items():
+        torch.testing.assert_close(elsewhere[name].double(), value.double(), rtol=5e-5, atol=1e-9, msg=name)
 
 
 def test_outlier_statistics_equal_their_definition() -> None:
