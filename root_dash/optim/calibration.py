@@ -197,12 +197,9 @@ class Calibration:
                 continue
             outcome = line.outcome()
             line.pending = None
-            first = not line.spectra  # there was nothing to fit to yet
             if outcome is not None and outcome.spectrum is not None:
                 line.spectra = [outcome.spectrum, *line.spectra][: self.reservoir]
             proposals[shape] = None if outcome is None else outcome.proposal
-            stays = proposals[shape] is None and not first
-            line.patience = min(2 * line.patience, _PATIENCE) if stays else 1
         return proposals
 
     def apply(self, step: int, proposals: Mapping[Shape, Sequence[float] | None]) -> list[Change]:
@@ -213,6 +210,10 @@ class Calibration:
         """
         changes = []
         for given, proposal in proposals.items():
+            shape = _short_first(given)
+            line = self._lines.setdefault(shape, _Line(self.start))
+            stays = proposal is None and len(line.spectra) > 1  # with one there was nothing to fit to yet
+            line.patience = min(2 * line.patience, _PATIENCE) if stays else 1
             if proposal is None:
                 continue
             if len(proposal) != self.width:
@@ -223,8 +224,6 @@ class Calibration:
             after = tuple((numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, 3 * self.steps, 3))
             if not _bounded(self.form, after):
                 continue
-            shape = _short_first(given)
-            line = self._lines.setdefault(shape, _Line(self.start))
             changes.append(Change(step, shape, line.coefficients, after, *numbers[-3:]))
             line.coefficients = after
         return changes

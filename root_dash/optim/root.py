@@ -254,7 +254,7 @@ class ROOT(Optimizer):
         """
         for index, group in enumerate(self.param_groups):
             if group["algorithm"] == "root":
-                self._sets.calibrate(index, group, self.state, now=True)
+                self._sets.calibrate(index, group, self.state, now=True, process_group=self.process_group)
 
     def _step_group(self, index: int, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
@@ -284,7 +284,7 @@ class ROOT(Optimizer):
         still = group["capturable"] or torch.compiler.is_compiling()
         step = group["step"] + 1
         if not still:
-            self._sets.adopt(index, group, step)
+            self._sets.adopt(index, group, step, self.process_group)
         root_over_ranks(
             params,
             grads,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from root_dash.optim.calibration import Calibration, Change
 from root_dash.optim.coefficients import Coefficients, resolve
 from root_dash.optim.outliers import split
 from root_dash.optim.pieces import Layout, pieces
+from root_dash.optim.shards import groups_of, of_the_first
 from root_dash.optim.step import Sets, cut_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 ChangeObserver: TypeAlias = Callable[[Change], object]
 Shape: TypeAlias = tuple[int, int]
@@ -50,11 +55,24 @@ class CoefficientSets:
 
         return triples
 
-    def adopt(self, index: int, group: Mapping[str, Any], step: int) -> None:
-        """Put the sets that are due at a step in place, and tell the observers."""
+    def adopt(self, index: int, group: Mapping[str, Any], step: int, process_group: ProcessGroup | None = None) -> None:
+        """Put the sets that are due at a step in place, and tell the observers.
+
+        Processes that hold the same parameters, or parts of them, take what the first has found: a collective call, for
+        which the host waits. Their processors may differ, and so round a fit otherwise.
+        """
         if index not in self._calibrations:
             return
-        changes = self._calibrations[index].adopt(step)
+        calibration = self._calibrations[index]
+        proposals = calibration.take(step)
+        groups = groups_of(group["params"], process_group) if proposals else []
+        if groups:
+            none = [math.nan] * calibration.width
+            found = torch.tensor([none if each is None else each for each in proposals.values()], dtype=torch.float64)
+            rows = of_the_first(found, group["params"][0].device, groups).tolist()
+            agreed = (None if math.isnan(row[0]) else row for row in rows)
+            proposals = dict(zip(proposals, agreed, strict=True))
+        changes = calibration.apply(step, proposals)
         if changes:
             self._refresh(index, group)
         for change in changes:
@@ -68,6 +86,7 @@ class CoefficientSets:
         state: Mapping[Tensor, Mapping[str, Any]],
         *,
         now: bool = False,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """After a step: where one is due, begin a calibration of each shape on the base of one of its matrices.
 
@@ -78,7 +97,7 @@ class CoefficientSets:
             return
         step = group["step"]
         if now:
-            self.adopt(index, group, step + calibration.lag)
+            self.adopt(index, group, step + calibration.lag, process_group)
         elif not calibration.due(step):
             return
         group["turn"] += 1

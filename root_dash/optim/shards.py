@@ -74,3 +74,22 @@ def agreed(flags: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         for index, flag in zip(indices, together.bool().unbind(), strict=True):
             out[index] = flag
     return out
+
+
+def groups_of(tensors: Sequence[Tensor], process_group: ProcessGroup | None) -> list[ProcessGroup]:
+    """All groups of more than one process that hold the same tensors, `process_group`, or have parts of DTensors."""
+    found = {} if process_group is None else {process_group.group_name: process_group}
+    for tensor in tensors:
+        if is_dtensor(tensor):
+            for dim in range(tensor.device_mesh.ndim):
+                group = tensor.device_mesh.get_group(dim)
+                found.setdefault(group.group_name, group)
+    return [group for group in found.values() if group.size() > 1]
+
+
+def of_the_first(values: Tensor, device: torch.device, groups: Sequence[ProcessGroup]) -> Tensor:
+    """The values that the first process of all has, sent by way of a device of the groups: a collective call."""
+    sent = values.to(device)
+    for group in groups:
+        torch.distributed.broadcast(sent, group=group, group_src=0)
+    return sent

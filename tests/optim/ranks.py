@@ -303,6 +303,21 @@ def faults(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     return results
 
 
+def disagreeing(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
+    """Ranks that fit otherwise than each other, as those with other processors may: here to another mixture."""
+    shapes, results = [(10, 16)], {}
+    for name, group in (("replicas", dist.group.WORLD), ("shards", None), ("alone", None)):
+        plain = [nn.Parameter(torch.zeros(*shape)) for shape in shapes]
+        params = placed(shapes, mesh, [Shard(0)]) if name == "shards" else plain
+        ours = ROOT(params, calibrate_every=1, calibration_mixture=(1, rank), process_group=group)
+        changes = changes_of(ours)
+        for step in range(4):
+            give(params, drawn(shapes, step))
+            ours.step()
+        results[name] = {"changes": changes, "weights": {str(i): whole(p) for i, p in enumerate(params)}}
+    return results
+
+
 def copied(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     """What becomes of the process group."""
     ours = ROOT([nn.Parameter(torch.ones(4, 6))], process_group=dist.group.WORLD)
@@ -356,6 +371,7 @@ SCENARIOS: tuple[Callable[[int, DeviceMesh, Path], dict[str, Any]], ...] = (
     sharded,
     choices,
     faults,
+    disagreeing,
     copied,
     checkpointed,
 )

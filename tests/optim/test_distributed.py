@@ -143,6 +143,18 @@ def test_a_nan_in_one_shard_is_refused_by_all(results: Results, world: int) -> N
             assert_equal({"": before}, {"": after})
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_ranks_adopt_what_the_first_has_found(results: Results, world: int) -> None:
+    """Where alone they would adopt different sets, together they adopt the same, and so stay together."""
+    found = [rank["disagreeing"] for rank in results[world]]
+    assert found[0]["alone"]["changes"]
+    for other in found[1:]:
+        assert other["alone"]["changes"] != found[0]["alone"]["changes"]
+        for name in ("replicas", "shards"):
+            assert other[name]["changes"] == found[0][name]["changes"] == found[0]["alone"]["changes"]
+            assert_equal(other[name]["weights"], found[0][name]["weights"])
+
+
 def test_a_checkpoint_may_be_loaded_into_another_world(results: Results) -> None:
     """Two processes save at step 3 what three go on from, and end where a single process does that never stopped."""
     expected = results[3][0]["checkpointed"]
