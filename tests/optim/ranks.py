@@ -1,15 +1,13 @@
 """What the processes of the distributed tests run: every scenario once, with real collectives, results into a file.
 
-`python -m tests.optim.ranks RANK WORLD FOLDER` is one process; `run` starts them all. Beside what the ranks computed,
-rank 0 computes what a single process would have, from the very gradients.
+`python -m tests.optim.ranks RANK WORLD FOLDER` is one process. Beside what the ranks computed, rank 0 computes what a
+single process would have, from the very gradients.
 """
 
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -387,36 +385,6 @@ def main(rank: int, world: int, folder: Path) -> None:
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def run(world: int, folder: Path) -> list[dict[str, Any]]:
-    """Run all scenarios on so many processes; the results of each.
-
-    Raises:
-        RuntimeError: a process failed, or hung; with what it wrote.
-    """
-    folder.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder / "errors").open("w") as errors:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.optim.ranks", str(rank), str(world), str(folder)],
-                env=environment,
-                stderr=errors,
-            )
-            for rank in range(world)
-        ]
-        try:
-            codes = [process.wait(timeout=SECONDS) for process in processes]
-        except subprocess.TimeoutExpired:
-            codes = [-1]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-    if any(codes):
-        raise RuntimeError(f"processes ended with {codes}:\n{(folder / 'errors').read_text()}")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
     """What every rank found, by the number of ranks; the three load a checkpoint of the two."""
-    return {world: ranks.run(world, folder / str(world)) for world in (2, 3)}
+    return {world: run(world, folder / str(world)) for world in (2, 3)}
 
 
 @pytest.fixture
@@ -42,6 +45,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def run(world: int, folder: Path) -> list[dict[str, Any]]:
+    """Run all scenarios on so many processes; the results of each.
+
+    Raises:
+        RuntimeError: a process failed, or hung; with what it wrote.
+    """
+    folder.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / "errors").open("w") as errors:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.optim.ranks", str(rank), str(world), str(folder)],
+                env=environment,
+                stderr=errors,
+            )
+            for rank in range(world)
+        ]
+        try:
+            codes = [process.wait(timeout=ranks.SECONDS) for process in processes]
+        except subprocess.TimeoutExpired:
+            codes = [-1]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    if any(codes):
+        raise RuntimeError(f"processes ended with {codes}:\n{(folder / 'errors').read_text()}")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
