@@ -218,7 +218,11 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """A tensor's quantiles at `quantile_probabilities()`, over its `count` finite entries."""
+    """A tensor's quantiles at `quantile_probabilities()`, over its `count` finite entries.
+
+    Linear between order statistics of the entries rounded to bfloat16, which moves each by at most 2^-9 of itself: what
+    no plot shows, and sorted six times faster.
+    """
 
     values: Float32Array
     count: int
@@ -227,12 +231,17 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Singular values, descending, of the momentum M, its base B and the update X (empty where there is none)."""
+    """Singular values, descending, of the momentum M, its base B and the update X (empty where there is none).
+
+    `estimated` ones are those of a large matrix by stochastic Lanczos quadrature: the largest is exact, of the others
+    the distribution is what was estimated, and the smallest are too large.
+    """
 
     momentum: Float32Array
     base: Float32Array
     update: Float32Array
     step: int = 0
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

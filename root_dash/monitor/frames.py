@@ -9,9 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from root_dash.monitor import lanczos
 from root_dash.monitor.mask import Packed, mask_of, mask_statistics
-from root_dash.monitor.spectrum import Grams, base_and_polar_error, singular_values, spectral_statistics
-from root_dash.records import TENSORS, Event, Frame, Histogram, Mask, Quantiles, Spectrum, Tensor, statistic_names
+from root_dash.monitor.spectrum import (
+    Grams,
+    base_and_polar_error,
+    estimated_statistics,
+    singular_values,
+    spectral_statistics,
+)
+from root_dash.records import (
+    TENSORS,
+    Event,
+    Float64Array,
+    Frame,
+    Histogram,
+    Mask,
+    Quantiles,
+    Spectrum,
+    Tensor,
+    statistic_names,
+)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -104,16 +122,38 @@ def _quantiles(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Quan
 
 
 def _spectra(group: Group, step: int) -> Iterator[tuple[int, tuple[Spectrum, dict[str, float]]]]:
-    if "spectra.momentum" not in group.arrays:
+    if "spectra.momentum" in group.arrays:
+        momentum, base, update, statistics = _exact(group)
+    elif "lanczos.momentum" in group.arrays:
+        momentum, base, update, statistics = _estimated(group)
+    else:
         return
+    for row, position in enumerate(group.positions):
+        own = [values[row].astype(np.float32) for values in (momentum, base, update)]
+        spectrum = Spectrum(own[0], own[1], own[2], step, estimated="lanczos.momentum" in group.arrays)
+        yield position, (spectrum, {name: float(values[row]) for name, values in statistics.items()})
+
+
+Spectra = tuple[Float64Array, Float64Array, Float64Array, dict[str, Float64Array]]
+"""Singular values of M, B and X of L layers, (L, m) or (L, 0) where there is no update, and statistics (L,)."""
+
+
+def _exact(group: Group) -> Spectra:
     arrays = group.arrays
     grams = Grams(
         arrays["spectra.momentum"], arrays["spectra.base"], arrays.get("spectra.update"), arrays.get("spectra.cross")
     )
     momentum, (base, errors) = singular_values(grams.momentum), base_and_polar_error(grams, *group.shape)
     update = np.empty((len(group.positions), 0)) if grams.update is None else singular_values(grams.update)
-    statistics = spectral_statistics(momentum, *group.shape) | {"polar_error": errors}
-    for row, position in enumerate(group.positions):
-        own = [values[row].astype(np.float32) for values in (momentum, base, update)]
-        spectrum = Spectrum(own[0], own[1], own[2], step)
-        yield position, (spectrum, {name: float(values[row]) for name, values in statistics.items()})
+    return momentum, base, update, spectral_statistics(momentum, *group.shape) | {"polar_error": errors}
+
+
+def _estimated(group: Group) -> Spectra:
+    momentum, base, update = (
+        lanczos.singular_values(group.arrays[name], min(group.shape)) if name in group.arrays else None
+        for name in ("lanczos.momentum", "lanczos.base", "lanczos.update")
+    )
+    assert momentum is not None
+    assert base is not None
+    statistics = estimated_statistics(momentum, update, group.arrays["lanczos.norm"], *group.shape)
+    return momentum, base, np.empty((len(momentum), 0)) if update is None else update, statistics

@@ -1,7 +1,9 @@
 """Spectra from Gram matrices, on the host: what the writer's thread does so that the training thread need not.
 
 A Gram matrix is a matmul that any device does without stopping; its eigenvalues would stop it. So the device sends
-Gram matrices and the singular values are taken here, with NumPy in float64.
+Gram matrices and the singular values are taken here, in float64. The solver is torch's and not NumPy's, since torch's
+can be kept to one thread without touching the others (`writer.on_one_thread`): where all cores train, the threads of
+NumPy's wait for each other for longer than they compute.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from root_dash.records import Float64Array
 
@@ -35,7 +38,9 @@ def singular_values(gram: Float64Array) -> Float64Array:
     finite = np.isfinite(gram).all((-2, -1))
     values = np.full(gram.shape[:-1], np.nan)
     if finite.any():
-        values[finite] = np.sqrt(np.maximum(np.linalg.eigvalsh(gram[finite]), 0.0))[..., ::-1]
+        values[finite] = np.sqrt(np.maximum(torch.linalg.eigvalsh(torch.from_numpy(gram[finite])).numpy(), 0.0))[
+            ..., ::-1
+        ]
     return values
 
 
@@ -67,6 +72,22 @@ def spectral_statistics(singular: Float64Array, rows: int, cols: int) -> dict[st
     return {name: np.where(largest > 0, value, np.nan) for name, value in values.items()}
 
 
+def estimated_statistics(
+    momentum: Float64Array, update: Float64Array | None, norm: Float64Array, rows: int, cols: int
+) -> dict[str, Float64Array]:
+    """The statistics of kind `"spectra"` of estimated singular values (L, m) and the exact norm of M (L,): each (L,).
+
+    An estimate knows neither the smallest singular value nor, so, the condition: NaN. Its polar error is the distance
+    of the update to its own polar factor, the least that it can have to the base's.
+    """
+    values = spectral_statistics(momentum, rows, cols)
+    unknown = np.full(len(momentum), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        stable = np.where(momentum[:, 0] > 0, (norm / momentum[:, 0]) ** 2, np.nan)
+    polar = unknown if update is None else np.sqrt(((update - 1.0) ** 2).mean(-1))
+    return values | {"sigma_min": unknown, "condition": unknown, "stable_rank": stable, "polar_error": polar}
+
+
 def base_and_polar_error(grams: Grams, rows: int, cols: int) -> tuple[Float64Array, Float64Array]:
     """Singular values, descending, of the bases (L, m), and ‖X − UVᵀ‖_F / ‖UVᵀ‖_F (L,), NaN without an update.
 
@@ -80,14 +101,22 @@ def base_and_polar_error(grams: Grams, rows: int, cols: int) -> tuple[Float64Arr
     finite = np.isfinite(grams.base).all((-2, -1)) & np.isfinite(grams.cross).all((-2, -1))
     if not finite.any():
         return base, errors
-    values, vectors = np.linalg.eigh(grams.base[finite])
+    solved = torch.linalg.eigh(torch.from_numpy(grams.base[finite]))
+    values, vectors = solved.eigenvalues.numpy(), solved.eigenvectors.numpy()
     singular = np.sqrt(np.maximum(values, 0.0))
     base[finite] = singular[..., ::-1]
     alive = singular > null_tolerance(singular[..., -1], rows, cols)[..., None]
     rank = alive.sum(-1)
-    projected = np.einsum("lij,lik,lkj->lj", vectors, grams.cross[finite], vectors, optimize=True)
+    projected = _diagonals(vectors, grams.cross[finite])
     inner = np.where(alive, projected / np.where(alive, singular, 1.0), 0.0).sum(-1)
     update_energy = np.trace(grams.update[finite], axis1=-2, axis2=-1)
     squared = np.maximum(update_energy - 2.0 * inner + rank, 0.0)
     errors[finite] = np.where(rank > 0, np.sqrt(squared / np.maximum(rank, 1)), np.nan)
     return base, errors
+
+
+def _diagonals(vectors: Float64Array, cross: Float64Array) -> Float64Array:
+    """The diagonals of Qᵀ C Q of L matrices (L, m, m): (L, m)."""
+    q, c = torch.from_numpy(vectors), torch.from_numpy(cross)
+    diagonals: Float64Array = ((c @ q) * q).sum(-2).numpy()
+    return diagonals

@@ -1,4 +1,4 @@
-"""Spectra and polar error from Gram matrices, against an SVD of the matrices themselves."""
+"""Spectra and polar error from Gram matrices and by estimates, against an SVD of the matrices themselves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from root_dash.monitor import statistics
-from root_dash.monitor.spectrum import Grams, base_and_polar_error, singular_values, spectral_statistics
+from root_dash.monitor import lanczos, measure, statistics
+from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.spectrum import (
+    Grams,
+    base_and_polar_error,
+    estimated_statistics,
+    singular_values,
+    spectral_statistics,
+)
 from root_dash.records import Float64Array
 
 
@@ -83,3 +90,75 @@ def test_zero_and_non_finite_matrices_yield_nan_and_spare_the_others() -> None:
     assert np.isnan(errors[2:]).all()
     values = spectral_statistics(singular_values(grams(base, base).momentum), 8, 12)
     assert all(np.isfinite(v[:2]).all() and np.isnan(v[2:]).all() for v in values.values())
+
+
+def layer(sides: tuple[int, int], smallest: float = 0.01, seed: int = 0) -> tuple[torch.Tensor, Float64Array]:
+    """A matrix (1, rows, cols) in float32 with singular values from 3 down, evenly in the logarithm; and these."""
+    short, long = sorted(sides)
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.randn(n, short, generator=generator)).Q for n in (short, long))
+    singular = torch.logspace(np.log10(3), np.log10(smallest), short)
+    wide = (left * singular) @ right.mT
+    return (wide if sides[0] <= sides[1] else wide.mT)[None], singular.double().numpy()
+
+
+@pytest.mark.parametrize("sides", [(150, 220), (220, 150)])
+def test_estimated_spectra_have_the_largest_value_and_the_distribution(sides: tuple[int, int]) -> None:
+    """The largest to 1e-4; the others displaced by at most a twentieth of it; the ranks within a tenth."""
+    matrix, singular = layer(sides)
+    estimated = lanczos.singular_values(lanczos.bidiagonals(matrix).numpy(), 150)[0]
+    assert estimated.shape == (150,)
+    assert (np.diff(estimated) <= 0).all()
+    assert estimated[0] == pytest.approx(singular[0], rel=1e-4)
+    assert np.abs(estimated - singular).max() < 0.05 * singular[0]
+    norm = np.array([np.sqrt((singular**2).sum())])
+    values = estimated_statistics(estimated[None], estimated[None] / singular[0], norm, *sides)
+    expected = spectral_statistics(singular[None], *sides)
+    assert values["stable_rank"][0] == pytest.approx(expected["stable_rank"][0], rel=1e-3)
+    assert values["effective_rank"][0] == pytest.approx(expected["effective_rank"][0], rel=0.1)
+    assert values["polar_error"][0] == pytest.approx(np.sqrt(((singular / singular[0] - 1) ** 2).mean()), rel=0.05)
+    assert np.isnan(values["sigma_min"][0])
+
+
+def test_estimates_of_few_values_are_exact() -> None:
+    """With as many steps as the matrix has rows, the nodes of the quadrature are its singular values."""
+    matrix, singular = layer((20, 50), 0.5)
+    numbers = lanczos.bidiagonals(matrix.double())
+    for start in range(lanczos.STARTS):
+        lower = torch.diag(numbers[0, start, 0]) + torch.diag(numbers[0, start, 1, :-1], -1)
+        np.testing.assert_allclose(torch.linalg.svdvals(lower).numpy(), singular, rtol=1e-6)
+
+
+def test_estimates_of_zero_and_non_finite_matrices_spare_the_others() -> None:
+    """Zero has the spectrum zero, NaN none, and a sound layer of their batch its own."""
+    sound, singular = layer((40, 60))
+    batch = torch.cat([sound, torch.zeros_like(sound), torch.full_like(sound, torch.nan)])
+    estimated = lanczos.singular_values(lanczos.bidiagonals(batch).numpy(), 40)
+    assert estimated[0, 0] == pytest.approx(singular[0], rel=1e-4)
+    assert (estimated[1] == 0).all()
+    assert np.isnan(estimated[2]).all()
+
+
+def test_layers_above_the_limit_are_recorded_as_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the measurement to the frame: the record says so, and its values are near the exact ones."""
+    momentum, singular = layer((60, 90))
+    update = layer((60, 90), 0.9, seed=1)[0]
+    one = torch.ones(1)
+    batch = measure.Batch((7,), momentum, one, momentum, one, momentum.clamp(-1, 1), update, 0.1, orthogonalized=True)
+    frames = []
+    for limit in (59, 60):
+        monkeypatch.setattr(measure, "EXACT_UP_TO", limit)
+        arrays = {name: tensor.numpy() for name, tensor in measure.measure(batch, {"spectra"}).tensors.items()}
+        assembler = Assembler()
+        frames.append(
+            assembler.frame([Group((7,), (60, 90), arrays)], seq=0, step=1, time=0.0, scalars={}, lost=0, cost=0.0)
+        )
+    (estimated, rough), (exact, fine) = (frame.spectra[7] for frame in frames)
+    assert (estimated.estimated, exact.estimated) == (True, False)
+    np.testing.assert_allclose(exact.momentum, singular, rtol=1e-4)
+    for name in ("momentum", "base", "update"):
+        near, at = getattr(estimated, name), getattr(exact, name)
+        assert np.abs(near - at).max() < 0.1 * at[0], name
+    assert rough["sigma_max"] == pytest.approx(fine["sigma_max"], rel=1e-4)
+    assert rough["stable_rank"] == pytest.approx(fine["stable_rank"], rel=1e-4)
+    assert 0 < rough["polar_error"] <= fine["polar_error"]

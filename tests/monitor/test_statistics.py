@@ -106,7 +106,8 @@ def rounded(entries: np.ndarray) -> Float64Array:
     mantissa, exponent = np.frexp(entries.astype(np.float64))
     exponent = np.maximum(exponent, -125)  # below it are the subnormal numbers
     limit = float(torch.finfo(torch.bfloat16).max)
-    return np.clip(np.ldexp(np.rint(np.ldexp(entries.astype(np.float64), 8 - exponent)), exponent - 8), -limit, limit)
+    nearest: Float64Array = np.ldexp(np.rint(np.ldexp(entries.astype(np.float64), 8 - exponent)), exponent - 8)
+    return nearest.clip(-limit, limit)
 
 
 @given(TENSORS)
