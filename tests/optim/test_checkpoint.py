@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -116,13 +116,15 @@ def test_a_calibration_on_its_way_is_saved() -> None:
     assert first["param_groups"][0]["step"] == 2 * EVERY
 
 
-def through_dcp(folder: Path, model: nn.Module, optimizer: ROOT, target: nn.Module, resumed: ROOT) -> None:
+def through_dcp(
+    folder: Path, model: nn.Module, optimizer: ROOT, target: nn.Module, resumed: ROOT, options: StateDictOptions
+) -> None:
     """Save the optimizer of a model, and load it into that of another, in one process without a process group."""
-    saved = get_optimizer_state_dict(model, optimizer)
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
     save({"optimizer": saved}, checkpoint_id=folder, no_dist=True)
-    loaded = {"optimizer": get_optimizer_state_dict(target, resumed)}
+    loaded = {"optimizer": get_optimizer_state_dict(target, resumed, options=options)}
     load(loaded, checkpoint_id=folder, no_dist=True)
-    set_optimizer_state_dict(target, resumed, loaded["optimizer"])
+    set_optimizer_state_dict(target, resumed, loaded["optimizer"], options=options)
 
 
 class Model(nn.Module):
@@ -134,9 +136,12 @@ class Model(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
-@pytest.mark.parametrize("name", ONLINE_NAMES)
-def test_distributed_checkpoints_go_on_to_the_bit(name: str, tmp_path: Path) -> None:
-    """Through `torch.distributed.checkpoint` too, with the calibrations and the counts of skipped gradients."""
+@pytest.mark.parametrize(("name", "flatten"), [("adaptive", False), ("adaptive", True), ("adanewton", False)])
+def test_distributed_checkpoints_go_on_to_the_bit(name: str, flatten: bool, tmp_path: Path) -> None:
+    """Through `torch.distributed.checkpoint` too, with the calibrations and the counts of skipped gradients.
+
+    Flattened, as some trainers save it, every option is kept once for each parameter.
+    """
     ours = [*parameters(SHAPES), *parameters([(5,), (9, 4)])]
     theirs = copies(ours)
 
@@ -152,7 +157,8 @@ def test_distributed_checkpoints_go_on_to_the_bit(name: str, tmp_path: Path) -> 
     optimizer.step()
     train(optimizer, ours, 1, 9)  # the second calibration of each shape is on its way
     resumed = build(theirs)
-    through_dcp(tmp_path / "checkpoint", Model(ours), optimizer, Model(theirs), resumed)
+    options = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    through_dcp(tmp_path / "checkpoint", Model(ours), optimizer, Model(theirs), resumed, options)
     with torch.no_grad():
         for p, q in zip(ours, theirs, strict=True):
             q.copy_(p)
