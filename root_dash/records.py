@@ -345,11 +345,15 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """One statistic or scalar over the steps: `values[i]` was recorded at `steps[i]`, ascending; NaN: not recorded."""
+    """One statistic or scalar over the steps: `values[i]` was recorded at `steps[i]`, ascending; NaN: not recorded.
+
+    `total` steps were recorded, of which these are all or show all extremes.
+    """
 
     name: str
     steps: IntArray
     values: Float64Array
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,8 +376,9 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class HistogramHistory:
-    """One layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`."""
+    """One layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`, of `total` that were."""
 
     steps: IntArray
     counts: CountArray
     edges: Float64Array = field(default_factory=histogram_edges)
+    total: int = 0

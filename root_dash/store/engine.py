@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, QueuePool, create_engine, event
+from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
-from root_dash.store.schema import APPLICATION_ID, SCHEMA_VERSION, metadata
+from root_dash.store.schema import APPLICATION_ID, SCHEMA_VERSION, alembic_version, metadata, revision
 
 BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for another process
 
@@ -39,8 +39,8 @@ def open_reader(path: Path) -> Engine:
         StoreNotFound: the file is missing, a directory, or cannot be read.
         StoreForeign: it is no database of ours, or of another schema version.
     """
-    _check_file(path)
-    engine = _engine(lambda: _connect(path, "mode=ro", "PRAGMA query_only=ON"), "BEGIN")
+    check_file(path)
+    engine = make_engine(lambda: connect(path, "mode=ro", "PRAGMA query_only=ON"), "BEGIN")
     try:
         with translated(path), engine.connect() as connection:
             _check_schema(connection, path)
@@ -53,7 +53,7 @@ def open_reader(path: Path) -> Engine:
         if wal.exists() and wal.stat().st_size:
             raise
         # A closed WAL database in a folder that we may not write: SQLite cannot create its shared memory beside it.
-        engine = _engine(lambda: _connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON"), "BEGIN")
+        engine = make_engine(lambda: connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON"), "BEGIN")
         with translated(path), engine.connect() as connection:
             _check_schema(connection, path)
     return engine
@@ -72,10 +72,10 @@ def open_writer(path: Path) -> Engine:
     if not path.parent.is_dir():
         raise StoreNotFound(f"the folder {path.parent} does not exist")
     if path.exists():
-        _check_file(path, empty_is_ours=True)
+        check_file(path, empty_is_ours=True)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise StoreNotFound(f"{path} cannot be written: permission denied")
-    engine = _engine(lambda: _connect(path, "mode=rwc", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
+    engine = make_engine(lambda: connect(path, "mode=rwc", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
     try:
         with translated(path):
             _create_schema(engine, path)
@@ -111,7 +111,8 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {error}") from error
 
 
-def _connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:
+def connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:
+    """A connection to the file, with the parameters of its URI, and our pragmas before those that are given."""
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?{query}",
         uri=True,
@@ -128,7 +129,8 @@ def _connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:
     return connection
 
 
-def _engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
+def make_engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
+    """An engine whose transactions begin with that statement."""
     # No limit on connections: a request that waits for one would wait behind requests that wait for the disk.
     engine = create_engine("sqlite+pysqlite://", creator=creator, poolclass=QueuePool, pool_size=8, max_overflow=-1)
 
@@ -139,7 +141,8 @@ def _engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
     return engine
 
 
-def _check_file(path: Path, *, empty_is_ours: bool = False) -> None:
+def check_file(path: Path, *, empty_is_ours: bool = False) -> None:
+    """Raise StoreNotFound or StoreForeign where the path is no file that can be read, or no SQLite database."""
     try:
         if path.is_dir():
             raise StoreNotFound(f"{path} is a directory, not a database")
@@ -157,16 +160,27 @@ def _check_file(path: Path, *, empty_is_ours: bool = False) -> None:
 
 
 def _check_schema(connection: Connection, path: Path) -> None:
-    application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    application, version = (
+        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in ("application_id", "user_version")
+    )
+    refuse_schema(application, version, path)
+
+
+def refuse_schema(application: int, version: int, path: Path) -> None:
+    """Raise StoreForeign where the two pragmas are not those of a database that this version reads."""
     if application != APPLICATION_ID:
         raise StoreForeign(f"{path} is a database, but not of root-dash")
     if version > SCHEMA_VERSION:
         raise StoreForeign(
             f"{path} was written by a newer root-dash (schema {version}, this one knows {SCHEMA_VERSION}): upgrade"
         )
+    if version < 1:
+        raise StoreForeign(f"{path} has schema {version}, which no root-dash ever wrote")
     if version < SCHEMA_VERSION:
-        raise StoreForeign(f"{path} has schema {version}, which this root-dash (schema {SCHEMA_VERSION}) cannot read")
+        raise StoreForeign(
+            f"{path} has schema {version}, an older one than this root-dash reads ({SCHEMA_VERSION}): "
+            f"`root-dash migrate` brings it up to date and keeps a copy"
+        )
 
 
 def _create_schema(engine: Engine, path: Path) -> None:
@@ -185,6 +199,7 @@ def _create_schema(engine: Engine, path: Path) -> None:
         # Under the write lock, so that of two trainers that start at once one creates and the other finds.
         if connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one() == 0:
             metadata.create_all(connection)
+            connection.execute(insert(alembic_version), {"version_num": revision(SCHEMA_VERSION)})
             connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
             connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
         _check_schema(connection, path)

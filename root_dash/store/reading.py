@@ -17,6 +17,7 @@ from root_dash.records import (
     TENSORS,
     Float64Array,
     IntArray,
+    Kind,
     Layer,
     Mask,
     Notice,
@@ -25,8 +26,9 @@ from root_dash.records import (
     Tensor,
     statistic,
 )
-from root_dash.store import schema, shaping
+from root_dash.store import schema, shaping, views
 from root_dash.store.encoding import decode
+from root_dash.store.folding import Pyramid
 
 Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
@@ -144,22 +146,17 @@ def checked_tensor(tensor: Tensor) -> Tensor:
 def series(
     connection: Connection, run_id: int, table: Table, value: ColumnElement[Any], where: ColumnElement[bool]
 ) -> tuple[IntArray, Float64Array]:
-    """Steps, ascending and each once, and values of one layer or scalar."""
+    """Steps, ascending and each once, and values of one scalar."""
     query = select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
     frames, steps, values = columns_of(connection, query, np.int64, np.int64, np.float64)
     keys = np.zeros_like(steps)
     if not shaping.in_order(keys, steps):
-        kept = newest_rows(connection, run_id, keys, steps, frames)
+        columns = schema.frames.c
+        attempts = select(columns.id, columns.attempt_id).where(columns.run_id == run_id).order_by(columns.id)
+        known, of_attempt = columns_of(connection, attempts, np.int64, np.int64)
+        kept = shaping.newest(keys, steps, of_attempt[np.searchsorted(known, frames)], frames)
         steps, values = steps[kept], values[kept]
     return steps, values
-
-
-def newest_rows(connection: Connection, run_id: int, layers: IntArray, steps: IntArray, frames: IntArray) -> IntArray:
-    """`shaping.newest` with the frames' attempts looked up."""
-    columns = schema.frames.c
-    query = select(columns.id, columns.attempt_id).where(columns.run_id == run_id).order_by(columns.id)
-    known, attempts = columns_of(connection, query, np.int64, np.int64)
-    return shaping.newest(layers, steps, attempts[np.searchsorted(known, frames)], frames)
 
 
 def at_step(
@@ -171,14 +168,25 @@ def at_step(
     held: ColumnElement[bool] | None = None,
 ) -> Fields | None:
     """The step and the columns of the layer's latest row at or before the step, or of the newest row."""
-    query = select(table.c.step, *columns).where(table.c.layer_id == layer_id)
+    frames, kind = schema.frames.c, kind_of(table)
+    run_id = run_of(connection, layer_id)
+    if not views.holds(Pyramid(connection, run_id), kind, layer_id):
+        return None  # else the search would go through every frame of the run
+    query = (
+        select(table.c.step, *columns)
+        .select_from(schema.frames.join(table, table.c.frame_id == frames.id))
+        .where(
+            frames.run_id == run_id,
+            frames.kinds.bitwise_and(1 << KINDS.index(kind)) != 0,
+            table.c.layer_id == layer_id,
+        )
+    )
     if held is not None:
         query = query.where(held)
     if step is None:
-        return connection.execute(query.order_by(table.c.frame_id.desc()).limit(1)).first()
-    query = query.join(schema.frames, schema.frames.c.id == table.c.frame_id).where(table.c.step <= step)
-    order = (table.c.step.desc(), schema.frames.c.attempt_id.desc(), table.c.frame_id.desc())
-    return connection.execute(query.order_by(*order).limit(1)).first()
+        return connection.execute(query.order_by(frames.id.desc()).limit(1)).first()
+    order = (frames.step.desc(), frames.attempt_id.desc(), frames.id.desc())
+    return connection.execute(query.where(frames.step <= step).order_by(*order).limit(1)).first()
 
 
 def over_steps(
@@ -188,23 +196,27 @@ def over_steps(
     layer_id: int,
     max_points: int,
     columns: Sequence[ColumnElement[Any]],
-    held: ColumnElement[bool] | None = None,
-) -> list[Fields]:
-    """The step and the columns of at most `max_points` of the layer's rows, by ascending step, evenly apart."""
-    query = select(table.c.step, table.c.frame_id).where(table.c.layer_id == layer_id)
-    query = query if held is None else query.where(held)
-    steps, frames = columns_of(connection, query.order_by(table.c.frame_id), np.int64, np.int64)
-    keys = np.zeros_like(steps)
-    if not shaping.in_order(keys, steps):
-        frames = frames[newest_rows(connection, run_id, keys, steps, frames)]
+) -> tuple[list[Sequence[Any]], int]:
+    """The step and the columns of at most `max_points` of the layer's rows, by ascending step, evenly apart.
+
+    With the number of steps that there are.
+    """
+    _, frames = views.recorded(Pyramid(connection, run_id), kind_of(table), layer_id)
     chosen = frames[shaping.spread(len(frames), max_points)].tolist()
-    found: list[Fields] = []
+    found: list[Sequence[Any]] = []
     for start in range(0, len(chosen), 500):  # SQLite binds a limited number of values in one statement
         wanted = select(table.c.step, *columns).where(
             table.c.layer_id == layer_id, table.c.frame_id.in_(chosen[start : start + 500])
         )
-        found.extend(connection.execute(wanted.order_by(table.c.step)))
-    return found
+        cursor = connection.execute(wanted).cursor
+        assert cursor is not None
+        found.extend(cursor.fetchall())
+    return sorted(found, key=lambda row: int(row[0])), len(frames)
+
+
+def kind_of(table: Table) -> Kind:
+    """The kind whose rows the table holds."""
+    return next(kind for kind, of_kind in schema.RECORDINGS.items() if of_kind is table)
 
 
 def columns_of(connection: Connection, query: Query, *types: type[np.generic]) -> list[NDArray[Any]]:
@@ -227,7 +239,7 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def to_spectrum(row: Fields) -> Spectrum:
+def to_spectrum(row: Sequence[Any]) -> Spectrum:
     """The spectrum of a row of step, momentum, base and update."""
     return Spectrum(decode(row[1], "<f4"), decode(row[2], "<f4"), decode(row[3], "<f4"), step=row[0])
 

@@ -34,9 +34,12 @@ from root_dash.records import (
     histogram_edges,
     statistic_names,
 )
-from root_dash.store import reading, schema, shaping
+from root_dash.store import reading, schema, shaping, views
+from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
 from root_dash.store.engine import identity, open_reader, open_writer, translated
+from root_dash.store.folding import Pyramid
+from root_dash.store.migrations import migrate
 from root_dash.store.writing import Recording
 
 
@@ -69,12 +72,15 @@ class Store:
 
     @classmethod
     def create(cls, path: str | Path) -> Self:
-        """The database at that path, for writing and reading; made where there is none.
+        """The database at that path, for writing and reading; made where there is none, migrated where it is old.
 
         Raises:
             StoreNotFound: its folder is missing, it is a directory, or it cannot be written.
-            StoreForeign: the file there is no database of root-dash, or of a schema that this version does not know.
+            StoreForeign: the file there is no database of root-dash, or of a newer schema.
+            StoreBusy: it is of an older schema, and another process has it open.
         """
+        if _filled(Path(path)):
+            migrate(path)
         writer = open_writer(Path(path))
         return cls(Path(path), open_reader(Path(path)), writer)
 
@@ -183,10 +189,8 @@ class Store:
             run_id = reading.run_of(connection, layer_id)
             if kind == "scalars":
                 query = select(schema.scalars.c.step).where(schema.scalars.c.run_id == run_id)
-            else:
-                table = schema.RECORDINGS[kind]
-                query = select(table.c.step).where(table.c.layer_id == layer_id)
-            return np.array(sorted(set(connection.scalars(query))), np.int64)
+                return np.array(sorted(set(connection.scalars(query))), np.int64)
+            return views.recorded(Pyramid(connection, run_id), kind, layer_id)[0]
 
     def scalar_names(self, run_id: int) -> list[str]:
         """The names that the run logged, in alphabetical order."""
@@ -212,42 +216,39 @@ class Store:
                 reading.require_run(connection, run_id)
                 raise NotRecorded(f"run {run_id} logged nothing of that name")
         kept = shaping.decimate(values, max_points)
-        return History(name, steps[kept], values[kept])
+        return History(name, steps[kept], values[kept], len(steps))
 
     def history(self, layer_id: int, statistic_name: str, max_points: int | None = None) -> History:
         """A statistic of a layer over the steps, of which at most `max_points` that show all extremes."""
-        table = reading.table_of(statistic_name)
+        if max_points is not None and max_points < 4:
+            raise ValueError(f"max_points must be at least 4, got {max_points}")
+        kind = reading.kind_of(reading.table_of(statistic_name))
         with self._reading() as connection:
-            run_id = reading.run_of(connection, layer_id)
-            steps, values = reading.series(
-                connection, run_id, table, table.c[statistic_name], table.c.layer_id == layer_id
-            )
-        if max_points is not None:
-            kept = shaping.decimate(values, max_points)
-            steps, values = steps[kept], values[kept]
-        return History(statistic_name, steps, values)
+            source = Pyramid(connection, reading.run_of(connection, layer_id))
+            if max_points is None:
+                steps, values = views.history(source, kind, layer_id, statistic_name)
+                total = len(steps)
+            else:
+                steps, values, total = views.thinned(source, kind, layer_id, statistic_name, max_points)
+        return History(statistic_name, steps, values, total)
 
     def grid(self, run_id: int, statistic_name: str, buckets: int = 512) -> Grid:
         """A statistic of all the run's layers over the steps, in at most `buckets` columns."""
-        table = reading.table_of(statistic_name)
+        kind = reading.kind_of(reading.table_of(statistic_name))
         with self._reading() as connection:
             layers = reading.layers_of(connection, run_id)
-            ids = [layer.id for layer in layers]
-            query = (
-                select(table.c.layer_id, table.c.frame_id, table.c.step, table.c[statistic_name])
-                .where(table.c.layer_id.in_(select(schema.layers.c.id).where(schema.layers.c.run_id == run_id)))
-                .order_by(table.c.layer_id, table.c.frame_id)
-            )
-            keys, frames, steps, values = reading.columns_of(
-                connection, query, np.int64, np.int64, np.int64, np.float64
-            )
-            if not shaping.in_order(keys, steps):
-                kept = reading.newest_rows(connection, run_id, keys, steps, frames)
-                keys, steps, values = keys[kept], steps[kept], values[kept]
-        order = np.argsort(ids)
-        places = order[np.searchsorted(np.array(ids, np.int64), keys, sorter=order)] if ids else keys
-        starts, ends, grid, total = shaping.bucket(places, steps, values, len(layers), buckets)
-        return Grid(statistic_name, tuple(layers), starts, ends, grid, shown=len(starts), total=total)
+            source = Pyramid(connection, run_id)
+            cells = views.grid(source, kind, statistic_name, buckets)
+            slots = np.searchsorted(source.layers, np.array([layer.id for layer in layers], np.int64))
+        return Grid(
+            statistic_name,
+            tuple(layers),
+            cells.starts,
+            cells.ends,
+            cells.values[slots] if layers else cells.values,
+            shown=len(cells.starts),
+            total=cells.total,
+        )
 
     def statistics(self, layer_id: int, step: int | None = None) -> dict[str, float]:
         """The layer's statistics by name, each kind's from its own latest recording."""
@@ -276,9 +277,7 @@ class Store:
             row = reading.at_step(connection, table, layer_id, step, [counts, nan, inf], counts.is_not(None))
         if row is None:
             raise reading.nothing(f"histogram of the {tensor}", layer_id, step)
-        return Histogram(
-            decode(row[1], "<u4", len(edges) - 1, compressed=True), nan=row[2], inf=row[3], step=row[0], edges=edges
-        )
+        return Histogram(unpack([row[1]])[0], nan=row[2], inf=row[3], step=row[0], edges=edges)
 
     def histograms(self, layer_id: int, tensor: Tensor = "gradient", max_points: int = 256) -> HistogramHistory:
         """The tensor's distribution over the steps: at most `max_points`, evenly apart, the first and the newest."""
@@ -286,16 +285,10 @@ class Store:
         with self._reading() as connection:
             run_id = reading.run_of(connection, layer_id)
             edges = self._edges_of(connection, run_id)
-            rows = reading.over_steps(
-                connection, run_id, schema.histograms, layer_id, max_points, [counts], counts.is_not(None)
-            )
-        return HistogramHistory(
-            np.array([row[0] for row in rows], np.int64),
-            np.array([decode(row[1], "<u4", len(edges) - 1, compressed=True) for row in rows], np.uint32).reshape(
-                -1, len(edges) - 1
-            ),
-            edges,
-        )
+            rows, total = reading.over_steps(connection, run_id, schema.histograms, layer_id, max_points, [counts])
+        held = [row for row in rows if row[1] is not None]
+        steps = np.array([row[0] for row in held], np.int64)
+        return HistogramHistory(steps, unpack([row[1] for row in held]), edges, total if held else 0)
 
     def quantiles(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Quantiles:
         """The tensor's quantiles."""
@@ -324,7 +317,7 @@ class Store:
         with self._reading() as connection:
             run_id = reading.run_of(connection, layer_id)
             columns = [table.c.momentum, table.c.base, table.c.update]
-            rows = reading.over_steps(connection, run_id, table, layer_id, max_points, columns)
+            rows, _ = reading.over_steps(connection, run_id, table, layer_id, max_points, columns)
         return [reading.to_spectrum(row) for row in rows]
 
     def mask(self, layer_id: int, step: int | None = None) -> Mask:
@@ -369,3 +362,10 @@ class Store:
             edges.flags.writeable = False
             self._edges[run_id] = edges  # a run's edges never change
         return edges
+
+
+def _filled(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except (OSError, ValueError):
+        return False  # opening it says why

@@ -23,6 +23,7 @@ from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
     TENSORS,
+    CountArray,
     Frame,
     Histogram,
     Layer,
@@ -33,8 +34,10 @@ from root_dash.records import (
     statistic_names,
 )
 from root_dash.store import schema
+from root_dash.store.counts import pack
 from root_dash.store.encoding import encode
 from root_dash.store.engine import identity, translated
+from root_dash.store.folding import Pyramid
 
 Row = dict[str, Any]
 
@@ -67,6 +70,7 @@ class Recording:
                         host=_text(platform.node()),
                     ),
                 )
+                self._derived = Pyramid(self._connection, self.run.id)
         self._ids = {layer.position: layer.id for layer in self.layers}
         self._file = identity(path)
 
@@ -114,6 +118,7 @@ class Recording:
                 ):
                     if rows:
                         connection.execute(insert(table), rows)
+                self._derived.add(frame.step, frame.kinds)
             return int(stored)
 
     def end(self, time: float, lost: int = 0) -> None:
@@ -124,6 +129,7 @@ class Recording:
         with self._lock, translated(self._path):
             connection = self._open()
             with connection.begin():
+                self._derived.finish()
                 ended = {"ended_at": time, "lost": lost}
                 connection.execute(update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended))
                 connection.execute(update(schema.runs).where(schema.runs.c.id == self.run.id).values(ended_at=time))
@@ -164,15 +170,21 @@ class Recording:
         ]
 
     def _histograms(self, frame: Frame, frame_id: int) -> list[Row]:
-        rows = []
+        rows, held = [], []
         for position, by_tensor in frame.histograms.items():
             row = self._place(frame, frame_id, position)
             for tensor in TENSORS:
                 histogram = by_tensor.get(tensor)
-                row[f"{tensor}_counts"] = None if histogram is None else _counts(histogram)
+                row[f"{tensor}_counts"] = None
                 row[f"{tensor}_nan"] = None if histogram is None else histogram.nan
                 row[f"{tensor}_inf"] = None if histogram is None else histogram.inf
+                if histogram is not None:
+                    held.append((row, f"{tensor}_counts", _counts(histogram)))
             rows.append(row)
+        # All of a frame at once: the cost of packing is in its calls.
+        packed = pack(np.stack([counts for _, _, counts in held])) if held else []
+        for (row, name, _), content in zip(held, packed, strict=True):
+            row[name] = content
         return rows
 
     def _quantiles(self, frame: Frame, frame_id: int) -> list[Row]:
@@ -283,13 +295,13 @@ def _store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) 
     return tuple(stored)
 
 
-def _counts(histogram: Histogram) -> bytes:
+def _counts(histogram: Histogram) -> CountArray:
     edges = histogram_edges()
     if histogram.edges is not edges and not np.array_equal(histogram.edges, edges):
         raise ValueError("a histogram must lie on the run's edges, got others")
     if histogram.counts.shape != (len(edges) - 1,):
         raise ValueError(f"a histogram must have {len(edges) - 1} counts, got shape {histogram.counts.shape}")
-    return encode(histogram.counts, "<u4", compress=True)
+    return histogram.counts.astype(np.uint32, casting="same_kind", copy=False)
 
 
 def _values(quantiles: Quantiles) -> bytes:

@@ -75,9 +75,10 @@ def test_junk_is_refused(junk: bytes, place: int, value: int) -> None:
     blob[place % len(blob)] = value
     for content in (junk, bytes(blob), bytes(blob[: place % len(blob)])):
         try:
-            assert unpack([content]).shape == (1, BINS)
-        except StoreError as error:
-            assert "damaged" in str(error)
+            counts = unpack([content])
+        except StoreError:
+            continue
+        assert counts.shape == (1, BINS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,251 @@
+"""What the verbs read from the pyramid: histories, grids, and which frames hold a layer's recordings."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from root_dash.records import Float64Array, IntArray, Kind
+from root_dash.store import pyramid, shaping
+from root_dash.store.folding import Pyramid, Rows
+from root_dash.store.pyramid import Summary, Tile
+
+_TILES = 512
+"""Buckets of level 0 that a thinned history is read from: beyond, the level above is as good and quicker."""
+
+_PARTS = 4
+"""Buckets of a level that are read for each point of a view, at most: a view then has at least half of its points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A grid's columns: their first and last steps, the values by slot, and how many steps were recorded."""
+
+    starts: IntArray
+    ends: IntArray
+    values: Float64Array
+    total: int
+
+
+def recorded(source: Pyramid, kind: Kind, layer_id: int) -> tuple[IntArray, IntArray]:
+    """The steps, ascending and each once, at which the kind was recorded for the layer, and the frames that count."""
+    slot = source.slot(layer_id)
+    found = [tile.of_layer(slot) for _, tile in source.tiles(kind)]
+    for bucket in source.open_buckets().get(kind, []):
+        rows = _newest(source.rows(kind, bucket, (), layer_id))
+        found.append((rows.steps, rows.frames))
+    return _ascending(*_joined(found))
+
+
+def holds(source: Pyramid, kind: Kind, layer_id: int) -> bool:
+    """Whether the kind was recorded for the layer at all."""
+    slot = source.slot(layer_id)
+    for bucket in source.open_buckets().get(kind, []):
+        if len(source.rows(kind, bucket, (), layer_id).steps):
+            return True
+    for bucket in source.buckets(kind, descending=True):
+        [(_, tile)] = source.tiles(kind, bucket, bucket)
+        if slot < tile.presence.shape[1] and tile.presence[:, slot].any():
+            return True
+    return False
+
+
+def history(source: Pyramid, kind: Kind, layer_id: int, name: str) -> tuple[IntArray, Float64Array]:
+    """Steps, ascending and each once, and values of a statistic of one layer."""
+    slot = source.slot(layer_id)
+    contents = source.values(kind, name, slot // pyramid.BLOCK)
+    found = [_of_tile(kind, slot, tile, contents.get(bucket, {})) for bucket, tile in source.tiles(kind)]
+    for bucket in source.open_buckets().get(kind, []):
+        rows = _newest(source.rows(kind, bucket, (name,), layer_id))
+        found.append((rows.steps, rows.values[0].astype(np.float64)))
+    return _ascending(*_joined(found))
+
+
+def thinned(
+    source: Pyramid, kind: Kind, layer_id: int, name: str, max_points: int
+) -> tuple[IntArray, Float64Array, int]:
+    """At most `max_points` points of a history, the extremes of it all and of its parts among them, and their total."""
+    numbers = source.numbers(kind)
+    if numbers.get(0, 0) <= _TILES or max_points < 8:
+        steps, values = history(source, kind, layer_id, name)
+        kept = shaping.decimate(values, max_points)
+        return steps[kept], values[kept], len(steps)
+    slot, groups = source.slot(layer_id), (max_points - 2) // 2
+    block, interval = slot // pyramid.BLOCK, source.intervals[kind]
+    level = _level(numbers, groups)
+    parts = source.summaries(kind, level, (name,), block=block)
+    assert parts is not None
+    wide, at = pyramid.width(level, interval), slot - block * pyramid.BLOCK
+    summaries = {bucket: part[:, at] for bucket, part in zip(parts.buckets, parts.summaries, strict=True)}
+    total = sum(int(counts[slot]) for counts in parts.counts if slot < len(counts))
+    for bucket in source.open_buckets().get(kind, []):
+        rows = _newest(source.rows(kind, bucket, (name,), layer_id))
+        if len(rows.steps):
+            total += len(rows.steps)
+            _merge(summaries, bucket, rows.values, rows.steps, level, interval)
+    buckets = sorted(summaries)
+    merged = Summary(*(np.array([getattr(summaries[b], f)[0] for b in buckets]) for f in Summary.__slots__))
+    low, high = _extremes(merged, groups)
+    begins = np.array(buckets, np.int64) * wide
+    points = dict(_ends(source, kind, layer_id, name))
+    for places, found, offsets in ((low, merged.least, merged.least_at), (high, merged.greatest, merged.greatest_at)):
+        for place in places[~np.isnan(found[places])].tolist():
+            points[int(begins[place] + offsets[place])] = float(found[place])
+    chosen = sorted(points)
+    return np.array(chosen, np.int64), np.array([points[step] for step in chosen]), total
+
+
+def grid(source: Pyramid, kind: Kind, name: str, buckets: int) -> Cells:
+    """A statistic of all slots in at most `buckets` columns.
+
+    Raises:
+        ValueError: `buckets` is less than 1.
+    """
+    if buckets < 1:
+        raise ValueError(f"buckets must be at least 1, got {buckets}")
+    numbers = source.numbers(kind)
+    opened = [(bucket, source.rows(kind, bucket, (name,))) for bucket in source.open_buckets().get(kind, [])]
+    if numbers.get(0, 0) <= buckets:
+        return _fine(source, kind, name, buckets, opened)
+    level, interval = _level(numbers, buckets), source.intervals[kind]
+    parts = source.summaries(kind, level, (name,))
+    assert parts is not None
+    summaries = {bucket: part[0] for bucket, part in zip(parts.buckets, parts.summaries, strict=True)}
+    spans = {b: (f, t) for b, f, t in zip(parts.buckets, parts.first.tolist(), parts.last.tolist(), strict=True)}
+    total = int(parts.steps.sum())
+    for bucket, rows in opened:
+        if not len(rows.steps):
+            continue
+        _, recent = pyramid.tile_of(rows.frames, rows.attempts, rows.steps, rows.slots, rows.values, len(source.layers))
+        distinct = np.unique(rows.steps)
+        total += len(distinct)
+        at = _merge(summaries, bucket, recent[0], distinct, level, interval)
+        first, last = spans.get(at, (int(distinct[0]), int(distinct[-1])))
+        spans[at] = (min(first, int(distinct[0])), max(last, int(distinct[-1])))
+    order = sorted(summaries)
+    worst = np.array([summaries[bucket].worst for bucket in order], np.float64).T
+    firsts, lasts = (np.array([spans[bucket][i] for bucket in order], np.int64) for i in (0, 1))
+    starts, values = _columns(worst, -(-len(order) // buckets))
+    ends = np.append(starts[1:], len(order)) - 1
+    return Cells(firsts[starts], lasts[ends], values, total)
+
+
+def _fine(source: Pyramid, kind: Kind, name: str, buckets: int, opened: list[tuple[int, Rows]]) -> Cells:
+    """The grid from every value: columns of the same whole number of recorded steps."""
+    height, form = len(source.layers), pyramid.value_format(kind)
+    contents = source.values(kind, name)
+    found: list[tuple[IntArray, Float64Array]] = []
+    for bucket, tile in source.tiles(kind):
+        distinct, spans = tile.distinct, pyramid.blocks(tile.presence.shape[1])
+        values = np.full((height, len(distinct)), np.nan)
+        for block, span in enumerate(spans):
+            values[span] = pyramid.decode_values(contents[bucket][block], len(distinct), span.stop - span.start, form)
+        found.append((distinct, values))
+    for _, rows in opened:
+        if len(rows.steps):
+            tile, all_ = pyramid.tile_of(rows.frames, rows.attempts, rows.steps, rows.slots, rows.values, height)
+            found.append((tile.distinct, all_[0].astype(np.float64)))
+    if not found:
+        return Cells(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((height, 0)), 0)
+    found.sort(key=lambda part: int(part[0][0]))
+    steps = np.concatenate([part[0] for part in found])
+    starts, values = _columns(np.concatenate([part[1] for part in found], axis=1), -(-len(steps) // buckets))
+    ends = np.append(starts[1:], len(steps)) - 1
+    return Cells(steps[starts], steps[ends], values, len(steps))
+
+
+def _columns(values: Float64Array, width: int) -> tuple[IntArray, Float64Array]:
+    """Where each column of so many begins, and of each the value of largest magnitude, of equals the positive one."""
+    starts = np.arange(0, values.shape[1], width)
+    if width == 1:
+        return starts, values
+    missing = np.isnan(values)
+    high = np.maximum.reduceat(np.where(missing, -np.inf, values), starts, axis=1)
+    low = np.minimum.reduceat(np.where(missing, np.inf, values), starts, axis=1)
+    worst = np.where(high >= -low, high, low)
+    return starts, np.where(np.logical_and.reduceat(missing, starts, axis=1), np.nan, worst)
+
+
+def _level(numbers: dict[int, int], points: int) -> int:
+    """The lowest level above 0 with few enough buckets for so many points, or the highest."""
+    return next(
+        (level for level in range(1, pyramid.LEVELS) if numbers.get(level, 0) <= _PARTS * points), pyramid.LEVELS
+    )
+
+
+def _merge(
+    summaries: dict[int, Summary], bucket: int, values: pyramid.Values, steps: IntArray, level: int, interval: int
+) -> int:
+    """Take the rows of an open bucket into the summary of the bucket of that level that covers it: its number."""
+    at = bucket // int(pyramid.FACTOR ** (level - 1))
+    wide = pyramid.width(level, interval)
+    part = pyramid.summarize(values, steps, at * wide)
+    if at in summaries:
+        known = pyramid.padded(summaries[at], part.least.shape[-1])
+        part = pyramid.join([known, part], [at * wide] * 2, at * wide)
+    summaries[at] = part
+    return at
+
+
+def _extremes(merged: Summary, groups: int) -> tuple[IntArray, IntArray]:
+    """Where the least and the largest of each of at most so many groups of neighbours are."""
+    count = len(merged.least)
+    bounds = np.arange(min(groups, count) + 1) * count // max(min(groups, count), 1)
+    missing = np.isnan(merged.least)
+    low, high = np.where(missing, np.inf, merged.least), np.where(missing, -np.inf, merged.greatest)
+    spans = list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+    lows = np.array([a + int(np.lexsort((missing[a:b], low[a:b]))[0]) for a, b in spans], np.int64)
+    highs = np.array([a + int(np.lexsort((missing[a:b], -high[a:b]))[0]) for a, b in spans], np.int64)
+    return lows, highs
+
+
+def _of_tile(kind: Kind, slot: int, tile: Tile, contents: dict[int, bytes]) -> tuple[IntArray, Float64Array]:
+    """Steps and values of one layer in a folded bucket."""
+    layers, block = tile.presence.shape[1], slot // pyramid.BLOCK
+    if slot >= layers or block not in contents:
+        return np.empty(0, np.int64), np.empty(0)
+    distinct, (steps, _) = tile.distinct, tile.of_layer(slot)
+    span = pyramid.blocks(layers)[block]
+    values = pyramid.decode_values(contents[block], len(distinct), span.stop - span.start, pyramid.value_format(kind))
+    return steps, values[slot - span.start][np.searchsorted(distinct, steps)].astype(np.float64)
+
+
+def _ends(source: Pyramid, kind: Kind, layer_id: int, name: str) -> list[tuple[int, float]]:
+    """The first and the last point of the layer's history."""
+    slot, opened, found = source.slot(layer_id), source.open_buckets().get(kind, []), []
+    for place in (0, -1):
+        folded = source.buckets(kind, descending=place == -1)
+        pending = sorted(opened, reverse=place == -1)
+        for bucket in heapq.merge(folded, pending, reverse=place == -1):
+            if bucket in opened:
+                rows = _newest(source.rows(kind, bucket, (name,), layer_id))
+                steps, values = rows.steps, rows.values[0].astype(np.float64)
+            else:
+                tiles = source.tiles(kind, bucket, bucket)
+                contents = source.values(kind, name, slot // pyramid.BLOCK, bucket)
+                steps, values = _of_tile(kind, slot, tiles[0][1], contents.get(bucket, {}))
+            if len(steps):
+                found.append((int(steps[place]), float(values[place])))
+                break
+    return found
+
+
+def _newest(rows: Rows) -> Rows:
+    kept = shaping.newest(rows.slots, rows.steps, rows.attempts, rows.frames)
+    return Rows(rows.frames[kept], rows.attempts[kept], rows.steps[kept], rows.slots[kept], rows.values[:, kept])
+
+
+def _joined(parts: Sequence[tuple[IntArray, NDArray[Any]]]) -> tuple[IntArray, NDArray[Any]]:
+    if not parts:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _ascending(steps: IntArray, values: NDArray[Any]) -> tuple[IntArray, NDArray[Any]]:
+    order = np.argsort(steps, kind="stable")
+    return steps[order], values[order]
