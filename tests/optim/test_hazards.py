@@ -161,7 +161,7 @@ def test_the_papers_sets_are_bounded_where_they_may_be_used(shape: tuple[int, in
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(32, 80), (24, 24)])
 def test_rank_one_does_not_overshoot(shape: tuple[int, int], name: str, dtype: torch.dtype | None) -> None:
-    """With σ₁ at the very bound, 40 matrices of rank one stay below each set's supremum in every dtype, at any steps."""
+    """With σ₁ at the very bound, 40 matrices of rank one stay below each set's supremum in every dtype."""
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(40, shape[0], 1, generator=generator), torch.randn(40, 1, shape[1], generator=generator)
     for steps in (PAPER_STEPS,) if name == "paper" else (1, 3, 5, 6, 20):
