@@ -70,18 +70,17 @@ def pack(counts: CountArray) -> list[bytes]:
     planes = np.concatenate([_transpose(parts[..., part]) for part in range(-(-depth // 8))], axis=2)[:, :, :depth]
     content = planes[np.arange(depth) < widths[:, :, None]].tobytes()
     ends = np.cumsum(widths.sum(axis=1)).tolist()
-    held = widths[:, 1:] > 0
-    firsts = held.argmax(axis=1).tolist()
-    numbers = np.where(held.any(axis=1), _OCTAVES - held[:, ::-1].argmax(axis=1) - firsts, 0).tolist()
-    narrow = (widths[:, 1:].max(axis=1) < 16).tolist()
+    full = widths[:, 1:] > 0
+    firsts = full.argmax(axis=1).tolist()
+    numbers = np.where(full.any(axis=1), _OCTAVES - full[:, ::-1].argmax(axis=1) - firsts, 0).tolist()
     blobs, start = [], 0
-    for row, (first, number, end) in enumerate(zip(firsts, numbers, ends, strict=True)):
-        own = widths[row, 1 + first : 1 + first + number].astype(np.uint8)
-        if narrow[row]:
-            own = np.append(own, np.zeros(number % 2, np.uint8))
-            own = own[::2] | own[1::2] << 4
-        form = 1 if narrow[row] else 2
-        blobs.append(bytes((form, first, number, int(widths[row, 0]))) + own.tobytes() + content[start:end])
+    for own, first, number, end in zip(widths.tolist(), firsts, numbers, ends, strict=True):
+        held = own[1 + first : 1 + first + number]
+        form = 1 if max(held, default=0) < 16 else 2
+        if form == 1:
+            held.append(0)
+            held = [low | high << 4 for low, high in zip(held[:-1:2], held[1::2], strict=False)]
+        blobs.append(bytes((form, first, number, own[0], *held)) + content[start:end])
         start = end
     return blobs
 
