@@ -1,0 +1,211 @@
+"""The store at size: how fast frames go in beside four readers, how long views take, and what a layer's step costs.
+
+    python benchmarks/store.py                       # about a minute: 1,000 and 10,000 steps
+    python benchmarks/store.py --steps 100000        # ten times as long, 3.6 GB
+    python benchmarks/store.py --db FOLDER           # where the databases are made; on the disk that counts
+
+Every frame holds all statistics of every layer; the insert rates also with one histogram of each, drawn from layers of
+256 x 256. Readers are processes that ask for the views of the dashboard, one after the other, ten times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from root_dash.records import Frame, Histogram, Layer, Run, histogram_edges, statistic_names
+from root_dash.store import Recording, Store
+
+READERS = 4
+PAUSE = 0.1
+"""Seconds between a reader's rounds: as often as the dashboard asks."""
+
+TARGETS = {
+    "rows per second": 15_000,
+    "bytes per layer and step": 450,
+    "history, statistics": 30,
+    "history, histograms": 60,
+    "grid": 100,
+}
+"""What the store promises; times in milliseconds, at 10,000 steps, on an idle machine."""
+
+
+def frames(layers: int, histograms: bool, start: int = 0) -> Iterator[Frame]:
+    """Frames of plausible numbers without an end, made from a few that were drawn beforehand."""
+    rng = np.random.default_rng(0)
+    names = statistic_names("statistics")
+    drawn = np.exp(rng.normal(0, 0.2, (64, layers, len(names)))).astype(np.float32)
+    for name in ("grad_nan", "grad_inf", "grad_zero"):
+        drawn[:, :, names.index(name)] = 0
+    counts = [
+        np.histogram(rng.standard_t(4, 65_536) * 1e-3 * 2 ** rng.normal(), histogram_edges())[0].astype(np.uint32)
+        for _ in range(32 if histograms else 0)
+    ]
+    positions, step = np.arange(layers), start
+    while True:
+        held = {at: {"gradient": Histogram(counts[(7 * step + at) % 32])} for at in range(layers if histograms else 0)}
+        # Every step its own numbers: repeated ones would be packed to nothing.
+        values = drawn[step % 64] * np.float32(1 + step % 4099 / 8192)
+        yield Frame(step - start, step, 1.7e9 + step, positions, values, held, scalars={"loss": 3 / (1 + step)})
+        step += 1
+
+
+def begin(store: Store, layers: int, name: str) -> Recording:
+    """A run of so many layers, open for appending."""
+    run = Run(name, name, time.time(), cadence={"statistics": 1, "histograms": 1, "scalars": 1})
+    return store.begin(run, [Layer(f"blocks.{at}.weight", (256, 256), "root", at) for at in range(layers)])
+
+
+def views(store: Store, layer: int) -> dict[str, Callable[[], object]]:
+    """What the dashboard asks for."""
+    run = store.run_of(layer)
+    return {
+        "grid": lambda: store.grid(run, "grad_norm", 512),
+        "history of 2,000 points": lambda: store.history(layer, "grad_norm", 2000),
+        "statistics at a step": lambda: store.statistics(layer, 10),
+        "newest frames": lambda: store.frames(run, max(0, (store.run(run).frames or 0) - 10)),
+    }
+
+
+def read(path: Path, stop: Event, answers: multiprocessing.Queue[list[float]]) -> None:
+    """Ask for the views until told to stop; then say how long each answer took."""
+    took = []
+    with Store.open(path) as store:
+        layer = store.layers(store.runs()[0].id)[0].id
+        while not stop.is_set():
+            for view in views(store, layer).values():
+                start = time.perf_counter()
+                view()
+                took.append(time.perf_counter() - start)
+            stop.wait(PAUSE)
+    answers.put(took)
+
+
+def insert_rate(folder: Path, layers: int, seconds: float, histograms: bool) -> dict[str, float]:
+    """Frames appended for so long, one transaction each, beside the readers."""
+    path = folder / f"insert-{int(histograms)}.db"
+    context = multiprocessing.get_context("spawn")
+    stop, answers = context.Event(), context.Queue()
+    took = []
+    with Store.create(path) as store:
+        recording = begin(store, layers, "insert")
+        source = frames(layers, histograms)
+        recording.append(next(source))
+        readers = [context.Process(target=read, args=(path, stop, answers)) for _ in range(READERS)]
+        for reader in readers:
+            reader.start()
+        time.sleep(2)  # they import NumPy and SQLAlchemy first
+        started, used = time.perf_counter(), time.process_time()
+        while time.perf_counter() - started < seconds:
+            frame = next(source)
+            start = time.perf_counter()
+            recording.append(frame)
+            took.append(time.perf_counter() - start)
+        wall, used = sum(took), time.process_time() - used
+        log = path.with_name(path.name + "-wal").stat().st_size
+        stop.set()
+        waited = sorted(wait for _ in readers for wait in answers.get(timeout=60))
+        for reader in readers:
+            reader.join()
+        recording.end(time.time())
+        recording.close()
+    return {
+        "rows per second": layers * len(took) / wall,
+        "append, median ms": 1e3 * statistics.median(took),
+        "append, p99 ms": 1e3 * float(np.quantile(took, 0.99)),
+        "processor ms per frame": 1e3 * used / len(took),
+        "reads": len(waited),
+        "read, p95 ms": 1e3 * float(np.quantile(waited, 0.95)),
+        "write-ahead log, MB": log / 1e6,
+        "bytes per layer and step": path.stat().st_size / layers / (len(took) + 1),
+    }
+
+
+def read_latencies(folder: Path, layers: int, steps: int, rounds: int = 7) -> dict[str, float]:
+    """The median time of each view of a run of so many steps."""
+    path = folder / f"read-{steps}.db"
+    with Store.create(path) as store:
+        recording = begin(store, layers, "read")
+        for _, frame in zip(range(steps), frames(layers, False), strict=False):
+            recording.append(frame)
+        recording.close()  # without an end, as a run that still trains: its newest rows are not folded yet
+        narrow = begin(store, 1, "narrow")
+        for _, frame in zip(range(min(steps, 10_000)), frames(1, True), strict=False):
+            narrow.append(frame)
+        narrow.close()
+    found = {"MB": path.stat().st_size / 1e6}
+    with Store.open(path) as store:
+        layer = store.layers(1)[layers // 2].id
+        asked = views(store, layer) | {
+            "history, statistics": lambda: store.history(layer, "grad_norm"),
+            "history, histograms": lambda: store.histograms(store.layers(2)[0].id, max_points=10**6),
+        }
+        for name, view in asked.items():
+            view()  # the first finds cold caches and compiles its statement
+            took = []
+            for _ in range(rounds):
+                start = time.perf_counter()
+                view()
+                took.append(time.perf_counter() - start)
+            found[name] = 1e3 * statistics.median(took)
+    path.unlink()
+    return found
+
+
+def table(title: str, columns: dict[str, dict[str, float]]) -> None:
+    """Print one row for each measure, one column for each case."""
+    width = max(len(name) for found in columns.values() for name in found)
+    print(f"\n{title:<{width}}" + "".join(f"{name:>22}" for name in columns) + f"{'target':>10}")
+    for name in next(iter(columns.values())):
+        values = "".join(f"{found[name]:>22,.1f}" for found in columns.values())
+        print(f"{name:<{width}}{values}{TARGETS.get(name, ''):>10}")
+
+
+def main() -> None:
+    """Measure, print the tables, write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=6, help="of inserting, each time")
+    parser.add_argument("--steps", type=int, nargs="*", default=[1_000, 10_000], help="of the runs that are read")
+    parser.add_argument("--db", type=Path, help="the folder of the databases, else a temporary one")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    chosen = parser.parse_args()
+    if chosen.db is not None:
+        chosen.db.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=chosen.db) as name:
+        folder = Path(name)
+        inserted = {
+            title: insert_rate(folder, chosen.layers, chosen.seconds, histograms)
+            for title, histograms in (("statistics", False), ("and a histogram", True))
+        }
+        table(f"{READERS} readers, {chosen.layers} layers", inserted)
+        latencies = {f"{steps:,} steps": read_latencies(folder, chosen.layers, steps) for steps in chosen.steps}
+        if latencies:
+            table("milliseconds", latencies)
+    result: dict[str, Any] = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0]},
+        "sqlite": sqlite3.sqlite_version,
+        "layers": chosen.layers,
+        "insert": inserted,
+        "read": latencies,
+    }
+    chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Retention: what of the recordings is removed when a user says so, and never otherwise: `root-dash prune`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, select, update
+
+from root_dash.exceptions import NotRecorded
+from root_dash.records import KINDS, Kind
+from root_dash.store import schema
+from root_dash.store.engine import open_writer, translated
+from root_dash.store.folding import FOLDED, Pyramid
+from root_dash.store.migrations import migrate
+
+_TABLES: dict[Kind, Table] = {**schema.RECORDINGS, "scalars": schema.scalars}
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed, or with `dry_run` what would be: frames as a whole, and rows by kind."""
+
+    dry_run: bool
+    frames: int
+    rows: dict[Kind, int] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+def prune(
+    path: str | os.PathLike[str],
+    *,
+    before: float | None = None,
+    keep_steps: int | None = None,
+    kinds: Iterable[Kind] = (),
+    runs: Sequence[int] = (),
+    dry_run: bool = True,
+    vacuum: bool = False,
+) -> Pruned:
+    """Remove what is older than all rules allow, in one transaction; by default only say how much that is.
+
+    Args:
+        path: the database; a run may be recording to it.
+        before: frames taken before that time, in seconds since the epoch, are removed.
+        keep_steps: of each run the frames are removed that are at least so many steps before its last one.
+        kinds: with kinds only the rows of these are removed, and the frames stay; without, the frames with all.
+        runs: the ids of the runs that are pruned; without, all are.
+        dry_run: only count.
+        vacuum: give the space back to the disk as well, which writes the whole file anew.
+
+    Raises:
+        ValueError: there is no rule: neither an age, nor steps, nor kinds.
+        NotRecorded: there is no such run.
+        StoreError: the database cannot be written.
+    """
+    chosen = tuple(dict.fromkeys(kinds))
+    unknown = [kind for kind in chosen if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {unknown[0]!r}")
+    if before is None and keep_steps is None and not chosen:
+        raise ValueError("prune needs a rule: an age, a number of steps to keep, or kinds")
+    if keep_steps is not None and keep_steps < 1:
+        raise ValueError(f"keep_steps must be at least 1, got {keep_steps}")
+    path = Path(path)
+    migrate(path)
+    engine = open_writer(path)
+    size, rows, frames = path.stat().st_size, dict[Kind, int](), 0
+    try:
+        with translated(path), engine.begin() as connection:
+            for run_id in _runs(connection, runs):
+                condition = _condition(connection, run_id, before, keep_steps)
+                if condition is None:
+                    continue
+                for kind in chosen or KINDS:
+                    rows[kind] = rows.get(kind, 0) + _count(connection, _TABLES[kind], condition)
+                if not chosen:
+                    frames += connection.execute(select(func.count()).where(condition)).scalar_one()
+                if not dry_run:
+                    _remove(connection, run_id, condition, chosen)
+        if vacuum and not dry_run:
+            with translated(path):
+                raw = engine.raw_connection()
+                try:
+                    raw.cursor().execute("VACUUM")
+                    raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                finally:
+                    raw.close()
+    finally:
+        engine.dispose()
+    return Pruned(dry_run, frames, rows, size, path.stat().st_size)
+
+
+def repair(path: str | os.PathLike[str]) -> int:
+    """Make the views of every run anew from its rows, and return how many runs there are.
+
+    Raises:
+        StoreError: the database cannot be written.
+    """
+    path = Path(path)
+    migrate(path)
+    engine = open_writer(path)
+    try:
+        with translated(path), engine.begin() as connection:
+            found = _runs(connection, ())
+            for run_id in found:
+                Pyramid(connection, run_id).rebuild()
+    finally:
+        engine.dispose()
+    return len(found)
+
+
+def _runs(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    known = list(connection.scalars(select(schema.runs.c.id).order_by(schema.runs.c.id)))
+    for run_id in wanted:
+        if run_id not in known:
+            raise NotRecorded(f"there is no run {run_id}")
+    return [run_id for run_id in known if not wanted or run_id in wanted]
+
+
+def _condition(
+    connection: Connection, run_id: int, before: float | None, keep_steps: int | None
+) -> ColumnElement[bool] | None:
+    """Which of the run's frames the rules leave no place for; None where it has none at all."""
+    columns = schema.frames.c
+    last = connection.execute(select(func.max(columns.step)).where(columns.run_id == run_id)).scalar()
+    if last is None:
+        return None
+    condition = columns.run_id == run_id
+    if before is not None:
+        condition &= columns.time < before
+    if keep_steps is not None:
+        condition &= columns.step <= last - keep_steps
+    return condition
+
+
+def _of(condition: ColumnElement[bool]) -> Select[int]:
+    return select(schema.frames.c.id).where(condition)
+
+
+def _count(connection: Connection, table: Table, condition: ColumnElement[bool]) -> int:
+    query = select(func.count()).select_from(table).where(table.c.frame_id.in_(_of(condition)))
+    return int(connection.execute(query).scalar_one())
+
+
+def _remove(connection: Connection, run_id: int, condition: ColumnElement[bool], kinds: tuple[Kind, ...]) -> None:
+    for kind in kinds or KINDS:
+        table = _TABLES[kind]
+        connection.execute(delete(table).where(table.c.frame_id.in_(_of(condition))))
+    if kinds:
+        mask = (1 << len(KINDS)) - 1
+        for kind in kinds:
+            mask &= ~(1 << KINDS.index(kind))
+        held = schema.frames.c.kinds.bitwise_and(mask)
+        connection.execute(update(schema.frames).where(condition).values(kinds=held))
+    else:
+        connection.execute(delete(schema.frames).where(condition))
+    Pyramid(connection, run_id).rebuild([kind for kind in kinds or FOLDED if kind in FOLDED])
