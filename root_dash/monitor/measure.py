@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ EXACT_UP_TO = 512
 On one thread the spectra of a layer of 512 x 1024 take 150 ms so and 120 ms estimated, those of 1024 x 2048 take 940 ms
 and 330 ms; and four Gram matrices of 1024 x 1024 are half of what the writer's queue holds.
 """
+
+Timed = Callable[[Kind], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
     return Batch(
         positions=tuple(positions[parameters[row]] + observation.pieces[row] for row in rows),
         gradient=kept(observation.gradient),
-        weight_norm=weight_norms(kept(observation.weight)),
+        weight_norm=statistics.norms(kept(observation.weight).flatten(1)),
         momentum=momentum,
         threshold=epsilon,
         base=base,
@@ -99,58 +102,81 @@ def weight_norms(parameters: Iterable[Tensor]) -> Tensor:
     return torch.cat([statistics.norms(p.detach().reshape(1, -1)) for p in parameters])
 
 
-def measure(batch: Batch, kinds: Collection[Kind]) -> Measurement:
-    """Measure what the kinds ask of a batch."""
+def measure(batch: Batch, kinds: Collection[Kind], timed: Timed = lambda kind: nullcontext()) -> Measurement:
+    """Measure what the kinds ask of a batch, each kind in the context that `timed` makes for it."""
     tensors: dict[str, Tensor] = {}
+    for kind, measured in _MEASURED.items():
+        if kind in kinds:
+            with timed(kind):
+                tensors |= measured(batch)
     rows, cols = batch.gradient.shape[1:]
-    matrix = min(rows, cols) >= 2
-    flat_gradient = batch.gradient.flatten(1)
-    lying = None if batch.momentum is None else _lying(batch.momentum).flatten(1)
-    if "statistics" in kinds:
-        tensors["statistics"] = _statistics(batch, flat_gradient)
-    for tensor, entries in (("gradient", flat_gradient), ("momentum", lying)):
-        if entries is not None and "histograms" in kinds:
-            counts, nan, inf = statistics.histogram_counts(entries)
-            tensors[f"histograms.{tensor}"] = counts.int()
-            tensors[f"histograms.{tensor}.nonfinite"] = torch.stack([nan, inf], -1)
-        if entries is not None and "quantiles" in kinds:
-            values, count = statistics.quantiles(entries)
-            tensors[f"quantiles.{tensor}"] = values
-            tensors[f"quantiles.{tensor}.count"] = count
-    if batch.momentum is None or not matrix:
-        return Measurement(batch.positions, (rows, cols), tensors)
-    if "spectra" in kinds:
-        tensors |= _spectra(batch, batch.momentum)
-    if "masks" in kinds and batch.threshold is not None:
-        flat_momentum = batch.momentum.flatten(1)
-        tensors["masks.threshold"] = batch.threshold.float()
-        tensors["masks.packed"] = statistics.packed_bits(statistics.outlier_mask(flat_momentum, batch.threshold))
-        tensors["masks.largest"], values = statistics.largest_entries(flat_momentum)
-        tensors["masks.largest_values"] = values.float()
     return Measurement(batch.positions, (rows, cols), tensors)
 
 
-def _statistics(batch: Batch, flat_gradient: Tensor) -> Tensor:
+def _histograms(batch: Batch) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, entries in _entries(batch):
+        counts, nan, inf = statistics.histogram_counts(entries)
+        tensors[f"histograms.{name}"] = counts.int()
+        tensors[f"histograms.{name}.nonfinite"] = torch.stack([nan, inf], -1)
+    return tensors
+
+
+def _quantiles(batch: Batch) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, entries in _entries(batch):
+        tensors[f"quantiles.{name}"], tensors[f"quantiles.{name}.count"] = statistics.quantiles(entries)
+    return tensors
+
+
+def _entries(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    """The entries of gradient and momentum, (L, n), in any order."""
+    yield "gradient", batch.gradient.flatten(1)
+    if batch.momentum is not None:
+        (momentum,) = _flat(batch.momentum)
+        yield "momentum", momentum
+
+
+def _masks(batch: Batch) -> dict[str, Tensor]:
+    if batch.momentum is None or batch.threshold is None or min(batch.momentum.shape[1:]) < 2:
+        return {}
+    momentum = batch.momentum.flatten(1)
+    largest, values = statistics.largest_entries(momentum)
+    return {
+        "masks.threshold": batch.threshold.float(),
+        "masks.packed": statistics.packed_bits(statistics.outlier_mask(momentum, batch.threshold)),
+        "masks.largest": largest,
+        "masks.largest_values": values.float(),
+    }
+
+
+def _statistics(batch: Batch) -> dict[str, Tensor]:
+    flat_gradient = batch.gradient.flatten(1)
     columns = statistics.gradient_statistics(flat_gradient) | {"weight_norm": batch.weight_norm}
     if batch.momentum is not None:
         columns |= statistics.momentum_statistics(flat_gradient, batch.momentum.flatten(1))
     if batch.momentum is not None and batch.threshold is not None and batch.base is not None:
-        momentum, base = _lying(batch.momentum).flatten(1), _lying(batch.base).flatten(1)
+        momentum, base = _flat(batch.momentum, batch.base)
         columns |= statistics.outlier_statistics(momentum, base, batch.threshold)
     if batch.update is not None:
-        columns |= statistics.update_statistics(_lying(batch.update).flatten(1), batch.weight_norm, batch.lr)
+        (update,) = _flat(batch.update)
+        columns |= statistics.update_statistics(update, batch.weight_norm, batch.lr)
         if batch.orthogonalized:
             columns["orthogonality_error"] = statistics.orthogonality_error(batch.update)
     missing = torch.full_like(batch.weight_norm, torch.nan)
-    return torch.stack([columns.get(name, missing).float() for name in statistic_names("statistics")], -1)
+    ordered = [columns.get(name, missing).float() for name in statistic_names("statistics")]
+    return {"statistics": torch.stack(ordered, -1)}
 
 
-def _spectra(batch: Batch, momentum: Tensor) -> dict[str, Tensor]:
+def _spectra(batch: Batch) -> dict[str, Tensor]:
+    momentum = batch.momentum
+    if momentum is None or min(momentum.shape[1:]) < 2:
+        return {}
     base = momentum if batch.base is None else batch.base
     if min(momentum.shape[1:]) > EXACT_UP_TO:
         shown = {"momentum": momentum, "base": base, "update": batch.update}
         estimates = {f"lanczos.{name}": bidiagonals(matrix) for name, matrix in shown.items() if matrix is not None}
-        return estimates | {"lanczos.norm": statistics.norms(_lying(momentum).flatten(1))}
+        return estimates | {"lanczos.norm": statistics.norms(*_flat(momentum))}
     grams = {"spectra.momentum": statistics.gram(momentum, momentum), "spectra.base": statistics.gram(base, base)}
     if batch.update is not None:
         grams["spectra.update"] = statistics.gram(batch.update, batch.update)
@@ -159,9 +185,19 @@ def _spectra(batch: Batch, momentum: Tensor) -> dict[str, Tensor]:
     return grams
 
 
-def _lying(matrices: Tensor) -> Tensor:
-    """Matrices (L, rows, cols) with the long side as rows' length, where only the entries matter and not their order.
+def _flat(*tensors: Tensor) -> list[Tensor]:
+    """Tensors (L, rows, cols) as (L, n), all in the one order of the entries in which the first lies in memory.
 
-    ROOT keeps its matrices so, and a tall one stood up again is not contiguous: flattening it would copy it.
+    ROOT keeps tall matrices lying: as they stand in the weights, they would be copied.
     """
-    return matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    lying = tensors[0].mT.is_contiguous()
+    return [(tensor.mT if lying else tensor).flatten(1) for tensor in tensors]
+
+
+_MEASURED: dict[Kind, Callable[[Batch], dict[str, Tensor]]] = {
+    "statistics": _statistics,
+    "histograms": _histograms,
+    "quantiles": _quantiles,
+    "spectra": _spectra,
+    "masks": _masks,
+}

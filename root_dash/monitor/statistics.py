@@ -53,15 +53,15 @@ Columns = dict[str, Tensor]
 
 def gradient_statistics(gradient: Tensor) -> Columns:
     """The `grad_*` statistics of gradients (L, n), each (L,)."""
-    largest = _largest(gradient)
-    careful = not gradient.is_cpu or not bool(torch.isfinite(largest).all())
-    if careful:
-        largest = _largest(gradient.nan_to_num(0.0, 0.0, 0.0))
-    scale = _scale(largest)
-    sums = _by_pieces(_careful_moments if careful else _moments, gradient, scale)
+    unit = torch.ones(len(gradient), dtype=torch.float64, device=gradient.device)
+    sums = _by_pieces(_moments, gradient) if gradient.is_cpu else None
+    if sums is None or not _ordinary(sums[..., 4]):
+        scale = _scale(_largest(gradient.nan_to_num(0.0, 0.0, 0.0)))
+        sums = _by_pieces(_careful_moments, gradient, scale)
+        unit = 1.0 / scale[:, 0].double()
     count, mean, second, third, fourth = _merged(sums)
-    zero, nan, inf = sums[..., 5:].sum(1).unbind(-1)
-    unit = 1.0 / scale[:, 0].double()
+    zero, nan, inf = sums[..., 5:8].sum(1).unbind(-1)
+    largest = unit * sums[..., 8].amax(1)
     return {
         "grad_norm": unit * (count * (second + mean**2)).sqrt(),
         "grad_abs_max": largest.masked_fill(count == 0, torch.nan),
@@ -93,12 +93,12 @@ def outlier_statistics(momentum: Tensor, base: Tensor, threshold: Tensor) -> Col
     if sums is None or not _ordinary(sums[:, :2]):
         scale = _scale(_largest(momentum))
         sums = _by_pieces(_outliers, momentum * scale, base * scale).sum(1)
-    whole, kept, both, outliers, count = sums.unbind(-1)
+    whole, kept, outliers, product, count = sums.unbind(-1)
     return {
         "threshold": threshold,
         "outlier_fraction": (count / momentum.shape[-1]).masked_fill(threshold.isnan(), torch.nan),
         "outlier_energy": _or_zero(outliers / whole, whole),
-        "base_alignment": _or_zero(both / (whole * kept).sqrt(), whole),
+        "base_alignment": _or_zero((kept + product) / (whole * kept).sqrt(), whole),
     }
 
 
@@ -111,7 +111,7 @@ def update_statistics(update: Tensor, weight_norm: Tensor, lr: float | Tensor) -
 def norms(entries: Tensor) -> Tensor:
     """Euclidean norms of tensors (L, n): (L,)."""
     if entries.is_cpu:
-        squares = _by_pieces(_square, entries).sum((1, 2))
+        squares = _by_pieces(lambda piece: [_square(piece.float())], entries).sum((1, 2))
         if _ordinary(squares):
             return squares.sqrt().float()
     return _norm(entries)
@@ -202,34 +202,36 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
     return _short_side(left).double() @ _short_side(right).double().mT
 
 
-def _moments(gradient: Tensor, scale: Tensor) -> list[Tensor]:
-    """Count, mean and sums of the second to fourth powers of the deviations from it; counts of zeros, NaNs, infinities.
+def _moments(gradient: Tensor) -> list[Tensor]:
+    """Count, mean, sums of the second to fourth powers of the deviations from it, zeros, NaNs, infinities, max |G|.
 
-    Of finite gradients (l, n), multiplied by scales (l, 1): each (l,).
+    Of finite gradients (l, n) of ordinary size: each (l,).
     """
-    x = (gradient * scale).float()
-    mean = x.mean(-1)
-    x -= mean.unsqueeze(-1)
-    none = torch.zeros_like(mean)
-    return [torch.full_like(mean, gradient.shape[1]), mean, *_powers(x), _ones(torch.eq, gradient, x), none, none]
+    gradient = gradient.float()
+    mean = gradient.mean(-1)
+    x = gradient - mean.unsqueeze(-1)
+    count, none = torch.full_like(mean, gradient.shape[1]), torch.zeros_like(mean)
+    largest = torch.maximum(gradient.amax(-1), -gradient.amin(-1))
+    return [count, mean, *_powers(x), _ones(torch.eq, gradient, x), none, none, largest]
 
 
 def _careful_moments(gradient: Tensor, scale: Tensor) -> list[Tensor]:
-    """The `_moments` of the finite entries of any gradients."""
+    """The `_moments` of the finite entries of any gradients (l, n), multiplied by scales (l, 1)."""
     finite = torch.isfinite(gradient)
     count, nan = finite.sum(-1), torch.isnan(gradient).sum(-1)
     missing = ~finite
     x = (gradient * scale).float().masked_fill_(missing, 0.0)
+    largest = _largest(x)
     mean = x.sum(-1) / count.clamp(min=1)
     x = (x - mean.unsqueeze(-1)).masked_fill_(missing, 0.0)
     infinite = gradient.shape[1] - count - nan
-    return [count, mean, *_powers(x), _ones(torch.eq, gradient, x), nan, infinite]
+    return [count, mean, *_powers(x), _ones(torch.eq, gradient, x), nan, infinite, largest]
 
 
 def _powers(x: Tensor) -> list[Tensor]:
     """Sums of the second, third and fourth power of (l, n), which is overwritten: each (l,)."""
     squares = x * x
-    return [squares.sum(-1), x.mul_(squares).sum(-1), squares.mul_(squares).sum(-1)]
+    return [squares.sum(-1), x.mul_(squares).sum(-1), _square(squares)]
 
 
 def _merged(sums: Tensor) -> list[Tensor]:
@@ -249,19 +251,21 @@ def _merged(sums: Tensor) -> list[Tensor]:
 
 def _angle(gradient: Tensor, momentum: Tensor) -> list[Tensor]:
     gradient, momentum = gradient.float(), momentum.float()
-    return _dots((gradient, gradient), (momentum, momentum), (gradient, momentum))
+    return [_square(gradient), _square(momentum), (gradient * momentum).sum(-1)]
 
 
 def _outliers(momentum: Tensor, base: Tensor) -> list[Tensor]:
+    """‖M‖², ‖B‖², ‖O‖², ⟨B, O⟩ and the number of outliers O = M - B of each row (l, n)."""
     momentum, base = momentum.float(), base.float()
     outliers = momentum - base
-    products = _dots((momentum, momentum), (base, base), (momentum, base), (outliers, outliers))
-    return [*products, _ones(torch.ne, outliers, outliers)]  # |M| - ε rounds to 0 for no |M| > ε
+    sums = [_square(momentum), _square(base), _square(outliers), (base * outliers).sum(-1)]
+    return [*sums, _ones(torch.ne, outliers, outliers)]  # |M| - ε rounds to 0 for no |M| > ε
 
 
-def _square(entries: Tensor) -> list[Tensor]:
-    entries = entries.float()
-    return _dots((entries, entries))
+def _square(x: Tensor) -> Tensor:
+    """‖x‖² of each row (l, n) in float32, in one pass that writes nothing: (l,)."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm.double() ** 2
 
 
 def _by_pieces(sums: Callable[..., list[Tensor]], first: Tensor, *others: Tensor) -> Tensor:
@@ -375,12 +379,6 @@ def _value(keys: Tensor) -> Tensor:
 
 def _short_side(matrix: Tensor) -> Tensor:
     return matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
-
-
-def _dots(*pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """Inner products of the rows of tensors (l, n): each (l,)."""
-    product = torch.empty_like(pairs[0][0])  # one for all: memory that was never touched costs more than a pass
-    return [torch.mul(left, right, out=product).sum(-1) for left, right in pairs]
 
 
 def _norm(entries: Tensor) -> Tensor:

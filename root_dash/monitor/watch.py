@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import os
 import time
 import weakref
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from root_dash.monitor.budget import Budget, change, next_cadence
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.foreign import ForeignOptimizer
 from root_dash.monitor.measure import Batch, Measurement, batch_of, measure
+from root_dash.monitor.meter import Meter
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import Failures, Pending, Sink, Writer, print_to_stderr
 from root_dash.optim.calibration import Change
@@ -35,6 +38,11 @@ DRAIN_SECONDS = 60.0
 INTERRUPTED_SECONDS = 5.0
 """The same after Ctrl-C."""
 
+MAX_OVERHEAD = 0.01
+"""The share of a step's time that recording may add where it trains on a device of its own."""
+
+MAX_OVERHEAD_CPU = 0.03
+"""The same on a CPU, whose cores the writer shares with the training."""
 
 Arguments = ParamSpec("Arguments")
 Guarded = Callable[Concatenate["Recorder", Arguments], None]
@@ -57,7 +65,9 @@ def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
             except Exception as error:
                 self._failures.add(doing, error)
             finally:
-                self._cost += time.perf_counter() - started
+                took = time.perf_counter() - started
+                self._cost += took
+                self._spent += took
 
         return guarded
 
@@ -80,11 +90,18 @@ class Recorder:
         *,
         cadence: Cadence,
         outlier_quantile: float,
+        max_overhead: float | None = None,
     ) -> None:
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
         self._positions = dict(positions)
-        self._cadence = cadence
+        self._on_cpu = all(parameter.is_cpu for parameter in self._positions)
+        if max_overhead is None:
+            max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
+        self._budget = Budget(max_overhead, cadence, cadence)
+        self._meter = Meter()
+        self._began = math.nan
+        self._spent = 0.0
         self._outlier_quantile = outlier_quantile
         self._failures = Failures()
         self._misused = Failures(limit=None)
@@ -142,6 +159,16 @@ class Recorder:
     def lost(self) -> int:
         """Frames taken that could not be stored."""
         return self._writer.lost
+
+    @property
+    def cadence(self) -> Cadence:
+        """How often each kind is recorded for the time being: as asked, or less often to keep the budget."""
+        return self._budget.cadence
+
+    @property
+    def overhead(self) -> float:
+        """The share of a step's time that recording adds by its own measurement; 0 before it is known."""
+        return self._budget.overhead
 
     @property
     def failures(self) -> int:
@@ -206,11 +233,24 @@ class Recorder:
             self._failures.clear()
         self._failures_before = self._failures.count
         self.step += 1
-        self._due = self._cadence.due(self.step)
+        due, self._due = self._due, self._budget.cadence.due(self.step)
         try:
             self._seal({}, self.step - 1)
         finally:
             self._unsealed = bool(self._due)
+        self._settle(due)
+
+    def _settle(self, due: frozenset[Kind]) -> None:
+        """Hold what the last step's recording cost, of the kinds that were due, against the budget."""
+        now, spent = time.perf_counter(), self._spent
+        step_time, self._began, self._spent = now - self._began - spent, now, 0.0
+        if math.isnan(step_time):
+            return
+        self._meter.charge("statistics" if "statistics" in due else "scalars", max(spent - self._meter.total(), 0.0))
+        for bill in self._meter.settle(step_time):
+            before, self._budget = self._budget, next_cadence(self._budget, bill.costs(), bill.step_time)
+            if self._budget.cadence != before.cadence:
+                self._events.append(Event("cadence", change(before, self._budget), self.step, time.time()))
 
     @_guarded("to measure a step")
     def _observe(self, observation: Observation) -> None:
@@ -239,7 +279,8 @@ class Recorder:
     def _take(self, batch: Batch) -> None:
         # Under the user's autocast our matmuls would be done in half precision.
         with torch.autocast(batch.gradient.device.type, enabled=False):
-            self._measured.append(measure(batch, self._due))
+            device = batch.gradient.device
+            self._measured.append(measure(batch, self._due, lambda kind: self._meter.of(kind, device)))
 
     @_guarded("to hand over the last frame")
     def _seal_safely(self) -> None:
@@ -269,7 +310,9 @@ class Recorder:
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
             events=events,
+            bill=self._meter.bill if measured and self._on_cpu else None,
         )
+        self._meter.bill.awaits_writer = pending.bill is not None
         self._writer.put(pending)
 
 

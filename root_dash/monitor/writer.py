@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from root_dash.exceptions import StoreError
 from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.meter import Bill
 from root_dash.monitor.transfer import Arrival
-from root_dash.records import Event, Frame
+from root_dash.records import Event, Frame, Kind
 
 QUEUE_BYTES = 64 * 2**20
 """The host memory that waiting frames may hold, beside the one being stored; what comes on top is lost, and counted."""
@@ -27,6 +28,9 @@ RETRY_SECONDS = (0.1, 5.0)
 
 FAILURES = 3
 """After so many failures the recorder gives up."""
+
+
+HEAVIEST_FIRST: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms", "statistics")
 
 
 class Sink(Protocol):
@@ -54,6 +58,8 @@ class Pending:
     scalars: Mapping[str, float]
     cost: float
     events: tuple[Event, ...] = ()
+    bill: Bill | None = None
+    """Where to write what the frame took of the writer's thread; None where nobody asks."""
 
 
 class Failures:
@@ -159,9 +165,13 @@ class Writer:
 
     def _store(self, assembler: Assembler, pending: Pending, seq: int) -> bool:
         lost = self.lost
+        started = time.thread_time()
         try:
             frame = _assemble(assembler, pending, seq, lost - self._lost_said)
             self._append(frame)
+            if pending.bill is not None:
+                kinds = [kind for kind in HEAVIEST_FIRST if kind in frame.kinds]
+                pending.bill.writer = (kinds[0] if kinds else "scalars", time.thread_time() - started)
         except Exception as error:
             self.failures.add("to store a frame", error)
             return False

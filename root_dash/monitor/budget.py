@@ -1,0 +1,150 @@
+"""What recording may cost, and which kinds are recorded less often where it costs more.
+
+A kind costs what it takes of the training each time, divided by its interval. These are added up and held against the
+time of a step without recording; while they are more than the budget, the interval of the kind that costs the most is
+doubled, and while there is room for it, a doubling is taken back. The steps that remain are some of those before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from root_dash.monitor.cadence import Cadence
+from root_dash.records import Kind
+
+PATIENCE = 100
+"""Steps between two changes, and before the first: what was measured until then says what the last one did."""
+
+THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
+"""The kinds that are recorded less often before the statistics are."""
+
+LONGEST = 2**10
+"""By how much an interval grows at most."""
+
+_ROOM = 0.8  # of the budget: only what stays below is taken back, so that it is not thinned again at once
+_SPIKE = 4.0  # times what was usual: a single measurement counts for no more
+_MEMORY = 0.25  # the weight of the newest measurement of a kind
+_STEP_MEMORY = 1 / 16
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often each kind is recorded for the time being, and what is known of its cost.
+
+    `limit` is the share of a step's time that recording may add; `asked` is the cadence that was asked for, `cadence`
+    the one that is kept. `costs` are seconds each time, `step_time` the seconds of a step without recording.
+    """
+
+    limit: float
+    asked: Cadence
+    cadence: Cadence
+    costs: Mapping[Kind, float] = field(default_factory=dict)
+    seen: Mapping[Kind, int] = field(default_factory=dict)
+    """How often each kind was measured. Once is not enough: the first time, caches and libraries are cold."""
+    step_time: float = 0.0
+    steps: int = 0
+    since_change: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """The share of a step's time that recording adds at this cadence; 0 before it is known."""
+        return _overhead(self, self.cadence)
+
+
+def next_cadence(state: Budget, cost: Mapping[Kind, float], step_time: float) -> Budget:
+    """The state after one more step.
+
+    Args:
+        state: before the step.
+        cost: seconds that each kind took which was due in the step; under `"scalars"` what belongs to none.
+        step_time: seconds of the step, `cost` not included.
+    """
+    costs, seen = dict(state.costs), dict(state.seen)
+    for kind, seconds in cost.items():
+        count = seen.get(kind, 0)
+        costs[kind] = _updated(costs.get(kind, 0.0), seconds, count, _SPIKE, _MEMORY)
+        seen[kind] = count + 1
+    state = replace(
+        state,
+        costs=costs,
+        seen=seen,
+        step_time=_updated(state.step_time, step_time, state.steps, 2.0, _STEP_MEMORY),
+        steps=state.steps + 1,
+        since_change=state.since_change + 1,
+    )
+    if state.since_change < PATIENCE:
+        return state
+    cadence = _thinned(state)
+    if cadence == state.cadence:
+        cadence = _relaxed(state)
+    return state if cadence == state.cadence else replace(state, cadence=cadence, since_change=0)
+
+
+def change(before: Budget, after: Budget) -> str:
+    """A sentence on what changed between two states, for people."""
+    was, now = asdict(before.cadence), asdict(after.cadence)
+    changes = ", ".join(
+        f"{kind} every {now[kind]} steps (before: {was[kind]})" for kind in now if now[kind] != was[kind]
+    )
+    cost = _overhead(after, before.cadence)
+    return f"{changes}: recording added {cost:.1%} to a step, the budget is {after.limit:.1%}"
+
+
+def _updated(old: float, new: float, count: int, spike: float, memory: float) -> float:
+    if count < 2:
+        return new
+    return old + memory * (min(new, spike * old) - old)
+
+
+def _overhead(state: Budget, cadence: Cadence) -> float:
+    return sum(_shares(state, cadence).values())
+
+
+def _shares(state: Budget, cadence: Cadence) -> dict[Kind, float]:
+    """Of a step's time, by kind; what was measured only once is left out."""
+    if not state.step_time:
+        return {}
+    intervals = {**asdict(cadence), "scalars": 1}
+    return {
+        kind: seconds / intervals[kind] / state.step_time
+        for kind, seconds in state.costs.items()
+        if state.seen[kind] > 1 and intervals[kind]
+    }
+
+
+def _thinned(state: Budget) -> Cadence:
+    cadence = state.cadence
+    while _overhead(state, cadence) > state.limit:
+        shares = _shares(state, cadence)
+        # Where a tenth of the budget would not be gained, there is nothing to gain but gaps.
+        costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > 0.1 * state.limit]
+        longer = next(
+            (
+                doubled
+                for kind in [*sorted(costly, key=lambda kind: -shares[kind]), "statistics"]
+                if (doubled := _scaled(state, cadence, kind, 2)) is not None
+            ),
+            None,
+        )
+        if longer is None:
+            break
+        cadence = longer
+    return cadence
+
+
+def _relaxed(state: Budget) -> Cadence:
+    """One doubling less, the statistics' first and then that of the kind which is the cheapest."""
+    for kind in ["statistics", *sorted(THINNED, key=lambda kind: _shares(state, state.cadence).get(kind, 0.0))]:
+        shorter = _scaled(state, state.cadence, kind, 0.5)
+        if shorter is not None and _overhead(state, shorter) <= _ROOM * state.limit:
+            return shorter
+    return state.cadence
+
+
+def _scaled(state: Budget, cadence: Cadence, kind: str, factor: float) -> Cadence | None:
+    """The cadence with a kind's interval doubled or halved; None where it is never due, or at the end of its range."""
+    asked, interval = getattr(state.asked, kind), int(getattr(cadence, kind) * factor)
+    if not asked or not asked <= interval <= asked * LONGEST:
+        return None
+    return replace(cadence, **{kind: interval})

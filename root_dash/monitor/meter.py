@@ -1,0 +1,94 @@
+"""Measures what each kind of recording takes of the training, without waiting for a device."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from root_dash.records import Kind
+
+WAITING = 64
+"""Steps whose device times may be missing before they are settled without."""
+
+
+@dataclass(slots=True)
+class Bill:
+    """What a step cost: seconds of the training thread by kind, and pairs of events on a device's stream.
+
+    Where the model trains on the cores that the writer's thread computes on, that one's seconds count too; they are
+    charged to the heaviest kind of the frame.
+    """
+
+    host: dict[Kind, float] = field(default_factory=dict)
+    events: list[tuple[Kind, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    step_time: float = 0.0
+    awaits_writer: bool = False
+    writer: tuple[Kind, float] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the device has passed all events, and the writer stored the frame."""
+        written = self.writer is not None or not self.awaits_writer
+        return written and all(end.query() for _, _, end in self.events)
+
+    def costs(self) -> dict[Kind, float]:
+        """Seconds by kind: the thread's or the device's, whichever are more, since they run side by side."""
+        device: dict[Kind, float] = {}
+        for kind, begin, end in self.events if self.complete else ():
+            device[kind] = device.get(kind, 0.0) + begin.elapsed_time(end) / 1e3
+        costs = {kind: max(seconds, device.get(kind, 0.0)) for kind, seconds in self.host.items()}
+        if self.writer is not None:
+            kind, seconds = self.writer
+            costs[kind] = costs.get(kind, 0.0) + seconds
+        return costs
+
+
+class Meter:
+    """Keeps a bill for each step. On CUDA the device's time is read when it has come, some steps later."""
+
+    def __init__(self) -> None:
+        self.bill = Bill()
+        """Of the step that is under way."""
+        self._waiting: deque[Bill] = deque()
+
+    @contextmanager
+    def of(self, kind: Kind, device: torch.device) -> Iterator[None]:
+        """Charge what is done meanwhile to a kind."""
+        begin = _event(device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.charge(kind, time.perf_counter() - started)
+            end = _event(device)
+            if begin is not None and end is not None:
+                self.bill.events.append((kind, begin, end))
+
+    def charge(self, kind: Kind, seconds: float) -> None:
+        """Charge the training thread's time to a kind."""
+        self.bill.host[kind] = self.bill.host.get(kind, 0.0) + seconds
+
+    def total(self) -> float:
+        """Seconds of the training thread charged in this step."""
+        return sum(self.bill.host.values())
+
+    def settle(self, step_time: float) -> Iterator[Bill]:
+        """End the step, which took `step_time` seconds without recording; the bills that are complete, in order."""
+        self.bill.step_time = step_time
+        self._waiting.append(self.bill)
+        self.bill = Bill()
+        while self._waiting and (len(self._waiting) > WAITING or self._waiting[0].complete):
+            yield self._waiting.popleft()
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
