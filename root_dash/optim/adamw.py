@@ -42,10 +42,23 @@ def adamw(
     """
     if not params:
         return
+    own = params
     fused = _has_fused(params)
     if finite is not None and not fused:
         raise RuntimeError(f"nonfinite='skip' needs a fused AdamW, which torch lacks on {params[0].device.type}")
     weights = _stacks(params) if observers else []
+    # The fused kernel walks through all four in the order of their memory, whatever their strides say.
+    apart = [
+        i
+        for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
+        if not all(tensor.is_contiguous() for tensor in tensors)
+    ]
+    strided = [[of[i] for i in apart] for of in (params, exp_avgs, exp_avg_sqs)]
+    if apart:
+        params, grads, exp_avgs, exp_avg_sqs = (
+            [tensor.contiguous() if i in apart else tensor for i, tensor in enumerate(of)]
+            for of in (params, grads, exp_avgs, exp_avg_sqs)
+        )
     # One call takes one flag, so that parameters which may be skipped are stepped one by one.
     calls = [slice(0, len(params))] if finite is None else [slice(i, i + 1) for i in range(len(params))]
     for call in calls:
@@ -67,10 +80,14 @@ def adamw(
             eps=eps,
             maximize=maximize,
         )
+    for originals, of in zip(strided, (params, exp_avgs, exp_avg_sqs), strict=True):
+        for original, i in zip(originals, apart, strict=True):
+            if original is not of[i]:
+                original.copy_(of[i])
     for indices, weight in zip(equal_shaped(params) if observers else (), weights, strict=True):
         momentum = torch.stack([as_matrix(exp_avgs[i]) for i in indices])
         observation = Observation(
-            parameters=tuple(params[i] for i in indices),
+            parameters=tuple(own[i] for i in indices),
             pieces=(0,) * len(indices),
             algorithm="adamw",
             gradient=torch.stack([as_matrix(grads[i]) for i in indices]),

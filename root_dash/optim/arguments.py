@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from root_dash.optim.coefficients import Coefficients, Normalization, check_normalization, resolve
+from root_dash.optim.coefficients import MUON, Coefficients, Normalization, check_normalization, resolve
 from root_dash.optim.faults import NONFINITE
 from root_dash.optim.outliers import check_quantile_method
 from root_dash.optim.pieces import Layout
@@ -78,8 +78,8 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 def own_normalization(ns_coefficients: NsCoefficients) -> Normalization:
     """The normalization that a choice of coefficients is made for: Frobenius for the published sets, else ours."""
-    published = ("muon", "paper", "polar_express", "adanewton")
-    return "frobenius" if isinstance(ns_coefficients, str) and ns_coefficients in published else "schatten8"
+    published = ("muon", "paper", "polar_express", "adanewton", MUON)
+    return "frobenius" if ns_coefficients in published else "schatten8"
 
 
 def at_step(option: float | Schedule, step: int, name: str) -> float:

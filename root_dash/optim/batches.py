@@ -58,7 +58,8 @@ def batches_of(params: Sequence[Tensor], layout: Layout, *, one_by_one: bool = F
 
     `one_by_one` gives every matrix a batch of its own.
     """
-    return batches_of_signature(signature_of(params), layout, one_by_one)
+    batches = batches_of_signature if torch.compiler.is_compiling() else _cached  # a compiler cannot trace a cache
+    return batches(signature_of(params), layout, one_by_one)
 
 
 def signature_of(params: Sequence[Tensor]) -> Signature:
@@ -66,7 +67,6 @@ def signature_of(params: Sequence[Tensor]) -> Signature:
     return tuple((param.shape, param.dtype, param.device) for param in params)
 
 
-@lru_cache(maxsize=64)
 def batches_of_signature(signature: Signature, layout: Layout, one_by_one: bool) -> tuple[Batch, ...]:
     """`batches_of` parameters of this signature."""
     found: dict[tuple[tuple[int, int], torch.dtype, torch.device], list[Place]] = {}
@@ -83,6 +83,9 @@ def batches_of_signature(signature: Signature, layout: Layout, one_by_one: bool)
         length = 1 if one_by_one else max(1, limit // max(1, shape[0] * shape[1]))
         batches += [Batch(shape, dtype, device, tuple(places[i : i + length])) for i in range(0, len(places), length)]
     return tuple(batches)
+
+
+_cached = lru_cache(maxsize=64)(batches_of_signature)
 
 
 def matrices(batch: Batch, tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:

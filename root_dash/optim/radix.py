@@ -12,7 +12,9 @@ both selections here work on integers, are exact, and do the same for every dtyp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -116,12 +118,33 @@ def partition_neighbours(entries: Tensor, rank: int) -> Tensor:
     if rows.shape[1] <= _FEW:
         found = _partition(rows & sign_off, rank)
     else:
-        found = np.empty((len(rows), 3), rows.dtype)
-        for row, into in zip(rows, found, strict=True):
-            into[:] = _bracket(row, rank, sign_off)
+        found = np.stack(list(_map(lambda row: _bracket(row, rank, sign_off), rows)))
     # The third of a row is its largest entry.
     pairs = np.where(found[:, 2:] > layout.infinity, sign_off, found[:, :2])
     return torch.from_numpy(pairs).view(entries.dtype)
+
+
+_threads: ThreadPoolExecutor | None = None
+
+
+def _map(select: Callable[[Bits], Bits], rows: Bits) -> Iterable[Bits]:
+    """`select` of every row, by as many threads as torch computes with: NumPy lets go of the interpreter meanwhile."""
+    global _threads
+    count = min(len(rows), torch.get_num_threads())
+    if count < 2 or rows.size < _BLOCK:
+        return map(select, rows)
+    if _threads is None:
+        _threads = ThreadPoolExecutor(torch.get_num_threads(), "root-dash quantile")
+    return _threads.map(select, rows)
+
+
+def _forget() -> None:
+    global _threads
+    _threads = None  # a forked process has none of them
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _partition(magnitudes: Bits, rank: int) -> Bits:

@@ -126,7 +126,7 @@ class ROOT(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_coefficients: NsCoefficients = "adaptive",
-        eps: float = 1e-30,
+        eps: float = 1e-36,
         ns_steps: int = 5,
         adjust_lr_fn: AdjustLr = "match_rms_adamw",
         *,
@@ -318,6 +318,8 @@ class ROOT(Optimizer):
                 device = step_device(param)
                 if key not in state:
                     state[key] = torch.zeros((), dtype=torch.float32, device=device)
+                elif not isinstance(state[key], Tensor):  # from a checkpoint of an old AdamW
+                    state[key] = torch.tensor(float(state[key]), dtype=torch.float32, device=device)
                 elif state[key].device != device:
                     state[key] = state[key].to(device)  # from a checkpoint of an unfused AdamW
             elif key not in state:
@@ -336,6 +338,7 @@ class ROOT(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Also called by load_state_dict: a checkpoint of an older version, or of Muon, lacks some options.
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # which torch puts there, and which would go into every group
         self.__dict__.setdefault("_observers", OrderedDict())
         self.__dict__.setdefault("_sets", CoefficientSets())
         self.__dict__.setdefault("process_group", None)

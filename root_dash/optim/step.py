@@ -193,7 +193,9 @@ def ahead(
         return
     if gradients is None:
         torch._foreach_copy_(list(targets), list(buffers))
-    elif targets[0].is_cpu:  # where foreach is a loop anyway, one pass over the memory instead of two
+    elif (
+        targets[0].is_cpu and not torch.compiler.is_compiling()
+    ):  # where foreach is a loop anyway, one pass over the memory instead of two
         for target, gradient, buffer in zip(targets, gradients, buffers, strict=True):
             torch.lerp(gradient, buffer, momentum, out=target)
     else:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 # Rows from which blocks pay. One core, float32, (18, 256, 1024) X Xᵀ: 20 ms instead of 25; (6, 512, 2048): 45 for 64;
-# (1, 2048, 2048): 116 in 4 blocks a side and 108 in 8, for 185. At 128 rows and as many columns they gain nothing.
+# (1, 2048, 2048): 116 in 4 blocks a side and 108 in 8, for 185. At 128 rows, and at 256 with as many columns, they gain
+# nothing.
 _BLOCKED_ROWS = 256
+_BLOCKED_SQUARE_ROWS = 512
 _MANY_BLOCKS_ROWS = 1024
 
 
@@ -41,6 +43,8 @@ def polynomial(A: Tensor, b: float | Tensor, c: float | Tensor) -> Tensor:
         return kernels.polynomial(A, b, c)
     if isinstance(b, Tensor) or isinstance(c, Tensor) or _block(A) < A.shape[-1]:
         return combination(A, square(A), b, c, A.dtype)
+    if c == 0:  # torch 2.13's baddbmm in bfloat16 on a CPU forgets beta where alpha is 0
+        return A * b
     return torch.baddbmm(A, A, A, beta=b, alpha=c)
 
 
@@ -75,7 +79,8 @@ def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
 
 def _block(X: Tensor) -> int:
     """Rows per block: by the shape and dtype of one matrix, so that no bit depends on how many share the batch."""
-    m = X.shape[-2]
-    if X.is_cuda or m < _BLOCKED_ROWS or X.dtype not in (torch.float32, torch.float64):
+    m, n = X.shape[-2:]
+    least = _BLOCKED_ROWS if n >= 2 * m else _BLOCKED_SQUARE_ROWS
+    if X.is_cuda or m < least or X.dtype not in (torch.float32, torch.float64):
         return m
     return -(-m // (8 if m >= _MANY_BLOCKS_ROWS else 4))
