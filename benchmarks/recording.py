@@ -1,0 +1,248 @@
+"""What recording costs: python benchmarks/recording.py [--frames 500] [--pairs 4] [--steps 100]
+
+Three questions, each answered by what a user would do, and written as JSON beside this file:
+
+- How long is the trainer blocked by a frame of 100 layers, one histogram and all statistics each, already reduced? Side
+  by side with TensorBoard's event files, trackio and wandb offline where they are installed (the `bench` extra).
+- How much longer does the demo's tiny model train when it is watched? Blocks of steps with and without a recorder take
+  turns, on the same batches, and a watched block ends when its last frame is stored.
+- How many bytes does a layer take for a step?
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timing import CAVEAT, environment, ratio, summary, write_json
+
+import root_dash
+from root_dash.demo.model import GPT
+from root_dash.demo.text import standard_library
+from root_dash.demo.train import PRESETS, build_optimizers, train
+from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.statistics import histogram_counts
+from root_dash.monitor.transfer import send
+from root_dash.monitor.writer import Pending, Writer
+from root_dash.records import Layer, Run, histogram_edges, statistic_names
+from root_dash.store.store import Store
+
+LAYERS = 100
+ENTRIES = 128 * 128
+PAUSE = 0.03  # seconds between frames, as a step would take
+CPU = torch.device("cpu")
+
+Reduced = tuple[torch.Tensor, torch.Tensor]
+"""Statistics (layers, names) and histogram counts (layers, 515) of a step."""
+Log = Callable[[int, Reduced], object]
+
+
+def reduced_steps(count: int) -> list[Reduced]:
+    """What a device would have reduced: histograms of normal entries of drifting scale, and statistics like them."""
+    generator = torch.Generator().manual_seed(0)
+    steps = []
+    for step in range(count):
+        scale = 1e-3 * torch.exp(0.3 * torch.randn(LAYERS, 1, generator=generator) - step / count)
+        counts, _, _ = histogram_counts(torch.randn(LAYERS, ENTRIES, generator=generator) * scale)
+        values = torch.randn(LAYERS, len(statistic_names("statistics")), generator=generator).exp()
+        steps.append((values, counts.int()))
+    return steps
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[Log]:
+    """A frame as the recorder hands it over."""
+    layers = tuple(Layer(f"blocks.{i}.weight", (128, 128), "root", i) for i in range(LAYERS))
+    sink = Store.create(folder / "runs.db").begin(Run("benchmark", "benchmark", time.time()), layers)
+    writer = Writer(sink)
+    nonfinite = torch.zeros(LAYERS, 2, dtype=torch.int64)
+    layout = ((tuple(range(LAYERS)), (128, 128)),)
+
+    def log(step: int, reduced: Reduced) -> None:
+        tensors = {
+            "0.statistics": reduced[0],
+            "0.histograms.gradient": reduced[1],
+            "0.histograms.gradient.nonfinite": nonfinite,
+        }
+        writer.put(Pending(step, time.time(), layout, send(tensors), {}, 0.0))
+
+    yield log
+    writer.close(60.0)
+    if writer.lost or writer.failures.count:
+        raise RuntimeError(f"{writer.lost} frames were lost")
+
+
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[Log]:
+    """A scalar for each statistic and a histogram of the same counts; its open outermost bins are closed."""
+    writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
+    names, edges = statistic_names("statistics"), closed_edges()
+
+    def log(step: int, reduced: Reduced) -> None:
+        for layer, (values, counts) in enumerate(zip(reduced[0].tolist(), reduced[1].numpy(), strict=True)):
+            for name, value in zip(names, values, strict=True):
+                writer.add_scalar(f"{layer}/{name}", value, step)
+            writer.add_histogram_raw(
+                f"{layer}/gradient",
+                min=edges[0], max=edges[-1], num=ENTRIES, sum=0.0, sum_squares=1.0,
+                bucket_limits=edges[1:].tolist(), bucket_counts=counts.tolist(), global_step=step,
+            )  # fmt: skip
+
+    yield log
+    writer.close()
+
+
+@contextmanager
+def wandb(folder: Path) -> Iterator[Log]:
+    """One call a step, offline."""
+    module = importlib.import_module("wandb")
+    run = module.init(mode="offline", dir=str(folder), settings=module.Settings(silent=True))
+
+    def log(step: int, reduced: Reduced) -> None:
+        run.log(flat(reduced, lambda pair: module.Histogram(np_histogram=pair)), step=step)
+
+    yield log
+    run.finish()
+
+
+@contextmanager
+def trackio(folder: Path) -> Iterator[Log]:
+    """One call a step; it keeps histograms as a list of values, so the counts are given as such."""
+    os.environ["TRACKIO_DIR"] = str(folder)
+    module = importlib.import_module("trackio")
+    module.init(project="benchmark", embed=False)
+
+    def log(step: int, reduced: Reduced) -> None:
+        module.log(flat(reduced, lambda pair: pair[0].tolist()), step=step)
+
+    yield log
+    module.finish()
+
+
+def flat(reduced: Reduced, histogram: Callable[[tuple[Any, Any]], object]) -> dict[str, object]:
+    """A step as one mapping of names to numbers and histograms."""
+    names, edges = statistic_names("statistics"), closed_edges()
+    logged: dict[str, object] = {}
+    for layer, (values, counts) in enumerate(zip(reduced[0].tolist(), reduced[1].numpy(), strict=True)):
+        logged |= {f"{layer}/{name}": value for name, value in zip(names, values, strict=True)}
+        logged[f"{layer}/gradient"] = histogram((counts, edges))
+    return logged
+
+
+def closed_edges() -> np.ndarray:
+    """The edges of our histograms, the two infinite ones replaced."""
+    edges = histogram_edges().copy()
+    edges[0], edges[-1] = 2 * edges[1], 2 * edges[-2]
+    return edges
+
+
+WAYS: Mapping[str, Callable[[Path], Any]] = {
+    "root-dash": ours, "TensorBoard": tensorboard, "trackio": trackio, "wandb offline": wandb,
+}  # fmt: skip
+
+
+def blocked(frames: int) -> dict[str, Any]:
+    """Milliseconds of the trainer by frame and bytes by layer and step, for each way that can be imported."""
+    steps = reduced_steps(frames)
+    results: dict[str, Any] = {}
+    for name, way in WAYS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            took = []
+            try:
+                with way(Path(folder)) as log:
+                    for step, reduced in enumerate(steps, 1):
+                        started = time.perf_counter()
+                        log(step, reduced)
+                        took.append(1e3 * (time.perf_counter() - started))
+                        time.sleep(PAUSE)
+            except ImportError as error:
+                print(f"{name}: left out, {error}")
+                continue
+            size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        p50, p99 = np.percentile(took[1:], [50, 99])
+        results[name] = {"p50_ms": p50, "p99_ms": p99, "bytes_per_layer_and_step": size / frames / LAYERS}
+        size_each = size / frames / LAYERS
+        print(f"{name:14} blocked {p50:7.2f} ms p50 {p99:7.2f} ms p99 {size_each:6.0f} bytes a layer and step")
+    return results
+
+
+def overhead(pairs: int, steps: int) -> dict[str, Any]:
+    """Seconds of blocks of the demo's tiny preset, unwatched and watched in turns, and the ratios of each pair."""
+    text, preset = standard_library(), PRESETS["tiny"]
+    ways: dict[str, float | None] = {"unwatched": None, "watched, no budget": math.inf, "watched": 0.03}
+    wall: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
+    notes: dict[str, Any] = {}
+
+    def block(name: str, budget: float | None, steps: int, folder: str) -> None:
+        torch.manual_seed(0)
+        model = GPT(preset.shape)
+        optimizers = build_optimizers(model, "root", preset)
+        log: Callable[..., None] = lambda **_: None  # noqa: E731
+        recorder = None
+        if budget is not None:
+            database = Path(folder) / f"{time.time_ns()}.db"
+            recorder = root_dash.watch(model, optimizers, db=database, cadence=Cadence(), max_overhead=budget)
+            log = recorder.log
+        # Validation is none of the question: the last step of `train` has one, and is not made.
+        going = train(model, optimizers, text, preset, steps + 1, log, CPU)
+        started, spent = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            next(going)
+        if recorder is not None:
+            recorder.close()
+            notes[name] = {"overhead_by_its_own_measure": recorder.overhead, "stored": recorder.stored}
+        wall[name].append(time.perf_counter() - started)
+        cpu[name].append(time.process_time() - spent)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for name, budget in ways.items():
+            block(name, budget, 2, folder)  # warm-up
+            wall[name].clear()
+            cpu[name].clear()
+        for pair in range(pairs):
+            order = list(ways.items())
+            for name, budget in order[pair % len(order) :] + order[: pair % len(order)]:
+                block(name, budget, steps, folder)
+    results: dict[str, Any] = {"unwatched_step_ms": 1e3 * statistics.median(wall["unwatched"]) / steps}
+    for name in list(ways)[1:]:
+        results[name] = {
+            "wall": ratio(wall, name, "unwatched"), "cpu": ratio(cpu, name, "unwatched"), **notes[name],
+        }  # fmt: skip
+        shown = {clock: results[name][clock] for clock in ("wall", "cpu")}
+        print(f"{name:20}", *(f"{k} x{v['median']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for k, v in shown.items()))
+    results["step_seconds"] = {name: summary([s / steps for s in seconds]) for name, seconds in wall.items()}
+    return results
+
+
+def main() -> None:
+    """Answer the three questions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=500, help="of 100 layers; 0: none")
+    parser.add_argument("--pairs", type=int, default=4, help="blocks of each way to train; 0: none")
+    parser.add_argument("--steps", type=int, default=100, help="of a block")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that torch trains on")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(CAVEAT)
+    if arguments.frames:
+        content = {"environment": environment(CPU), "layers": LAYERS, "frames": arguments.frames}
+        write_json(__file__, "blocked", content | {"ways": blocked(arguments.frames)})
+    if arguments.pairs:
+        content = {"environment": environment(CPU), "pairs": arguments.pairs, "steps": arguments.steps}
+        write_json(__file__, "overhead", content | overhead(arguments.pairs, arguments.steps))
+
+
+if __name__ == "__main__":
+    main()
