@@ -19,7 +19,10 @@ from root_dash.optim.pieces import Layout, pieces, viewable
 BATCH_ENTRIES = {"cpu": 2**19, "cuda": 2**28}
 """A batch of more entries is cut: what one holds beside the weights stays bounded and, on a CPU, in its caches."""
 
-TRANSPOSED_ENTRIES = {"cpu": 2**14, "cuda": 2**62}
+SMALL_ENTRIES = 2**14
+"""Matrices of no more entries cost calls rather than passes over their memory."""
+
+TRANSPOSED_ENTRIES = {"cpu": SMALL_ENTRIES, "cuda": 2**62}
 """Tall matrices of more entries are not transposed."""
 
 

@@ -300,5 +300,7 @@ def _gram_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Op
         opening = None
         Q = Z if Q is None else torch.bmm(Z, Q)
         if index + 1 < len(triples):
-            R = symmetric_product(symmetric_product(Z, R), Z)
+            # With A² of bfloat16, Z commutes with R to bfloat16 only: half of Z R mirrored is then another matrix.
+            times = symmetric_product if stage.square_dtype(index) == stage.dtype else torch.bmm
+            R = times(times(Z, R), Z)
     return X if Q is None else _times(Q, X)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from root_dash.optim.arguments import AdjustLr, at_step, lr_scale
-from root_dash.optim.batches import Batch, batches_of, empty, matrices, standing, writable
+from root_dash.optim.batches import SMALL_ENTRIES, Batch, batches_of, empty, matrices, standing, writable
 from root_dash.optim.coefficients import Coefficients, Normalization
 from root_dash.optim.faults import cleaned
 from root_dash.optim.observation import Observation, Observer
@@ -179,10 +179,20 @@ def momenta(
     layout: Layout,
 ) -> Tensor:
     """M of the batch: (L, *batch.shape)."""
-    out = empty(batch)
+    found = matrices(batch, buffers, layout)
     gradients = matrices(batch, grads, layout) if nesterov else None
-    ahead(standing(batch, out), gradients, matrices(batch, buffers, layout), momentum)
+    if batch.shape[0] * batch.shape[1] <= SMALL_ENTRIES:  # fewer calls count for more than fewer passes
+        M = _stacked(batch, found)
+        return M if gradients is None else torch.lerp(_stacked(batch, gradients), M, momentum)
+    out = empty(batch)
+    ahead(standing(batch, out), gradients, found, momentum)
     return out
+
+
+def _stacked(batch: Batch, found: Sequence[Tensor]) -> Tensor:
+    return torch.stack(
+        [matrix.mT if place.transposed else matrix for place, matrix in zip(batch.places, found, strict=True)]
+    )
 
 
 def ahead(
