@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select
 
-from root_dash.records import KINDS, IntArray, Kind, statistic_names
+from root_dash.records import KINDS, Float32Array, IntArray, Kind, statistic_names
 from root_dash.store import pyramid, schema
 from root_dash.store.pyramid import Summary, Tile, Values
 
 FOLDED: tuple[Kind, ...] = tuple(schema.RECORDINGS)
 """The kinds that have a pyramid; of those without statistics it holds only which frames hold them."""
+
+
+_KEPT_BYTES = 2**25
+"""What is kept of one bucket's statistics, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,12 @@ class Pyramid:
     A layer's slot is the place of its id among the run's: layers that are added later come after it.
     """
 
-    def __init__(self, connection: Connection, run_id: int) -> None:
+    def __init__(self, connection: Connection, run_id: int, attempt_id: int | None = None) -> None:
         self.connection = connection
         self.run_id = run_id
+        self._attempt = attempt_id
+        # Of the open buckets the attempt's own statistics by frame, so that folding need not read them back.
+        self._kept: dict[int, dict[int, tuple[int, IntArray, Float32Array]]] = {}
         row = connection.execute(select(schema.runs.c.cadence).where(schema.runs.c.id == run_id)).first()
         cadence = None if row is None else _mapping(row[0])
         self.intervals: dict[Kind, int] = {kind: pyramid.interval_of(kind, cadence) for kind in FOLDED}
@@ -73,6 +80,33 @@ class Pyramid:
             # One stays open beside the newest: steps may arrive a little out of order.
             for done in known[: -1 if len(known) and not self._full(kind, known[-1]) else None]:
                 self.fold(kind, done)
+
+    def keep(self, frame_id: int, step: int, layer_ids: IntArray, statistics: Float32Array) -> None:
+        """Remember the statistics of a frame that was just stored: layers x statistics."""
+        kept = self._kept.setdefault(step // pyramid.width(0, self.intervals["statistics"]), {})
+        if statistics.nbytes * (len(kept) + 1) <= _KEPT_BYTES:
+            kept[frame_id] = step, layer_ids, statistics.copy()  # its owner may use the memory again
+
+    def _remembered(self, bucket: int) -> Rows | None:
+        """The statistics of a bucket where all of it was kept."""
+        kept, columns = self._kept.pop(bucket, {}), schema.frames.c
+        wide = pyramid.width(0, self.intervals["statistics"])
+        query = select(columns.id, columns.attempt_id).where(
+            self._in_steps(bucket * wide, (bucket + 1) * wide),
+            columns.kinds.bitwise_and(1 << KINDS.index("statistics")) != 0,
+        )
+        stored = {(row.id, row.attempt_id) for row in self.connection.execute(query)}
+        if not kept or stored != {(frame, self._attempt) for frame in kept}:
+            return None  # others wrote to it too, or what was kept was rolled back or removed
+        sizes = [len(ids) for _, ids, _ in kept.values()]
+        frames = np.repeat(np.array(list(kept), np.int64), sizes)
+        return Rows(
+            frames,
+            np.full_like(frames, self._attempt),
+            np.repeat(np.array([step for step, _, _ in kept.values()], np.int64), sizes),
+            np.searchsorted(self.layers, np.concatenate([ids for _, ids, _ in kept.values()])),
+            np.concatenate([values for _, _, values in kept.values()]).T,
+        )
 
     def finish(self) -> None:
         """Fold all that is open."""
@@ -134,7 +168,8 @@ class Pyramid:
             )
         )
         self.layers = self._layers()  # another attempt of the run may have added some
-        rows = self.rows(kind, bucket)
+        remembered = self._remembered(bucket) if kind == "statistics" else None
+        rows = self.rows(kind, bucket) if remembered is None else remembered
         if not len(rows.frames):
             return
         tile, values = pyramid.tile_of(

@@ -70,7 +70,7 @@ class Recording:
                         host=_text(platform.node()),
                     ),
                 )
-                self._derived = Pyramid(self._connection, self.run.id)
+                self._derived = Pyramid(self._connection, self.run.id, self._attempt)
         self._ids = {layer.position: layer.id for layer in self.layers}
         self._file = identity(path)
 
@@ -121,6 +121,7 @@ class Recording:
                     connection.execute(insert(schema.events), events)
                 if statistics:
                     _append(connection, schema.layer_statistics, statistics)
+                    self._derived.keep(stored, frame.step, np.array([row[1] for row in statistics]), frame.statistics)
                 self._derived.add(frame.step, frame.kinds)
             return int(stored)
 

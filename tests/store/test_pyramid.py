@@ -93,7 +93,7 @@ def _agrees(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(attempts)
 def test_views_agree_with_the_rows(tmp_path_factory: pytest.TempPathFactory, told: Any) -> None:
     """Steps out of order, twice, by several attempts, of changing layers, NaN and Inf: every view is the rows'."""
@@ -107,7 +107,28 @@ def test_views_agree_with_the_rows(tmp_path_factory: pytest.TempPathFactory, tol
                 statistics = np.full((len(chosen), len(NAMES)), 1.0, np.float32)
                 statistics[:, NAMES.index(NAME)] = [value for _, value in chosen]
                 recording.append(Frame(seq, step, 1.0, np.array([at for at, _ in chosen], np.int64), statistics))
-                if seq % 8 == 7:
+                if seq == len(frames) // 2:
+                    _agrees(store)
+            if ended:
+                recording.end(1.0)
+            recording.close()
+            _agrees(store)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("again", [[5], [31], [5, 14], list(range(3, 29)), [40, 2]])
+def test_a_step_recorded_anew_changes_every_level(again: list[int], ended: bool, tmp_path: Path) -> None:
+    """The extremes that an older attempt left behind are gone from all that covered them, at once."""
+    layers = make_layers(3)
+    with Store.create(tmp_path / "x.db") as store:
+        for attempt, steps in enumerate((range(32), again)):
+            recording = store.begin(Run("u", "a run", 1.0), layers)
+            for seq, step in enumerate(steps):
+                level = -100.0 if attempt == 0 and step in again else 1 + step / 100
+                statistics = np.full((3, len(NAMES)), level, np.float32)
+                recording.append(Frame(seq, step, 1.0, np.arange(3), statistics))
+                if attempt:
                     _agrees(store)
             if ended:
                 recording.end(1.0)
