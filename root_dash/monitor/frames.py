@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.monitor import lanczos
+from root_dash.monitor.columns import statistics_of
 from root_dash.monitor.mask import Packed, mask_of, mask_statistics
 from root_dash.monitor.spectrum import (
     Grams,
@@ -93,14 +95,20 @@ class Assembler:
 
 
 def _statistics(groups: Sequence[Group]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    measured = [group for group in groups if "statistics" in group.arrays]
+    measured = [group for group in groups if "statistics.gradient" in group.arrays]
     if not measured:
         return np.empty(0, np.int64), np.empty((0, len(statistic_names("statistics"))), np.float32)
     layers = np.concatenate([np.array(group.positions, np.int64) for group in measured])
-    statistics = np.concatenate([group.arrays["statistics"] for group in measured])
+    statistics = np.concatenate([_statistics_of(group) for group in measured])
     # A layer that two optimizers step in turn was measured twice: the last one counts.
     positions, last = np.unique(layers[::-1], return_index=True)
     return positions, statistics[::-1][last]
+
+
+def _statistics_of(group: Group) -> NDArray[np.float32]:
+    prefix = "statistics."
+    sums = {name.removeprefix(prefix): array for name, array in group.arrays.items() if name.startswith(prefix)}
+    return statistics_of(sums, prod(group.shape))
 
 
 def _histograms(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Histogram]]]:

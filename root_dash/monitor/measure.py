@@ -13,7 +13,7 @@ from root_dash.monitor import statistics
 from root_dash.monitor.lanczos import bidiagonals
 from root_dash.optim.observation import Observation
 from root_dash.optim.outliers import split, threshold
-from root_dash.records import Kind, statistic_names
+from root_dash.records import Kind
 
 EXACT_UP_TO = 512
 """The short side up to which spectra are exact, by Gram matrices and their eigenvalues.
@@ -151,21 +151,19 @@ def _masks(batch: Batch) -> dict[str, Tensor]:
 
 
 def _statistics(batch: Batch) -> dict[str, Tensor]:
-    flat_gradient = batch.gradient.flatten(1)
-    columns = statistics.gradient_statistics(flat_gradient) | {"weight_norm": batch.weight_norm}
+    gradient = batch.gradient.flatten(1)
+    sums = statistics.gradient_sums(gradient) | {"weight_norm": batch.weight_norm}
     if batch.momentum is not None:
-        columns |= statistics.momentum_statistics(flat_gradient, batch.momentum.flatten(1))
+        sums |= statistics.momentum_sums(gradient, batch.momentum.flatten(1))
     if batch.momentum is not None and batch.threshold is not None and batch.base is not None:
         momentum, base = _flat(batch.momentum, batch.base)
-        columns |= statistics.outlier_statistics(momentum, base, batch.threshold)
+        sums |= statistics.outlier_sums(momentum, base) | {"threshold": batch.threshold.float()}
     if batch.update is not None:
-        (update,) = _flat(batch.update)
-        columns |= statistics.update_statistics(update, batch.weight_norm, batch.lr)
+        lr = batch.lr if isinstance(batch.lr, Tensor) else torch.tensor(batch.lr)
+        sums |= {"update_norm": statistics.norms(*_flat(batch.update)), "lr": lr.double()}
         if batch.orthogonalized:
-            columns["orthogonality_error"] = statistics.orthogonality_error(batch.update)
-    missing = torch.full_like(batch.weight_norm, torch.nan)
-    ordered = [columns.get(name, missing).float() for name in statistic_names("statistics")]
-    return {"statistics": torch.stack(ordered, -1)}
+            sums["orthogonality_error"] = statistics.orthogonality_error(batch.update)
+    return {f"statistics.{name}": tensor for name, tensor in sums.items()}
 
 
 def _spectra(batch: Batch) -> dict[str, Tensor]:

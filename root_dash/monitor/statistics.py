@@ -1,8 +1,10 @@
-"""Every quantity that is measured on the training device: tensors in, small tensors out.
+"""Everything that is measured on the training device: tensors in, small tensors out.
 
-All functions are batched over the L layers of one shape, allocate what they return, never write to their inputs and
-off the CPU never read a value back to the host, so they neither block nor synchronize a device. The definitions are
-those of `root_dash.records.STATISTICS`; non-finite entries are counted and left out of the rest.
+Of the statistics these are sums over the entries; the statistics themselves are made of them by the writer's thread, in
+`root_dash.monitor.columns`, so that the training thread starts as few operations as possible. All functions are batched
+over the L layers of one shape, allocate what they return, never write to their inputs and off the CPU never read a
+value back to the host, so they neither block nor synchronize a device. Non-finite entries are counted and left out of
+the rest.
 
 What costs on a CPU is a pass over memory. There the entries are taken piece by piece, each small enough to stay in a
 core's cache for all passes over it, first as if they were finite and of ordinary size; whoever sees in the sums that
@@ -33,10 +35,10 @@ HISTOGRAM_BINS = 2 * (_OPEN_KEY - _FIRST_KEY + 1) + 1
 
 _PIECE = 2**17
 """Entries that are taken at a time on a CPU: with what is computed of them, they stay in the second cache of a core."""
-_PIECE_WIDTH = 2**16
-"""Of one row, so that float32 sums stay exact to 1e-6; pieces are added up in float64."""
+PIECE_WIDTH = 2**16
+"""Of one row, so that float32 sums stay exact to 1e-6; pieces are added up in float64, on the host."""
 _ORDINARY = (1e-25, 1e30)
-"""Sums of squares between these neither over- nor underflowed in float32 where it would matter."""
+"""Sums of squares, or of fourth powers, between these neither over- nor underflowed in float32 where it matters."""
 
 _AT_ONCE = 2**24
 """Entries that a device counts at a time."""
@@ -47,71 +49,47 @@ _EXPONENT = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.in
 _LEAST_INFINITE, _GREATEST_INFINITE = 0x7F80, -0x7F81
 """What is not finite among `_ordered` bfloat16: from the one on upwards, and from the other on downwards."""
 
-Columns = dict[str, Tensor]
-"""Statistics by name, each of shape (L,)."""
+Sums = dict[str, Tensor]
+"""What the statistics of L layers follow from, by the names that `root_dash.monitor.columns` reads."""
 
 
-def gradient_statistics(gradient: Tensor) -> Columns:
-    """The `grad_*` statistics of gradients (L, n), each (L,)."""
-    unit = torch.ones(len(gradient), dtype=torch.float64, device=gradient.device)
-    sums = _by_pieces(_moments, gradient) if gradient.is_cpu else None
-    if sums is None or not _ordinary(sums[..., 4]):
-        scale = _scale(_largest(gradient.nan_to_num(0.0, 0.0, 0.0)))
-        sums = _by_pieces(_careful_moments, gradient, scale)
-        unit = 1.0 / scale[:, 0].double()
-    count, mean, second, third, fourth = _merged(sums)
-    zero, nan, inf = sums[..., 5:8].sum(1).unbind(-1)
-    largest = unit * sums[..., 8].amax(1)
+def gradient_sums(gradient: Tensor) -> Sums:
+    """Of gradients (L, n): `"gradient"` (L, pieces, k), and `"gradient.unit"` (L,) where they were scaled by it."""
+    if gradient.is_cpu:
+        sums = _by_pieces(_moments, gradient)
+        if _ordinary(sums[..., 3].square()):
+            return {"gradient": sums}
+    scale = _scale(_largest(gradient.nan_to_num(0.0, 0.0, 0.0)))
+    return {"gradient": _by_pieces(_careful_moments, gradient, scale), "gradient.unit": 1.0 / scale[:, 0].double()}
+
+
+def momentum_sums(gradient: Tensor, momentum: Tensor) -> Sums:
+    """Of gradients and momenta (L, n): `"momentum"` (L, pieces, 3), and `"momentum.norm"` (L,) where scaled."""
+    if gradient.is_cpu:
+        sums = _by_pieces(_angle, gradient, momentum)
+        if _ordinary(sums[..., :2].square().sum(1)):
+            return {"momentum": sums}
     return {
-        "grad_norm": unit * (count * (second + mean**2)).sqrt(),
-        "grad_abs_max": largest.masked_fill(count == 0, torch.nan),
-        "grad_mean": unit * mean,
-        "grad_std": unit * second.sqrt(),
-        "grad_skewness": _or_zero(third / second**1.5, second),
-        "grad_kurtosis": _or_zero(fourth / second**2 - 3.0, second),
-        "grad_nan": nan,
-        "grad_inf": inf,
-        "grad_zero": zero,
+        "momentum": _by_pieces(_angle, _scaled(gradient), _scaled(momentum)),
+        "momentum.norm": _norm(momentum),
     }
 
 
-def momentum_statistics(gradient: Tensor, momentum: Tensor) -> Columns:
-    """`momentum_norm`, and the `alignment` of gradients and momenta, both (L, n)."""
-    sums = _by_pieces(_angle, gradient, momentum).sum(1) if gradient.is_cpu else None
-    if sums is not None and _ordinary(sums[:, :2]):
-        norms = sums[:, 1].sqrt()
-    else:
-        norms = _norm(momentum)
-        sums = _by_pieces(_angle, _scaled(gradient), _scaled(momentum)).sum(1)
-    gradients, momenta, both = sums.unbind(-1)
-    return {"momentum_norm": norms, "alignment": _or_zero(both / (gradients * momenta).sqrt(), gradients * norms)}
-
-
-def outlier_statistics(momentum: Tensor, base: Tensor, threshold: Tensor) -> Columns:
-    """What the threshold (L,) takes from momenta (L, n), given their bases clamp(M, -ε, ε)."""
-    sums = _by_pieces(_outliers, momentum, base).sum(1) if momentum.is_cpu else None
-    if sums is None or not _ordinary(sums[:, :2]):
-        scale = _scale(_largest(momentum))
-        sums = _by_pieces(_outliers, momentum * scale, base * scale).sum(1)
-    whole, kept, outliers, product, count = sums.unbind(-1)
-    return {
-        "threshold": threshold,
-        "outlier_fraction": (count / momentum.shape[-1]).masked_fill(threshold.isnan(), torch.nan),
-        "outlier_energy": _or_zero(outliers / whole, whole),
-        "base_alignment": _or_zero((kept + product) / (whole * kept).sqrt(), whole),
-    }
-
-
-def update_statistics(update: Tensor, weight_norm: Tensor, lr: float | Tensor) -> Columns:
-    """`update_norm` of updates (L, n), `weight_norm`, and their ratio at the scaled learning rate."""
-    update_norm = norms(update)
-    return {"update_norm": update_norm, "weight_norm": weight_norm, "update_to_weight": update_norm * lr / weight_norm}
+def outlier_sums(momentum: Tensor, base: Tensor) -> Sums:
+    """Of momenta (L, n) and their bases clamp(M, -ε, ε): `"outliers"` (L, pieces, 5)."""
+    if momentum.is_cpu:
+        sums = _by_pieces(_outliers, momentum, base)
+        if _ordinary(sums[..., :2].square().sum(1)):
+            return {"outliers": sums}
+    scale = _scale(_largest(momentum))
+    return {"outliers": _by_pieces(_outliers, momentum * scale, base * scale)}
 
 
 def norms(entries: Tensor) -> Tensor:
     """Euclidean norms of tensors (L, n): (L,)."""
     if entries.is_cpu:
-        squares = _by_pieces(lambda piece: [_square(piece.float())], entries).sum((1, 2))
+        pieces = _by_pieces(lambda piece: _length(piece.float()).unsqueeze(-1), entries)
+        squares = pieces.double().square().sum((1, 2))
         if _ordinary(squares):
             return squares.sqrt().float()
     return _norm(entries)
@@ -202,85 +180,74 @@ def gram(left: Tensor, right: Tensor) -> Tensor:
     return _short_side(left).double() @ _short_side(right).double().mT
 
 
-def _moments(gradient: Tensor) -> list[Tensor]:
-    """Count, mean, sums of the second to fourth powers of the deviations from it, zeros, NaNs, infinities, max |G|.
+def _moments(gradient: Tensor) -> Tensor:
+    """Mean, sums of squares and cubes of the deviations, root of that of fourth powers; zeros, maximum, minimum.
 
-    Of finite gradients (l, n) of ordinary size: each (l,).
+    Of finite gradients (l, n) of ordinary size: (l, 7).
     """
     gradient = gradient.float()
     mean = gradient.mean(-1)
     x = gradient - mean.unsqueeze(-1)
-    count, none = torch.full_like(mean, gradient.shape[1]), torch.zeros_like(mean)
-    largest = torch.maximum(gradient.amax(-1), -gradient.amin(-1))
-    return [count, mean, *_powers(x), _ones(torch.eq, gradient, x), none, none, largest]
+    return torch.stack([mean, *_powers(x), _ones(torch.eq, gradient, x), gradient.amax(-1), gradient.amin(-1)], -1)
 
 
-def _careful_moments(gradient: Tensor, scale: Tensor) -> list[Tensor]:
-    """The `_moments` of the finite entries of any gradients (l, n), multiplied by scales (l, 1)."""
+def _careful_moments(gradient: Tensor, scale: Tensor) -> Tensor:
+    """The `_moments` of the finite entries of any gradients (l, n), multiplied by scales (l, 1); NaNs and infinities.
+
+    (l, 9) in float64.
+    """
     finite = torch.isfinite(gradient)
     count, nan = finite.sum(-1), torch.isnan(gradient).sum(-1)
     missing = ~finite
     x = (gradient * scale).float().masked_fill_(missing, 0.0)
-    largest = _largest(x)
+    ends = [x.amax(-1), x.amin(-1)]
     mean = x.sum(-1) / count.clamp(min=1)
     x = (x - mean.unsqueeze(-1)).masked_fill_(missing, 0.0)
     infinite = gradient.shape[1] - count - nan
-    return [count, mean, *_powers(x), _ones(torch.eq, gradient, x), nan, infinite, largest]
+    sums = [mean, *_powers(x), _ones(torch.eq, gradient, x), *ends, nan, infinite]
+    return torch.stack([one.double() for one in sums], -1)
 
 
 def _powers(x: Tensor) -> list[Tensor]:
-    """Sums of the second, third and fourth power of (l, n), which is overwritten: each (l,)."""
+    """Sums of squares and cubes, root of the sum of fourth powers of (l, n), which is overwritten: each (l,)."""
     squares = x * x
-    return [squares.sum(-1), x.mul_(squares).sum(-1), _square(squares)]
+    return [squares.sum(-1), x.mul_(squares).sum(-1), _length(squares)]
 
 
-def _merged(sums: Tensor) -> list[Tensor]:
-    """Count, mean and second to fourth central moment of rows, of their pieces' `_moments` (L, pieces, ...): (L,)."""
-    counts, means, *powers = sums[..., :5].unbind(-1)
-    count = counts.sum(-1)
-    mean = (counts * means).sum(-1) / count
-    second, third, fourth = powers
-    d = means - mean.unsqueeze(-1)
-    moved = [
-        second + counts * d**2,
-        third + 3 * d * second + counts * d**3,
-        fourth + 4 * d * third + 6 * d**2 * second + counts * d**4,
-    ]
-    return [count, mean, *(power.sum(-1) / count for power in moved)]
-
-
-def _angle(gradient: Tensor, momentum: Tensor) -> list[Tensor]:
+def _angle(gradient: Tensor, momentum: Tensor) -> Tensor:
+    """‖G‖, ‖M‖ and ⟨G, M⟩ of each row: (l, 3)."""
     gradient, momentum = gradient.float(), momentum.float()
-    return [_square(gradient), _square(momentum), (gradient * momentum).sum(-1)]
+    return torch.stack([_length(gradient), _length(momentum), (gradient * momentum).sum(-1)], -1)
 
 
-def _outliers(momentum: Tensor, base: Tensor) -> list[Tensor]:
-    """‖M‖², ‖B‖², ‖O‖², ⟨B, O⟩ and the number of outliers O = M - B of each row (l, n)."""
+def _outliers(momentum: Tensor, base: Tensor) -> Tensor:
+    """‖M‖, ‖B‖, ‖O‖, ⟨B, O⟩ and the number of outliers O = M - B of each row: (l, 5)."""
     momentum, base = momentum.float(), base.float()
     outliers = momentum - base
-    sums = [_square(momentum), _square(base), _square(outliers), (base * outliers).sum(-1)]
-    return [*sums, _ones(torch.ne, outliers, outliers)]  # |M| - ε rounds to 0 for no |M| > ε
+    sums = [_length(momentum), _length(base), _length(outliers), (base * outliers).sum(-1)]
+    return torch.stack([*sums, _ones(torch.ne, outliers, outliers)], -1)  # |M| - ε rounds to 0 for no |M| > ε
 
 
-def _square(x: Tensor) -> Tensor:
-    """‖x‖² of each row (l, n) in float32, in one pass that writes nothing: (l,)."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    return norm.double() ** 2
+def _length(x: Tensor) -> Tensor:
+    """‖x‖ of each row (l, n) in float32, in one pass that writes nothing: (l,)."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return length
 
 
-def _by_pieces(sums: Callable[..., list[Tensor]], first: Tensor, *others: Tensor) -> Tensor:
-    """What `sums` makes of pieces of tensors (L, n): (L, pieces of a row, k) in float64.
+def _by_pieces(sums: Callable[..., Tensor], first: Tensor, *others: Tensor) -> Tensor:
+    """What `sums` makes, (l, k), of pieces of tensors (L, n): (L, pieces of a row, k).
 
     A tensor of one column goes with every piece of its row. Off the CPU all is one piece.
     """
     rows, columns = first.shape
-    width = min(columns, _PIECE_WIDTH) if first.is_cpu else columns
+    width = min(columns, PIECE_WIDTH) if first.is_cpu else columns
     height = max(1, _PIECE // width) if first.is_cpu else rows
+    if height >= rows and width >= columns:
+        return sums(first, *others).unsqueeze(1)
 
     def piece(row: int, column: int) -> Tensor:
         high = (tensor[row : row + height] for tensor in (first, *others))
-        cut = (tensor if tensor.shape[1] == 1 else tensor[:, column : column + width] for tensor in high)
-        return torch.stack([one.double() for one in sums(*cut)], -1)
+        return sums(*(one if one.shape[1] == 1 else one[:, column : column + width] for one in high))
 
     return torch.cat(
         [torch.stack([piece(row, column) for column in range(0, columns, width)], 1) for row in range(0, rows, height)]
@@ -384,11 +351,3 @@ def _short_side(matrix: Tensor) -> Tensor:
 def _norm(entries: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(entries, dim=-1, dtype=torch.float64)
     return norm.float()
-
-
-def _or_zero(value: Tensor, energy: Tensor) -> Tensor:
-    """`value`, or 0 where the quantity it is relative to has no energy: a constant has no skew, a zero no angle.
-
-    What is not finite has neither: NaN stays NaN.
-    """
-    return torch.where(energy == 0, torch.zeros_like(value), value)

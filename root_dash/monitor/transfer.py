@@ -6,7 +6,7 @@ thread that calls `Arrival.wait` waits for the copy. On a CPU the buffer is alre
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -77,22 +77,39 @@ def send(tensors: Mapping[str, Tensor]) -> Arrival:
         device, start = tensor.device, sizes.get(tensor.device, 0)
         parts.append(_Part(name, device, start, tuple(tensor.shape), _NUMPY[tensor.dtype]))
         raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        padding = -raw.numel() % _ALIGNMENT
-        pieces.setdefault(device, []).append(torch.nn.functional.pad(raw, (0, padding)) if padding else raw)
-        sizes[device] = start + raw.numel() + padding
+        pieces.setdefault(device, []).append(raw)
+        sizes[device] = start + raw.numel() + -raw.numel() % _ALIGNMENT
     buffers: dict[torch.device, Tensor] = {}
     events: list[torch.cuda.Event] = []
     for device, raws in pieces.items():
         if device.type == "cuda":
-            buffers[device], event = _to_pinned(torch.cat(raws))
+            buffers[device], event = _to_pinned(_joined(raws))
             events.append(event)
         elif device.type == "cpu":
-            # Not by torch: on several threads it waits for all of them, and where other processes have the cores, for
-            # milliseconds, to copy what one copies in microseconds.
-            buffers[device] = torch.from_numpy(np.concatenate([raw.numpy() for raw in raws]))
+            buffers[device] = _copied(raws, sizes[device])
         else:
-            buffers[device] = torch.cat(raws).cpu()
+            buffers[device] = _joined(raws).cpu()
     return Arrival(tuple(parts), buffers, tuple(events))
+
+
+def _joined(raws: Sequence[Tensor]) -> Tensor:
+    paddings = (-raw.numel() % _ALIGNMENT for raw in raws)
+    return torch.cat(
+        [torch.nn.functional.pad(raw, (0, pad)) if pad else raw for raw, pad in zip(raws, paddings, strict=True)]
+    )
+
+
+def _copied(raws: Sequence[Tensor], size: int) -> Tensor:
+    """The same on a CPU, but not by torch.
+
+    On several threads `cat` waits for all of them, and where other processes have the cores, for milliseconds, to copy
+    what one copies in microseconds.
+    """
+    buffer, start = np.empty(size, np.uint8), 0
+    for raw in raws:
+        buffer[start : start + raw.numel()] = raw.numpy()
+        start += raw.numel() + -raw.numel() % _ALIGNMENT
+    return torch.from_numpy(buffer)
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
