@@ -1,61 +1,228 @@
-"""How far from the polar factor each coefficient set ends: python benchmarks/orthogonalization.py
+"""How close five steps of each coefficient set come to the polar factor: python benchmarks/orthogonalization.py
 
-Prints one row per spectrum and set, the polar error ‖X − UVᵀ‖ / ‖UVᵀ‖ against an SVD in float64 for each shape, and
-writes the same numbers as JSON beside this file.
+Per dtype of the products, spectrum and set, and for each shape, three numbers: the polar error ‖X − UVᵀ‖ / ‖UVᵀ‖, the
+orthogonality error ‖X Xᵀ − I‖ / √m and the largest singular value of X, against U and V of the matrix in float64.
+"fitted" is the set that `adanewton.fit` fits to the spectra of two other matrices of the same kind and shape. "default"
+is the dtype that ROOT chooses. Then the time of a step's matrices in small transformers, beside torch.optim.Muon's
+function. Prints tables and writes the numbers as JSON beside this file, in a section per device and number of threads.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
+from timing import CAVEAT, CLOCKS, environment, interleaved, ratio, summary, write_json
 from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
 
-from root_dash.optim.coefficients import Normalization, resolve
+from root_dash.optim.adanewton import fit
+from root_dash.optim.coefficients import CONTRACTING, MUON, ROBUST, Coefficients, Normalization, resolve
 from root_dash.optim.orthogonalize import orthogonalize
 
-ROWS = 512
-COLS = (512, 768, 2048, 4096)
-SETS: tuple[tuple[str, Normalization], ...] = (("robust", "schatten8"), ("muon", "frobenius"), ("paper", "frobenius"))
+Shape: TypeAlias = tuple[int, int]
+Make: TypeAlias = Callable[[Shape, torch.Generator], Tensor]
+
+STEPS = 5
+SHAPES: tuple[Shape, ...] = ((512, 512), (512, 768), (512, 2048), (512, 4096))
+LARGE: Shape = (2048, 2048)  # in the default dtype and on two spectra alone, for the time it takes
+SMALL: tuple[Shape, ...] = ((128, 128), (128, 256))  # for float16, which CPUs multiply slowly
+FEW: tuple[Shape, ...] = ((512, 512), (512, 2048))  # for float32 and bfloat16 as they are
+DTYPES: dict[str, torch.dtype | None] = {
+    "default": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+SETS = ("cubic", "quintic", "muon", "paper", "polar_express", "robust", "fitted")
+# What one step of a transformer of this width orthogonalizes: (count, rows, columns).
+LISTS: dict[int, tuple[tuple[int, int, int], ...]] = {
+    256: ((24, 256, 256), (18, 256, 1024)),
+    512: ((8, 512, 512), (6, 512, 2048)),
+}
+# Dense bfloat16 TFLOP/s as the maker states them.
+PEAKS = {"A100": 312, "H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, "RTX 4090": 165}
 
 
-def gaussian(rows: int, cols: int, generator: torch.Generator) -> Tensor:
+def gaussian(shape: Shape, generator: torch.Generator) -> Tensor:
     """Independent standard normal entries."""
-    return torch.randn(rows, cols, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def spread(rows: int, cols: int, generator: torch.Generator) -> Tensor:
-    """Singular values log-uniform from 1 to 1e-3 between random singular vectors."""
-    left = torch.linalg.qr(gaussian(rows, rows, generator)).Q
-    right = torch.linalg.qr(gaussian(cols, rows, generator)).Q
-    made: Tensor = left * 10.0 ** (-3 * torch.rand(rows, generator=generator, dtype=torch.float64)) @ right.mT
-    return made
+def log_uniform(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Singular values evenly spaced on a logarithmic scale from 1 to 1e-3, between random singular vectors."""
+    return _with(10.0 ** -torch.linspace(0, 3, min(shape), dtype=torch.float64), shape, generator)
 
 
-def polar_error(matrix: Tensor, name: str, normalization: Normalization) -> float:
-    """Of five float32 steps with a set, against the SVD of the matrix as the steps see it."""
-    matrix = matrix.float()
-    update = orthogonalize(matrix, resolve(name, 5, tuple(matrix.shape)), normalization=normalization).double()  # type: ignore[arg-type]
-    u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return float(torch.linalg.matrix_norm(update - u @ v) / torch.linalg.matrix_norm(u @ v))
+def power_law(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Singular values 1, 1/2, 1/3, ..."""
+    return _with(1 / torch.arange(1, min(shape) + 1, dtype=torch.float64), shape, generator)
+
+
+def student(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Student-t entries with two degrees of freedom: a few of them are very large."""
+    exponential = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
+    return gaussian(shape, generator) / exponential.sqrt()
+
+
+def student_clipped(shape: Shape, generator: torch.Generator) -> Tensor:
+    """The same, clipped at the 0.9-quantile of the absolute values, as ROOT does."""
+    matrix = student(shape, generator)
+    limit = matrix.abs().quantile(0.9)
+    return matrix.clamp(-limit, limit)
+
+
+def _with(sigma: Tensor, shape: Shape, generator: torch.Generator) -> Tensor:
+    left = torch.linalg.qr(gaussian((shape[0], len(sigma)), generator)).Q
+    right = torch.linalg.qr(gaussian((shape[1], len(sigma)), generator)).Q
+    return (left * sigma) @ right.mT
+
+
+SPECTRA: dict[str, Make] = {
+    "Gaussian": gaussian,
+    "1 to 1e-3": log_uniform,
+    "1/i": power_law,
+    "Student-t": student,
+    "Student-t, clipped": student_clipped,
+}
+
+
+def coefficients(name: str, shape: Shape, make: Make) -> tuple[tuple[Coefficients, ...], Normalization]:
+    """A set and the normalization that it is made for."""
+    if name == "cubic":
+        return ((1.5, -0.5, 0.0),) * STEPS, "frobenius"
+    if name == "quintic":
+        return (CONTRACTING,) * STEPS, "frobenius"
+    if name == "robust":
+        return resolve(name, STEPS), "schatten8"
+    if name == "fitted":
+        others = [make(shape, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+        return fit(
+            [torch.linalg.eigvalsh(M @ M.mT).clamp(min=0).sqrt().numpy() for M in others]
+        ).coefficients, "schatten8"
+    return resolve(name, STEPS, shape), "frobenius"
+
+
+def measures(update: Tensor, factor: Tensor) -> dict[str, float]:
+    """The three numbers of a cell."""
+    X = update.double()
+    squares = torch.linalg.eigvalsh(X @ X.mT)
+    return {
+        "polar_error": float((X - factor).norm() / factor.norm()),
+        "orthogonality_error": float((squares - 1).norm()) / len(squares) ** 0.5,
+        "largest_singular_value": float(squares[-1].sqrt()),
+    }
+
+
+def labels(shape: Shape) -> tuple[str, ...]:
+    """The dtypes in which a shape is measured."""
+    if shape in SMALL:
+        return ("float16",)
+    return ("default", "float32", "bfloat16") if shape in FEW else ("default",)
+
+
+def accuracy(device: torch.device) -> dict[str, Any]:
+    """The numbers by dtype, spectrum, set and shape."""
+    results: dict[str, Any] = {}
+    for spectrum, make in SPECTRA.items():
+        shapes = SHAPES + SMALL + ((LARGE,) if spectrum in ("Gaussian", "1 to 1e-3") else ())
+        for shape in shapes:
+            matrix = make(shape, torch.Generator().manual_seed(0)).float()
+            squares, u = torch.linalg.eigh(matrix.double() @ matrix.double().mT)
+            factor = (u / squares.sqrt()) @ (u.mT @ matrix.double())
+            sets = {name: coefficients(name, shape, make) for name in SETS if name != "fitted" or shape != LARGE}
+            for name, (triples, normalization) in sets.items():
+                for label in labels(shape):
+                    update = orthogonalize(matrix.to(device), triples, normalization=normalization, dtype=DTYPES[label])
+                    by_shape = results.setdefault(label, {}).setdefault(spectrum, {}).setdefault(name, {})
+                    by_shape[f"{shape[0]}x{shape[1]}"] = measures(update.cpu(), factor)
+    return results
+
+
+def print_accuracy(results: dict[str, Any]) -> None:
+    """One table per dtype."""
+    for label, by_spectrum in results.items():
+        columns = list(next(iter(by_spectrum.values()))["robust"])
+        print(f"\n{label + ': polar / orthogonality error / largest σ':<54}" + "".join(f"{c:>20}" for c in columns))
+        for spectrum, by_set in by_spectrum.items():
+            for name, cells in by_set.items():
+                print(f"{spectrum:<22}{name:<14}" + " " * 18 + "".join(f"{_cell(cells.get(c)):>20}" for c in columns))
+
+
+def _cell(numbers: dict[str, float] | None) -> str:
+    if numbers is None:
+        return ""
+    polar, orthogonality, largest = numbers.values()
+    return f"{_short(polar)}/{_short(orthogonality)}/{largest:.2f}"
+
+
+def _short(number: float) -> str:
+    return f"{number:.4f}" if number < 0.01 else f"{number:.3f}"
+
+
+def speed(device: torch.device, clock: str) -> dict[str, Any]:
+    """Seconds for the lists, ours in batches and torch.optim.Muon's function matrix by matrix, and their ratio."""
+    results: dict[str, Any] = {}
+    for width, shapes in LISTS.items():
+        batches = [torch.randn(shape, device=device) for shape in shapes]
+        contenders: dict[str, Callable[[], object]] = {
+            "ours": lambda batches=batches: [orthogonalize(batch, ROBUST) for batch in batches],
+            "muon": lambda batches=batches: [
+                _zeropower_via_newtonschulz(matrix, MUON, STEPS, 1e-7) for batch in batches for matrix in batch
+            ],
+        }
+        for call in contenders.values():
+            call()
+        times = interleaved(contenders, 15, device, clock=CLOCKS[clock], enough=10)
+        results[str(width)] = {name: summary(values) for name, values in times.items()}
+        results[str(width)]["ours / muon"] = ratio(times, "ours", "muon")
+        peak = (
+            next((PEAKS[name] for name in PEAKS if name in torch.cuda.get_device_name(device)), None)
+            if (device.type == "cuda")
+            else None
+        )
+        if peak:
+            flops = sum(L * STEPS * (4 * m * m * n + 2 * m**3) for L, m, n in shapes)
+            results[str(width)]["share_of_peak"] = flops / results[str(width)]["ours"]["median"] / (peak * 1e12)
+    return results
+
+
+def print_speed(results: dict[str, Any], clock: str) -> None:
+    """Milliseconds and ratios."""
+    print(f"\n{clock + ' time':<34}{'ours':>10}{'muon':>10}{'ours / muon':>13}")
+    for width, row in results.items():
+        shapes = ", ".join(f"{L} of {m}x{n}" for L, m, n in LISTS[int(width)])
+        ours, muon = (row[name]["median"] * 1e3 for name in ("ours", "muon"))
+        print(f"{shapes:<34}{ours:>7.1f} ms{muon:>7.1f} ms{row['ours / muon']['median']:>13.2f}")
+        if "share_of_peak" in row:
+            print(f"  {row['share_of_peak']:.0%} of the matrix units' peak, counting what the standard form multiplies")
 
 
 def main() -> None:
     """Measure, print, write."""
-    results: dict[str, dict[str, list[float]]] = {}
-    print(f"{'polar error, 5 steps':<26}" + "".join(f"{f'{ROWS}x{cols}':>11}" for cols in COLS))
-    spectra: tuple[tuple[str, Callable[..., Tensor]], ...] = (("Gaussian", gaussian), ("1 to 1e-3", spread))
-    for spectrum, make in spectra:
-        matrices = [make(ROWS, cols, torch.Generator().manual_seed(0)) for cols in COLS]
-        for name, normalization in SETS:
-            errors = [polar_error(matrix, name, normalization) for matrix in matrices]
-            results.setdefault(spectrum, {})[name] = errors
-            print(f"{f'{spectrum}, {name}':<26}" + "".join(f"{error:>11.4f}" for error in errors))
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps({"torch": torch.__version__, "columns": COLS, "polar_error": results}, indent=1) + "\n")
-    print(f"written to {path.name}")
+    parser = argparse.ArgumentParser(description="Polar errors of the coefficient sets, and the time they take.")
+    parser.add_argument("--threads", type=int, help="of torch; as many as it chooses")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of all threads, beside other work")
+    parser.add_argument("--speed", action="store_true", help="the times alone")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = time.perf_counter()
+    if not arguments.speed:
+        results = accuracy(device)
+        print_accuracy(results)
+        write_json(__file__, f"accuracy, {device.type}", {**environment(device), "results": results})
+    times = speed(device, arguments.clock)
+    print_speed(times, arguments.clock)
+    section = f"time, {device.type}, {torch.get_num_threads()} threads, {arguments.clock} clock"
+    path = write_json(__file__, section, {**environment(device), "results": times})
+    if device.type != "cuda":
+        print("No CUDA device here: the share of the matrix units' peak was not measured.")
+    print(f"{CAVEAT}\n{time.perf_counter() - start:.0f} s, written to {path.name}")
 
 
 if __name__ == "__main__":
