@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select
 
 from root_dash.records import KINDS, Float32Array, IntArray, Kind, statistic_names
@@ -209,14 +208,12 @@ class Pyramid:
         below, start = (pyramid.width(at, self.intervals[kind]) for at in (level - 1, level))
         summary = pyramid.join(parts.summaries, [at * below for at in parts.buckets], bucket * start)
         ends = np.array([parts.first[0], parts.last[-1]])
-        counts = np.sum([_padded(one, len(self.layers)) for one in parts.counts], axis=0)
-        self._store(kind, level, bucket, ends, int(parts.steps.sum()), counts, summary)
+        self._store(kind, level, bucket, ends, int(parts.steps.sum()), parts.counts.sum(axis=0), summary)
 
     def _store(
         self, kind: Kind, level: int, bucket: int, steps: IntArray, number: int, counts: IntArray, summary: Summary
     ) -> None:
-        content = pyramid.encode_values(counts[None].astype(np.float64), "<f8")
-        self._insert(kind, level, bucket, steps, number, 0, content)
+        self._insert(kind, level, bucket, steps, number, 0, pyramid.encode_counts(counts))
         cells = [[summary[i, block].encode() for block in self._blocks()] for i in range(len(summary.least))]
         self._insert_cells(kind, level, bucket, cells)
 
@@ -369,21 +366,30 @@ class Pyramid:
         place = {row.bucket: i for i, row in enumerate(found)}
         total = len(self.layers)
         shown = pyramid.blocks(total) if block is None else [pyramid.blocks(total)[block]]
-        form = pyramid.value_format(kind)
-        merged = [_blank(len(names), shown[-1].stop - shown[0].start, form) for _ in found]
-        rank = {name: i for i, name in enumerate(names)}
+        left, form = shown[0].start, pyramid.value_format(kind)
+        merged = pyramid.blank((len(found), len(names), shown[-1].stop - left), form)
+        counts = np.zeros((len(found), total), np.int64)
+        # All of one shape at once: layers may have come later, and then the BLOBs of before hold fewer.
+        alike: dict[int, list[int]] = {}
+        for i, row in enumerate(found):
+            alike.setdefault(row.layers, []).append(i)
+        for layers, rows in alike.items():
+            counts[rows, :layers] = pyramid.decode_counts([found[i].content for i in rows], layers)
+        blobs: dict[tuple[str, int, int], list[tuple[int, bytes]]] = {}
         for bucket, name, number, blob in self.connection.execute(content):
-            row = found[place[bucket]]
-            span = pyramid.blocks(row.layers)[number]
-            part = Summary.decode(blob, span.stop - span.start, form)
-            at = slice(span.start - shown[0].start, span.stop - shown[0].start)
-            _put(merged[place[bucket]], rank[name], at, part)
+            i = place[bucket]
+            blobs.setdefault((name, number, found[i].layers), []).append((i, blob))
+        for (name, number, layers), held in blobs.items():
+            span = pyramid.blocks(layers)[number]
+            part = Summary.decode([blob for _, blob in held], span.stop - span.start, form)
+            at = ([i for i, _ in held], names.index(name), slice(span.start - left, span.stop - left))
+            pyramid.put(merged, at, part)
         return Parts(
             [row.bucket for row in found],
             np.array([row.first_step for row in found], np.int64),
             np.array([row.last_step for row in found], np.int64),
             np.array([row.steps for row in found], np.int64),
-            [pyramid.decode_values(row.content, row.layers, 1, "<f8")[0].astype(np.int64) for row in found],
+            counts,
             merged,
         )
 
@@ -393,14 +399,17 @@ class Pyramid:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Buckets of one level: their numbers, first and last steps, distinct steps, rows per layer, and summaries."""
+    """Buckets of one level: their numbers, first and last steps, distinct steps; buckets x slots, and summaries.
+
+    `counts` says at how many steps each slot was recorded; `summaries` are buckets x statistics x slots.
+    """
 
     buckets: list[int]
     first: IntArray
     last: IntArray
     steps: IntArray
-    counts: list[IntArray]
-    summaries: list[Summary]
+    counts: IntArray
+    summaries: Summary
 
 
 def presence_counts(tile: Tile) -> IntArray:
@@ -410,22 +419,6 @@ def presence_counts(tile: Tile) -> IntArray:
         starts = np.flatnonzero(np.append(True, np.diff(tile.steps) != 0))
         counts += np.logical_or.reduceat(tile.presence, starts, axis=0).sum(axis=0)
     return counts
-
-
-def _padded(counts: IntArray, layers: int) -> IntArray:
-    return np.pad(counts, (0, layers - len(counts)))
-
-
-def _blank(names: int, layers: int, form: str) -> Summary:
-    shape, kind = (names, layers), np.dtype(form).newbyteorder("=")
-    numbers = [np.full(shape, np.nan, kind) for _ in range(3)]
-    counts: list[NDArray[np.uint32]] = [np.zeros(shape, np.uint32) for _ in range(3)]
-    return Summary(*numbers, *counts)
-
-
-def _put(into: Summary, row: int, at: slice, part: Summary) -> None:
-    for name in ("least", "greatest", "mean", "least_at", "greatest_at", "finite"):
-        getattr(into, name)[row, at] = getattr(part, name)
 
 
 def _mapping(text: str) -> Mapping[str, Any]:

@@ -144,13 +144,13 @@ class Summary:
         return encode(b"".join(map(_shuffled, arrays)), "|u1", compress=True)
 
     @classmethod
-    def decode(cls, content: bytes, layers: int, form: Format) -> Summary:
-        """The summary of so many layers that was encoded."""
-        _within(layers)
+    def decode(cls, contents: Sequence[bytes], layers: int, form: Format) -> Summary:
+        """The summaries of so many layers each that were encoded: arrays of contents x layers."""
         kinds = [np.dtype(form)] * 3 + [np.dtype("<u4")] * 3
-        plain = decode(content, "|u1", layers * sum(kind.itemsize for kind in kinds), compressed=True)
-        ends = np.cumsum([layers * kind.itemsize for kind in kinds])[:-1]
-        return cls(*map(_unshuffled, np.split(plain, ends), kinds))
+        sizes = [layers * kind.itemsize for kind in kinds]
+        plain = _unpacked(contents, sum(sizes), layers)
+        parts = np.split(plain, np.cumsum(sizes)[:-1], axis=1)
+        return cls(*map(_unshuffled, parts, kinds))
 
 
 def summarize(values: Values, steps: IntArray, start: int) -> Summary:
@@ -175,19 +175,15 @@ def summarize(values: Values, steps: IntArray, start: int) -> Summary:
     )
 
 
-def join(parts: Sequence[Summary], starts: Sequence[int], start: int) -> Summary:
-    """The summary of a bucket that begins at `start`, of its parts, which begin at `starts`, by ascending start."""
-
-    def stacked(name: str) -> NDArray[Any]:
-        return np.stack([getattr(part, name) for part in parts])
-
-    shifts = np.array(starts, np.int64).reshape(-1, *[1] * parts[0].least.ndim) - start
-    least, greatest, finite = stacked("least"), stacked("greatest"), stacked("finite").astype(np.int64)
+def join(parts: Summary, starts: Sequence[int], start: int) -> Summary:
+    """The summary of a bucket that begins at `start`, of its parts along the first axis, by ascending `starts`."""
+    shifts = np.array(starts, np.int64).reshape(-1, *[1] * (parts.least.ndim - 1)) - start
+    least, greatest, finite = parts.least, parts.greatest, parts.finite.astype(np.int64)
     missing = np.isnan(least)
     low = np.where(missing, 2, least != np.where(missing, np.inf, least).min(axis=0)).argmin(axis=0)[None]
     high = np.where(missing, 2, greatest != np.where(missing, -np.inf, greatest).max(axis=0)).argmin(axis=0)[None]
     number = finite.sum(axis=0)
-    weighted = np.where(finite > 0, stacked("mean").astype(np.float64), 0) * finite
+    weighted = np.where(finite > 0, parts.mean.astype(np.float64), 0) * finite
     mean = weighted.sum(axis=0) / np.where(number, number, np.nan)
 
     def chosen(array: NDArray[Any], place: NDArray[np.intp]) -> NDArray[Any]:
@@ -198,23 +194,23 @@ def join(parts: Sequence[Summary], starts: Sequence[int], start: int) -> Summary
         chosen(least, low),
         chosen(greatest, high),
         mean.astype(least.dtype),
-        chosen(stacked("least_at") + shifts, low).astype(np.uint32),
-        chosen(stacked("greatest_at") + shifts, high).astype(np.uint32),
+        chosen(parts.least_at + shifts, low).astype(np.uint32),
+        chosen(parts.greatest_at + shifts, high).astype(np.uint32),
         number.astype(np.uint32),
     )
 
 
-def padded(part: Summary, layers: int) -> Summary:
-    """The same with as many layers, on the last axis, as are known by now: of those that it lacks nothing."""
-    more = layers - part.least.shape[-1]
-    if more <= 0:
-        return part
-    blank = [np.nan, np.nan, np.nan, 0, 0, 0]
-    edges = [(0, 0)] * (part.least.ndim - 1) + [(0, more)]
-    names = [field.name for field in fields(part)]
-    return Summary(
-        *(np.pad(getattr(part, n), edges, constant_values=value) for n, value in zip(names, blank, strict=True))
-    )
+def blank(shape: tuple[int, ...], form: Format) -> Summary:
+    """Summaries of nothing at all."""
+    kind = np.dtype(form).newbyteorder("=")
+    numbers = [np.full(shape, np.nan, kind) for _ in range(3)]
+    return Summary(*numbers, *(np.zeros(shape, np.uint32) for _ in range(3)))
+
+
+def put(into: Summary, key: Any, part: Summary) -> None:
+    """Set some cells of a summary."""
+    for field in fields(part):
+        getattr(into, field.name)[key] = getattr(part, field.name)
 
 
 def encode_values(values: Values, form: Format) -> bytes:
@@ -224,10 +220,18 @@ def encode_values(values: Values, form: Format) -> bytes:
 
 def decode_values(content: bytes, steps: int, layers: int, form: Format) -> Values:
     """The layers x steps that were encoded."""
-    _within(steps, layers)
-    item = np.dtype(form)
-    plain = decode(content, "|u1", steps * layers * item.itemsize, compressed=True)
-    return _unshuffled(plain, item).reshape(layers, steps)
+    plain = _unpacked([content], steps * layers * np.dtype(form).itemsize, steps, layers)
+    return _unshuffled(plain, np.dtype(form)).reshape(layers, steps)
+
+
+def encode_counts(counts: IntArray) -> bytes:
+    """At how many steps of a bucket each layer was recorded, as one BLOB."""
+    return encode(_shuffled(counts), "|u1", compress=True)
+
+
+def decode_counts(contents: Sequence[bytes], layers: int) -> IntArray:
+    """The counts of so many layers each that were encoded: contents x layers."""
+    return _unshuffled(_unpacked(contents, 8 * layers, layers), np.dtype("<i8"))
 
 
 def blocks(layers: int) -> list[slice]:
@@ -245,8 +249,16 @@ def _shuffled(array: NDArray[Any]) -> bytes:
 
 
 def _unshuffled(content: NDArray[np.uint8], item: np.dtype[Any]) -> NDArray[Any]:
-    plain: NDArray[Any] = np.ascontiguousarray(content.reshape(item.itemsize, -1).T).view(item).ravel()
+    """Of each row of bytes, or of the only one, the numbers."""
+    many = content.reshape(*content.shape[:-1], item.itemsize, -1)
+    plain: NDArray[Any] = np.ascontiguousarray(np.moveaxis(many, -2, -1)).view(item)[..., 0]
     return plain.astype(item.newbyteorder("="))
+
+
+def _unpacked(contents: Sequence[bytes], size: int, *sizes: int) -> NDArray[np.uint8]:
+    """So many bytes from each content, a row each."""
+    _within(len(contents), *sizes)
+    return np.stack([decode(content, "|u1", size, compressed=True) for content in contents])
 
 
 def _within(*sizes: int) -> None:

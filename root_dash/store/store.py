@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from sqlalchemy import Connection, Engine, func, select
 
-from root_dash.exceptions import NotRecorded, StoreError
+from root_dash.exceptions import NotRecorded, StoreError, StoreForeign
 from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
@@ -80,7 +80,8 @@ class Store:
             StoreBusy: it is of an older schema, and another process has it open.
         """
         if _filled(Path(path)):
-            migrate(path)
+            with suppress(StoreForeign):  # another may be making it at this moment; what is wrong the next line says
+                migrate(path)
         writer = open_writer(Path(path))
         return cls(Path(path), open_reader(Path(path)), writer)
 

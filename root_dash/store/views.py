@@ -81,15 +81,15 @@ def thinned(
     parts = source.summaries(kind, level, (name,), block=block)
     assert parts is not None
     wide, at = pyramid.width(level, interval), slot - block * pyramid.BLOCK
-    summaries = {bucket: part[:, at] for bucket, part in zip(parts.buckets, parts.summaries, strict=True)}
-    total = sum(int(counts[slot]) for counts in parts.counts if slot < len(counts))
+    summaries = _Buckets(parts.buckets, parts.summaries[:, 0, at : at + 1], level, interval)
+    total = int(parts.counts[:, slot].sum())
     for bucket in source.open_buckets().get(kind, []):
         rows = _newest(source.rows(kind, bucket, (name,), layer_id))
         if len(rows.steps):
             total += len(rows.steps)
-            _merge(summaries, bucket, rows.values, rows.steps, level, interval)
-    buckets = sorted(summaries)
-    merged = Summary(*(np.array([getattr(summaries[b], f)[0] for b in buckets]) for f in Summary.__slots__))
+            summaries.merge(bucket, rows.values, rows.steps)
+    buckets, merged = summaries.joined()
+    merged = merged[:, 0]
     low, high = _extremes(merged, groups)
     begins = np.array(buckets, np.int64) * wide
     points = dict(_ends(source, kind, layer_id, name))
@@ -115,7 +115,7 @@ def grid(source: Pyramid, kind: Kind, name: str, buckets: int) -> Cells:
     level, interval = _level(numbers, buckets), source.intervals[kind]
     parts = source.summaries(kind, level, (name,))
     assert parts is not None
-    summaries = {bucket: part[0] for bucket, part in zip(parts.buckets, parts.summaries, strict=True)}
+    summaries = _Buckets(parts.buckets, parts.summaries[:, 0], level, interval)
     spans = {b: (f, t) for b, f, t in zip(parts.buckets, parts.first.tolist(), parts.last.tolist(), strict=True)}
     total = int(parts.steps.sum())
     for bucket, rows in opened:
@@ -124,11 +124,11 @@ def grid(source: Pyramid, kind: Kind, name: str, buckets: int) -> Cells:
         _, recent = pyramid.tile_of(rows.frames, rows.attempts, rows.steps, rows.slots, rows.values, len(source.layers))
         distinct = np.unique(rows.steps)
         total += len(distinct)
-        at = _merge(summaries, bucket, recent[0], distinct, level, interval)
+        at = summaries.merge(bucket, recent[0], distinct)
         first, last = spans.get(at, (int(distinct[0]), int(distinct[-1])))
         spans[at] = (min(first, int(distinct[0])), max(last, int(distinct[-1])))
-    order = sorted(summaries)
-    worst = np.array([summaries[bucket].worst for bucket in order], np.float64).T
+    order, merged = summaries.joined()
+    worst = merged.worst.astype(np.float64).T
     firsts, lasts = (np.array([spans[bucket][i] for bucket in order], np.int64) for i in (0, 1))
     starts, values = _columns(worst, -(-len(order) // buckets))
     ends = np.append(starts[1:], len(order)) - 1
@@ -178,18 +178,43 @@ def _level(numbers: dict[int, int], points: int) -> int:
     )
 
 
-def _merge(
-    summaries: dict[int, Summary], bucket: int, values: pyramid.Values, steps: IntArray, level: int, interval: int
-) -> int:
-    """Take the rows of an open bucket into the summary of the bucket of that level that covers it: its number."""
-    at = bucket // int(pyramid.FACTOR ** (level - 1))
-    wide = pyramid.width(level, interval)
-    part = pyramid.summarize(values, steps, at * wide)
-    if at in summaries:
-        known = pyramid.padded(summaries[at], part.least.shape[-1])
-        part = pyramid.join([known, part], [at * wide] * 2, at * wide)
-    summaries[at] = part
-    return at
+class _Buckets:
+    """Summaries of one level, buckets x slots, into which the open buckets' rows are taken."""
+
+    def __init__(self, buckets: list[int], summaries: Summary, level: int, interval: int) -> None:
+        self._place = {bucket: i for i, bucket in enumerate(buckets)}
+        self._folded = summaries
+        self._recent: dict[int, Summary] = {}
+        self._level = level
+        self._wide = pyramid.width(level, interval)
+
+    def merge(self, bucket: int, values: pyramid.Values, steps: IntArray) -> int:
+        """Take in slots x steps of an open bucket of level 0; the number of the bucket that covers it."""
+        at = bucket // int(pyramid.FACTOR ** (self._level - 1))
+        part = pyramid.summarize(values, steps, at * self._wide)
+        known = self._recent.get(at)
+        if known is None and at in self._place:
+            known = self._folded[self._place[at]]
+        if known is not None:
+            both = Summary(*(np.stack(pair) for pair in zip(_arrays(known), _arrays(part), strict=True)))
+            part = pyramid.join(both, [at * self._wide] * 2, at * self._wide)
+        self._recent[at] = part
+        return at
+
+    def joined(self) -> tuple[list[int], Summary]:
+        """The buckets, ascending, and their summaries."""
+        kept = [bucket for bucket in self._place if bucket not in self._recent]
+        folded = self._folded[[self._place[bucket] for bucket in kept]]
+        recent = (np.stack(column) for column in zip(*map(_arrays, self._recent.values()), strict=True))
+        parts = [folded, Summary(*recent)] if self._recent else [folded]
+        both = Summary(*(np.concatenate(column) for column in zip(*map(_arrays, parts), strict=True)))
+        buckets = kept + list(self._recent)
+        order = np.argsort(np.array(buckets, np.int64)).tolist()
+        return [buckets[i] for i in order], both[order]
+
+
+def _arrays(summary: Summary) -> list[NDArray[Any]]:
+    return [getattr(summary, name) for name in Summary.__slots__]
 
 
 def _extremes(merged: Summary, groups: int) -> tuple[IntArray, IntArray]:
