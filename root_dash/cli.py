@@ -209,6 +209,27 @@ def runs(db: Database = None) -> None:
 
 
 @app.command()
+def calibrate(
+    db: Database = None,
+    run: Annotated[int | None, typer.Argument(metavar="[RUN]", help="Its number; else the newest.")] = None,
+) -> None:
+    """Fit coefficient sets to a recorded run, and compare them with the others on its spectra."""
+    with _one_line():
+        settings = _settings(**({} if db is None else {"db": db}))
+        from rich.console import Console
+
+        from root_dash.calibrate import render, report
+        from root_dash.store import Store
+
+        with Store.open(settings.db) as store:
+            found = store.runs()
+            if run is None and not found:
+                raise RootDashError(f"no runs in {settings.db}")
+            rows = report(store, found[0].id if run is None else run)
+        Console().print(render(rows), highlight=False)
+
+
+@app.command()
 def demo(
     preset: Annotated[Preset, typer.Option(help="How large the model is.")] = Preset.TINY,
     steps: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,

@@ -155,6 +155,20 @@ def test_runs_are_listed(tmp_path: Path) -> None:
     assert lines[2].split()[-3:] == ["0", "2", "ended"]
 
 
+def test_sets_are_fitted_to_a_recorded_run(tmp_path: Path) -> None:
+    """`root-dash calibrate` names every shape and set, of the newest run or of the one that is named, or says why not."""
+    path = record(tmp_path / "x.db", 41)
+    record(path, 2, uid="run-2", start=50)
+    result = CliRunner().invoke(app, ["calibrate", str(path), "1"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for said in ("16 x 24", "24 x 24", "adaptive", "adanewton", "polar_express", "ns_coefficients="):
+        assert said in result.stdout
+    newest = CliRunner().invoke(app, ["calibrate", str(path)], env={"COLUMNS": "200"})
+    assert (newest.exit_code, "run 2 recorded the spectra of no matrix at two steps" in newest.output) == (2, True)
+    unknown = CliRunner().invoke(app, ["calibrate", str(path), "9"])
+    assert (unknown.exit_code, "there is no run 9" in unknown.output) == (2, True)
+
+
 def test_the_version_is_printed() -> None:
     """`root-dash --version` prints the version alone."""
     assert CliRunner().invoke(app, ["--version"]).stdout.strip() == __version__
