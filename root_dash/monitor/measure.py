@@ -99,7 +99,7 @@ def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tens
 
 def weight_norms(parameters: Iterable[Tensor]) -> Tensor:
     """Frobenius norms of L parameters: (L,)."""
-    return torch.cat([statistics.norms(p.detach().reshape(1, -1)) for p in parameters])
+    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float64).float() for p in parameters])
 
 
 def measure(batch: Batch, kinds: Collection[Kind], timed: Timed = lambda kind: nullcontext()) -> Measurement:

@@ -10,6 +10,7 @@ import pytest
 
 from root_dash.monitor.budget import LONGEST, PATIENCE, Budget, change, next_cadence
 from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.meter import WAITING, Meter
 from root_dash.records import Kind
 
 ASKED = Cadence(statistics=1, histograms=10, quantiles=10, spectra=100, masks=100)
@@ -123,3 +124,32 @@ def test_a_change_is_told_with_its_reason() -> None:
     assert change(before, after) == (
         "statistics every 4 steps (before: 1): recording added 10.0% to a step, the budget is 3.0%"
     )
+
+
+def test_bills_are_settled_in_order_once_the_writer_has_stored_their_frames() -> None:
+    """A frame that is still on its way holds up those behind it, and is charged to its heaviest kind when it comes."""
+    meter = Meter()
+    bills = [meter.bill]
+    meter.charge("statistics", 0.25)
+    meter.charge("statistics", 0.5)
+    bills[0].awaits_writer = True
+    assert list(meter.settle(1.0)) == []
+    bills.append(meter.bill)
+    meter.charge("spectra", 2.0)
+    assert list(meter.settle(3.0)) == []
+    bills[0].writer = ("statistics", 0.125)
+    bills[1].writer = ("spectra", 1.0)
+    settled = list(meter.settle(5.0))
+    assert settled[:2] == bills
+    assert [bill.costs() for bill in settled] == [{"statistics": 0.875}, {"spectra": 3.0}, {}]
+    assert [bill.step_time for bill in settled] == [1.0, 3.0, 5.0]
+
+
+def test_a_frame_that_never_comes_does_not_hold_up_the_others_for_ever() -> None:
+    """One that was lost, or that waits for a disk: after so many steps the oldest are settled without it."""
+    meter = Meter()
+    for step in range(WAITING + 5):
+        meter.charge("statistics", float(step))
+        meter.bill.awaits_writer = True
+        settled = [bill.costs() for bill in meter.settle(1.0)]
+        assert settled == ([] if step < WAITING else [{"statistics": float(step - WAITING)}])
