@@ -15,8 +15,8 @@ from sqlalchemy import Connection, func, select
 from root_dash.exceptions import RootDashError
 from root_dash.records import KINDS
 from root_dash.store import schema
+from root_dash.store.buckets import FOLDED
 from root_dash.store.engine import connect, open_reader, sqlite_has_wal_reset_bug, translated
-from root_dash.store.folding import FOLDED
 from root_dash.store.migrations import older
 
 WAL_LIMIT = 256 * 2**20

@@ -12,8 +12,9 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, s
 from root_dash.exceptions import NotRecorded
 from root_dash.records import KINDS, Kind
 from root_dash.store import schema
+from root_dash.store.buckets import FOLDED
 from root_dash.store.engine import open_writer, translated
-from root_dash.store.folding import FOLDED, Pyramid
+from root_dash.store.folding import Pyramid
 from root_dash.store.migrations import migrate
 
 _TABLES: dict[Kind, Table] = {**schema.RECORDINGS, "scalars": schema.scalars}

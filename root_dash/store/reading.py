@@ -27,8 +27,8 @@ from root_dash.records import (
     statistic,
 )
 from root_dash.store import schema, shaping, views
+from root_dash.store.buckets import Buckets
 from root_dash.store.encoding import decode
-from root_dash.store.folding import Pyramid
 
 Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
@@ -170,7 +170,7 @@ def at_step(
     """The step and the columns of the layer's latest row at or before the step, or of the newest row."""
     frames, kind = schema.frames.c, kind_of(table)
     run_id = run_of(connection, layer_id)
-    if not views.holds(Pyramid(connection, run_id), kind, layer_id):
+    if not views.holds(Buckets(connection, run_id), kind, layer_id):
         return None  # else the search would go through every frame of the run
     query = (
         select(table.c.step, *columns)
@@ -201,7 +201,7 @@ def over_steps(
 
     With the number of steps that there are.
     """
-    _, frames = views.recorded(Pyramid(connection, run_id), kind_of(table), layer_id)
+    _, frames = views.recorded(Buckets(connection, run_id), kind_of(table), layer_id)
     chosen = frames[shaping.spread(len(frames), max_points)].tolist()
     found: list[Sequence[Any]] = []
     for start in range(0, len(chosen), 500):  # SQLite binds a limited number of values in one statement

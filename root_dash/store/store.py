@@ -35,10 +35,10 @@ from root_dash.records import (
     statistic_names,
 )
 from root_dash.store import reading, schema, shaping, views
+from root_dash.store.buckets import Buckets
 from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
 from root_dash.store.engine import identity, open_reader, open_writer, translated
-from root_dash.store.folding import Pyramid
 from root_dash.store.migrations import migrate
 from root_dash.store.writing import Recording
 
@@ -191,7 +191,7 @@ class Store:
             if kind == "scalars":
                 query = select(schema.scalars.c.step).where(schema.scalars.c.run_id == run_id)
                 return np.array(sorted(set(connection.scalars(query))), np.int64)
-            return views.recorded(Pyramid(connection, run_id), kind, layer_id)[0]
+            return views.recorded(Buckets(connection, run_id), kind, layer_id)[0]
 
     def scalar_names(self, run_id: int) -> list[str]:
         """The names that the run logged, in alphabetical order."""
@@ -225,7 +225,7 @@ class Store:
             raise ValueError(f"max_points must be at least 4, got {max_points}")
         kind = reading.kind_of(reading.table_of(statistic_name))
         with self._reading() as connection:
-            source = Pyramid(connection, reading.run_of(connection, layer_id))
+            source = Buckets(connection, reading.run_of(connection, layer_id))
             if max_points is None:
                 steps, values = views.history(source, kind, layer_id, statistic_name)
                 total = len(steps)
@@ -238,7 +238,7 @@ class Store:
         kind = reading.kind_of(reading.table_of(statistic_name))
         with self._reading() as connection:
             layers = reading.layers_of(connection, run_id)
-            source = Pyramid(connection, run_id)
+            source = Buckets(connection, run_id)
             cells = views.grid(source, kind, statistic_name, buckets)
             slots = np.searchsorted(source.layers, np.array([layer.id for layer in layers], np.int64))
         return Grid(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from root_dash.records import Float64Array, IntArray, Kind
 from root_dash.store import pyramid, shaping
-from root_dash.store.folding import Pyramid, Rows
+from root_dash.store.buckets import Buckets, Rows
 from root_dash.store.pyramid import Summary, Tile
 
 _TILES = 512
@@ -32,7 +32,7 @@ class Cells:
     total: int
 
 
-def recorded(source: Pyramid, kind: Kind, layer_id: int) -> tuple[IntArray, IntArray]:
+def recorded(source: Buckets, kind: Kind, layer_id: int) -> tuple[IntArray, IntArray]:
     """The steps, ascending and each once, at which the kind was recorded for the layer, and the frames that count."""
     slot = source.slot(layer_id)
     found = [tile.of_layer(slot) for _, tile in source.tiles(kind)]
@@ -42,7 +42,7 @@ def recorded(source: Pyramid, kind: Kind, layer_id: int) -> tuple[IntArray, IntA
     return _ascending(*_joined(found))
 
 
-def holds(source: Pyramid, kind: Kind, layer_id: int) -> bool:
+def holds(source: Buckets, kind: Kind, layer_id: int) -> bool:
     """Whether the kind was recorded for the layer at all."""
     slot = source.slot(layer_id)
     for bucket in source.open_buckets().get(kind, []):
@@ -55,7 +55,7 @@ def holds(source: Pyramid, kind: Kind, layer_id: int) -> bool:
     return False
 
 
-def history(source: Pyramid, kind: Kind, layer_id: int, name: str) -> tuple[IntArray, Float64Array]:
+def history(source: Buckets, kind: Kind, layer_id: int, name: str) -> tuple[IntArray, Float64Array]:
     """Steps, ascending and each once, and values of a statistic of one layer."""
     slot = source.slot(layer_id)
     contents = source.values(kind, name, slot // pyramid.BLOCK)
@@ -67,7 +67,7 @@ def history(source: Pyramid, kind: Kind, layer_id: int, name: str) -> tuple[IntA
 
 
 def thinned(
-    source: Pyramid, kind: Kind, layer_id: int, name: str, max_points: int
+    source: Buckets, kind: Kind, layer_id: int, name: str, max_points: int
 ) -> tuple[IntArray, Float64Array, int]:
     """At most `max_points` points of a history, the extremes of it all and of its parts among them, and their total."""
     numbers = source.numbers(kind)
@@ -100,7 +100,7 @@ def thinned(
     return np.array(chosen, np.int64), np.array([points[step] for step in chosen]), total
 
 
-def grid(source: Pyramid, kind: Kind, name: str, buckets: int) -> Cells:
+def grid(source: Buckets, kind: Kind, name: str, buckets: int) -> Cells:
     """A statistic of all slots in at most `buckets` columns.
 
     Raises:
@@ -113,7 +113,7 @@ def grid(source: Pyramid, kind: Kind, name: str, buckets: int) -> Cells:
     if numbers.get(0, 0) <= buckets:
         return _fine(source, kind, name, buckets, opened)
     level, interval = _level(numbers, buckets), source.intervals[kind]
-    parts = source.summaries(kind, level, (name,))
+    parts = source.summaries(kind, level, (name,), counted=False)
     assert parts is not None
     summaries = _Buckets(parts.buckets, parts.summaries[:, 0], level, interval)
     spans = {b: (f, t) for b, f, t in zip(parts.buckets, parts.first.tolist(), parts.last.tolist(), strict=True)}
@@ -135,7 +135,7 @@ def grid(source: Pyramid, kind: Kind, name: str, buckets: int) -> Cells:
     return Cells(firsts[starts], lasts[ends], values, total)
 
 
-def _fine(source: Pyramid, kind: Kind, name: str, buckets: int, opened: list[tuple[int, Rows]]) -> Cells:
+def _fine(source: Buckets, kind: Kind, name: str, buckets: int, opened: list[tuple[int, Rows]]) -> Cells:
     """The grid from every value: columns of the same whole number of recorded steps."""
     height, form = len(source.layers), pyramid.value_format(kind)
     contents = source.values(kind, name)
@@ -240,7 +240,7 @@ def _of_tile(kind: Kind, slot: int, tile: Tile, contents: dict[int, bytes]) -> t
     return steps, values[slot - span.start][np.searchsorted(distinct, steps)].astype(np.float64)
 
 
-def _ends(source: Pyramid, kind: Kind, layer_id: int, name: str) -> list[tuple[int, float]]:
+def _ends(source: Buckets, kind: Kind, layer_id: int, name: str) -> list[tuple[int, float]]:
     """The first and the last point of the layer's history."""
     slot, opened, found = source.slot(layer_id), source.open_buckets().get(kind, []), []
     for place in (0, -1):
