@@ -31,9 +31,9 @@ _MIXED_ASPECT = 3
 # one it is 1.2 on spectra from 1 to 1e-3.
 _EXACT_SQUARES = 2
 
-# Rows from which it is not: Z then commutes with R to bfloat16 only, and what halving the other products saves is more.
-# One core: (18, 256, 1024) 170 ms with, 180 without; (6, 512, 2048) 397 and 386; (2, 1024, 4096) 1055 and 983.
-_EXACT_ROWS = 512
+# Rows from which it is not: Z then commutes with R to bfloat16 only, and what halving the other products saves is more,
+# from where `symmetric` halves them.
+_EXACT_ROWS = 256
 
 # Whether this CPU has instructions for bfloat16 products; where torch cannot tell, no. Asked once: a compiler, which
 # traces `plan`, cannot ask.

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from root_dash.optim.arguments import AdjustLr, at_step, lr_scale
-from root_dash.optim.batches import SMALL_ENTRIES, Batch, batches_of, empty, matrices, standing, writable
+from root_dash.optim.batches import (
+    SMALL_ENTRIES,
+    Batch,
+    batches_of,
+    empty,
+    keep_freed_memory,
+    matrices,
+    standing,
+    writable,
+)
 from root_dash.optim.coefficients import Coefficients, Normalization
 from root_dash.optim.faults import cleaned
 from root_dash.optim.observation import Observation, Observer
@@ -82,6 +91,8 @@ def root(
     """
     if not params:
         return
+    if params[0].is_cpu and not torch.compiler.is_compiling():
+        keep_freed_memory()
     seen = grads
     if finite is not None:
         grads = cleaned(grads, finite)
