@@ -131,11 +131,11 @@ def _unpacked(blobs: Sequence[bytes]) -> CountArray:
     for plane in range(depth):
         many = int(np.searchsorted(-wide, -plane, side="left"))
         planes[:many, plane // 8, plane % 8] = content[begin[:many] + plane]
-    values = np.zeros((len(order), 4, 8), np.uint8)
-    values[:, : planes.shape[1]] = _transpose(planes)
-    values = values.transpose(0, 2, 1).copy().view("<u4")[..., 0]
+    parts, values = _transpose(planes), np.zeros((len(order), 8), np.uint32)
+    for part in range(parts.shape[1]):
+        values |= parts[:, part].astype(np.uint32) << np.uint32(8 * part)
     groups[order] = values
-    return groups.reshape(len(blobs), _GROUPS * 8)[:, _places()]
+    return groups.reshape(len(blobs), _GROUPS * 8).take(_places(), axis=1)
 
 
 def _damaged() -> StoreError:

@@ -33,6 +33,7 @@ from root_dash.store.encoding import decode
 Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
 
+_AT_ONCE = 500  # values in one statement: SQLite binds a limited number of them
 _MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than the machine has
 
 
@@ -202,16 +203,23 @@ def over_steps(
     With the number of steps that there are.
     """
     _, frames = views.recorded(Buckets(connection, run_id), kind_of(table), layer_id)
-    chosen = frames[shaping.spread(len(frames), max_points)].tolist()
+    chosen = frames[shaping.spread(len(frames), max_points)]
+    query = select(table.c.frame_id, table.c.step, *columns).where(table.c.layer_id == layer_id)
+    if len(chosen) > _AT_ONCE and len(chosen) == len(frames):
+        # All of them: by the run's frames, which says less to the database than so many numbers.
+        join = schema.frames.join(table, table.c.frame_id == schema.frames.c.id)
+        held = schema.frames.c.kinds.bitwise_and(1 << KINDS.index(kind_of(table))) != 0
+        queries = [query.select_from(join).where(schema.frames.c.run_id == run_id, held)]
+    else:
+        parts = (chosen[start : start + _AT_ONCE].tolist() for start in range(0, len(chosen), _AT_ONCE))
+        queries = [query.where(table.c.frame_id.in_(part)) for part in parts]
     found: list[Sequence[Any]] = []
-    for start in range(0, len(chosen), 500):  # SQLite binds a limited number of values in one statement
-        wanted = select(table.c.step, *columns).where(
-            table.c.layer_id == layer_id, table.c.frame_id.in_(chosen[start : start + 500])
-        )
+    for wanted in queries:
         cursor = connection.execute(wanted).cursor
         assert cursor is not None
         found.extend(cursor.fetchall())
-    return sorted(found, key=lambda row: int(row[0])), len(frames)
+    counted = set(chosen.tolist())
+    return sorted((row[1:] for row in found if row[0] in counted), key=lambda row: int(row[0])), len(frames)
 
 
 def kind_of(table: Table) -> Kind:
