@@ -16,7 +16,7 @@ from torch import Tensor
 
 from root_dash.optim.pieces import Layout, pieces, viewable
 
-BATCH_ENTRIES = {"cpu": 2**19, "cuda": 2**28}
+BATCH_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
 """A batch of more entries is cut: what one holds beside the weights stays bounded and, on a CPU, in its caches."""
 
 SMALL_ENTRIES = 2**14

@@ -142,12 +142,52 @@ def _iterate(
     wide = torch.promote_types(torch.promote_types(batch.dtype, stages[0].dtype), torch.float32)
     X, scale, floor = _prescale(batch.to(wide), eps)
     X, scale, first = _open(X, scale, floor, stages[0], normalization)
+    if stages[0].form == "factor":
+        X = _by_factor(X, triples, stages, first)
+    else:
+        X = _by_stages(X, triples, stages, first)
+    return X, first.gram, first.squared, scale
+
+
+def _by_stages(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], first: _Opening) -> Tensor:
+    """All stages on X."""
     opening: _Opening | None = first
     for stage in stages:
         taken, triples = triples[: stage.steps], triples[stage.steps :]
         X = (_gram_steps if stage.form == "gram" else _standard_steps)(X.to(stage.dtype), taken, stage, opening)
         opening = None
-    return X, first.gram, first.squared, scale
+    return X
+
+
+# Of ‖X‖², added to the diagonal of X Xᵀ so that it has a Cholesky factor in float32: ten times its rounding. A singular
+# value of 1e-3 becomes one of 1.4e-3 that weighs 0.7, which a polynomial that is linear there makes the same of.
+_RIDGE = 1e-6
+
+
+def _by_factor(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], first: _Opening) -> Tensor:
+    """All stages on the Cholesky factor of X Xᵀ = L Lᵀ: X = L V with orthonormal rows V, so p(X) = p(L) V = p(L) L⁻¹ X.
+
+    L is square where X is wide, and late steps on it may be of half precision, since their rounding meets V alone. A
+    matrix that is too near to losing rank for its factor takes its steps in Gram space.
+    """
+    norm = torch.ones_like(X[:, :1, :1]) if first.norm is None else first.norm
+    ridged = first.gram.clone()
+    ridged.diagonal(dim1=-2, dim2=-1).add_((_RIDGE * norm**2).squeeze(-1))
+    factor, failed = torch.linalg.cholesky_ex(ridged)
+    stepped = _by_stages(factor, triples, [stage._replace(form="standard") for stage in stages], first)
+    onto = torch.linalg.solve_triangular(factor, stepped.to(factor.dtype), upper=False, left=False)
+    update = _times(onto, X)
+    if torch.compiler.is_compiling() or not failed.any():
+        return update
+    gram_stage = Stage("gram", len(triples), X.dtype, X.dtype)
+    for index in failed.nonzero().flatten().tolist():
+        one = slice(index, index + 1)
+        opening = _Opening(first.gram[one], None, None)
+        if first.norm is not None:
+            exact = square(first.gram[one])
+            opening = _Opening(first.gram[one], exact, first.norm[one])
+        update[one] = _gram_steps(X[one], triples, gram_stage, opening)
+    return update
 
 
 class _Opening(NamedTuple):
@@ -201,7 +241,7 @@ def _open(
         X, scale, least = X * factor, scale * factor, least * m**0.25
     X = X.to(stage.dtype)
     A = gram(X)
-    AA = square(A.to(stage.square_dtype(0)))
+    AA = square(A.to(stage.squares))
     wide = torch.promote_types(A.dtype, torch.float32)
     norm = SCHATTEN8_MARGIN * _frobenius(AA.to(wide)).pow(0.25).clamp(min=least)
     if stage.dtype != torch.float16:
@@ -215,12 +255,11 @@ def _frobenius(X: Tensor) -> Tensor:
     return norm
 
 
-def _correction(A: Tensor, triple: Triple, stage: Stage, index: int) -> Tensor:
-    """b A + c A² of a step of the stage."""
+def _correction(A: Tensor, triple: Triple, stage: Stage) -> Tensor:
+    """b A + c A²."""
     _, b, c = triple
-    squares = stage.square_dtype(index)
-    if squares != stage.dtype:
-        return combination(A, square(A.to(squares)), b, c, stage.dtype)
+    if stage.squares != stage.dtype:
+        return combination(A, square(A.to(stage.squares)), b, c, stage.dtype)
     return polynomial(A, b, c)
 
 
@@ -252,23 +291,23 @@ def _is_tall(X: Tensor) -> bool:
 
 def _standard_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Opening | None) -> Tensor:
     """Each step on X itself."""
-    for index, triple in enumerate(triples):
+    for triple in triples:
         if opening is not None and opening.norm is not None and stage.dtype in (torch.float32, torch.float64):
             X = _times(_opened(opening, triple, stage.dtype), X)
         else:
-            X = _step(X, triple, stage, index, opening)
+            X = _step(X, triple, stage, opening)
         opening = None
     return X
 
 
-def _step(X: Tensor, triple: Triple, stage: Stage, index: int, opening: _Opening | None) -> Tensor:
+def _step(X: Tensor, triple: Triple, stage: Stage, opening: _Opening | None) -> Tensor:
     """a X + (b A + c A²) X, which in half precision keeps a X out of the products: a on the diagonal of a matrix would
     be rounded, which shakes whole rows of X.
     """
     a, b, c = triple
     norm = None if opening is None else opening.norm
     if opening is None or norm is None:
-        G = _correction(gram(X) if opening is None else opening.gram, triple, stage, index)
+        G = _correction(gram(X) if opening is None else opening.gram, triple, stage)
     else:
         assert opening.squared is not None
         G = combination(opening.gram, opening.squared, b / norm**2, c / norm**4, stage.dtype)
@@ -296,11 +335,9 @@ def _gram_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Op
         if opening is not None and opening.norm is not None:
             Z = _opened(opening, triple, stage.dtype)
         else:
-            Z = _with_identity(_correction(R, triple, stage, index), triple[0])
+            Z = _with_identity(_correction(R, triple, stage), triple[0])
         opening = None
         Q = Z if Q is None else torch.bmm(Z, Q)
         if index + 1 < len(triples):
-            # With A² of bfloat16, Z commutes with R to bfloat16 only: half of Z R mirrored is then another matrix.
-            times = symmetric_product if stage.square_dtype(index) == stage.dtype else torch.bmm
-            R = times(times(Z, R), Z)
+            R = symmetric_product(symmetric_product(Z, R), Z)
     return X if Q is None else _times(Q, X)

@@ -22,18 +22,11 @@ _RUN = {torch.float64: 5, torch.float32: 5, torch.float16: 2}
 _MIXED_ROWS = 128
 _TWO_WIDE_STEPS_ROWS = 1024
 
-# Longer side by shorter from which Gram space is cheaper: than the standard form of the same dtype, and than late steps
-# in bfloat16, against which (6, 512, 1024) takes it 320 ms of one core, where torch.optim.Muon takes 200.
+# Longer side by shorter from which a detour over square matrices is cheaper.
 _ASPECT = 2
-_MIXED_ASPECT = 3
 
-# Steps in Gram space before A² may be of bfloat16: with two the largest singular value stays where it is, 1.047, with
-# one it is 1.2 on spectra from 1 to 1e-3.
-_EXACT_SQUARES = 2
-
-# Rows from which it is not: Z then commutes with R to bfloat16 only, and what halving the other products saves is more,
-# from where `symmetric` halves them.
-_EXACT_ROWS = 256
+# Steps up to which a factor serves: what more of them would make of singular values under 1e-3 is not in it.
+_FACTOR_STEPS = 5
 
 # Whether this CPU has instructions for bfloat16 products; where torch cannot tell, no. Asked once: a compiler, which
 # traces `plan`, cannot ask.
@@ -43,17 +36,16 @@ _CPU_MULTIPLIES_BFLOAT16: bool = any(
 
 
 class Stage(NamedTuple):
-    """Consecutive steps of one form."""
+    """Consecutive steps of one form.
 
-    form: Literal["standard", "gram"]
+    `"standard"` steps X itself; `"gram"` steps X Xᵀ, and X by what has come of it; `"factor"` steps the Cholesky factor
+    of X Xᵀ, and X by what has come of that at the end of all steps.
+    """
+
+    form: Literal["standard", "gram", "factor"]
     steps: int
-    dtype: torch.dtype  # of X and the products
-    squares: torch.dtype  # of the product A², which decides gains and no directions, but in the first
-    exact: int = 0  # steps, whose A² is of `dtype`
-
-    def square_dtype(self, step: int) -> torch.dtype:
-        """The dtype of A² in a step of the stage, from 0."""
-        return self.dtype if step < self.exact else self.squares
+    dtype: torch.dtype  # of X, or its factor, and the products
+    squares: torch.dtype  # of the product A², which decides gains and no directions
 
 
 def plan(
@@ -79,18 +71,18 @@ def plan(
         raise ValueError(f"algorithm must not be 'gram' with products in {dtype}, which are too coarse for it")
     if dtype is None and given == torch.float64:
         dtype = torch.float64
-    mixed = dtype is None and device == "cpu" and short >= _MIXED_ROWS and _CPU_MULTIPLIES_BFLOAT16
-    wide = long >= (_MIXED_ASPECT if mixed else _ASPECT) * short
-    if algorithm == "gram" or (algorithm == "auto" and wide and (dtype is None or dtype in _RUN)):
-        dtype = dtype or (torch.float16 if device == "cuda" else torch.float32)
-        squares = torch.bfloat16 if mixed and short < _EXACT_ROWS else dtype
-        run = _RUN[dtype]
-        lengths = [run] * (steps // run) + [steps % run] * (steps % run > 0)
-        return tuple(Stage("gram", length, dtype, squares, _EXACT_SQUARES) for length in lengths or [0])
-    if mixed:
+    mixed = algorithm == "auto" and dtype is None and device == "cpu" and short >= _MIXED_ROWS
+    wide = long >= _ASPECT * short
+    if mixed and _CPU_MULTIPLIES_BFLOAT16 and not (wide and steps > _FACTOR_STEPS):
+        form: Literal["standard", "factor"] = "factor" if wide else "standard"
         first = min(steps, 2 if short >= _TWO_WIDE_STEPS_ROWS else 1)
         squares = torch.bfloat16 if short < _TWO_WIDE_STEPS_ROWS else torch.float32
-        late = Stage("standard", steps - first, torch.bfloat16, torch.bfloat16)
-        return (Stage("standard", first, torch.float32, squares), *([late] if late.steps else []))
+        late = Stage(form, steps - first, torch.bfloat16, torch.bfloat16)
+        return (Stage(form, first, torch.float32, squares), *([late] if late.steps else []))
+    if algorithm == "gram" or (algorithm == "auto" and wide and (dtype is None or dtype in _RUN)):
+        dtype = dtype or (torch.float16 if device == "cuda" else torch.float32)
+        run = _RUN[dtype]
+        lengths = [run] * (steps // run) + [steps % run] * (steps % run > 0)
+        return tuple(Stage("gram", length, dtype, dtype) for length in lengths or [0])
     dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     return (Stage("standard", steps, dtype, dtype),)

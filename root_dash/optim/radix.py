@@ -12,9 +12,7 @@ both selections here work on integers, are exact, and do the same for every dtyp
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,7 +26,7 @@ Bits: TypeAlias = NDArray[Any]  # of signed integers, none negative once the sig
 _TOP_BITS = 15
 _DIGIT_BITS = 16
 _FEW = 2**12  # entries up to which the partition of a whole row is as fast as bounds and a partition between them
-_SAMPLE = 2**14
+_SAMPLE = 2**12
 _MARGIN = 4.0  # standard deviations between the sampled rank and either bound
 _BLOCK = 2**18  # entries that stay in the processor's cache from one pass over them to the next
 
@@ -118,33 +116,10 @@ def partition_neighbours(entries: Tensor, rank: int) -> Tensor:
     if rows.shape[1] <= _FEW:
         found = _partition(rows & sign_off, rank)
     else:
-        found = np.stack(list(_map(lambda row: _bracket(row, rank, sign_off), rows)))
+        found = np.stack([_bracket(row, rank, sign_off) for row in rows])
     # The third of a row is its largest entry.
     pairs = np.where(found[:, 2:] > layout.infinity, sign_off, found[:, :2])
     return torch.from_numpy(pairs).view(entries.dtype)
-
-
-_threads: ThreadPoolExecutor | None = None
-
-
-def _map(select: Callable[[Bits], Bits], rows: Bits) -> Iterable[Bits]:
-    """`select` of every row, by as many threads as torch computes with: NumPy lets go of the interpreter meanwhile."""
-    global _threads
-    count = min(len(rows), torch.get_num_threads())
-    if count < 2 or rows.size < _BLOCK:
-        return map(select, rows)
-    if _threads is None:
-        _threads = ThreadPoolExecutor(torch.get_num_threads(), "root-dash quantile")
-    return _threads.map(select, rows)
-
-
-def _forget() -> None:
-    global _threads
-    _threads = None  # a forked process has none of them
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def _partition(magnitudes: Bits, rank: int) -> Bits:

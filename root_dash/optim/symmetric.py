@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows from which blocks pay. One core, float32, of the whole product's time: 0.78 of (8, 256, 256) squared, 0.74 of X Xᵀ
-# at (2, 256, 1024), 0.71 of (2, 512, 512) squared, 0.69 at (1, 512, 2048). At 128 rows they gain nothing.
+# Rows from which blocks pay. One core, float32, of the whole product's time: 0.78 of (8, 256, 256) squared, 0.74 of
+# X Xᵀ at (2, 256, 1024), 0.71 of (2, 512, 512) squared, 0.69 at (1, 512, 2048). At 128 rows they gain nothing.
 _BLOCKED_ROWS = 256
 _MANY_BLOCKS_ROWS = 1024
 
