@@ -156,7 +156,7 @@ def test_runs_are_listed(tmp_path: Path) -> None:
 
 
 def test_sets_are_fitted_to_a_recorded_run(tmp_path: Path) -> None:
-    """`root-dash calibrate` names every shape and set, of the newest run or of the one that is named, or says why not."""
+    """`root-dash calibrate` names every shape and set, of the newest run or the one named, or says why not."""
     path = record(tmp_path / "x.db", 41)
     record(path, 2, uid="run-2", start=50)
     result = CliRunner().invoke(app, ["calibrate", str(path), "1"], env={"COLUMNS": "200"})
