@@ -173,8 +173,11 @@ def serve(
         chosen: dict[str, Any] = {"db": db, "host": host, "port": port, "token": token}
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = _settings(**given, **({"token": None} if no_token else {}))
-        from root_dash.store import Store
+        from root_dash.store import Store, migrate
 
+        done = migrate(settings.db) if settings.db.is_file() else None
+        if done is not None:
+            typer.echo(f"root-dash: brought up to date, the file as it was is {done.backup}")
         with Store.open(settings.db) as store:
             run_server(settings, store, open_browser=open_)
 
@@ -183,7 +186,7 @@ def serve(
 def runs(db: Database = None) -> None:
     """List the runs in a database, the newest first."""
     with _one_line():
-        settings = _settings(**({} if db is None else {"db": db}))
+        settings = _of(db)
         from datetime import datetime
 
         from rich.console import Console
@@ -209,13 +212,103 @@ def runs(db: Database = None) -> None:
 
 
 @app.command()
+def migrate(db: Database = None) -> None:
+    """Bring a database of an older version up to date, and keep a copy of it as it was."""
+    with _one_line():
+        settings = _of(db)
+        from root_dash.store import migrate as bring_up_to_date
+
+        done = bring_up_to_date(settings.db)
+        typer.echo(
+            "it is up to date"
+            if done is None
+            else f"schema {done.before} is now {done.after}; the file as it was: {done.backup}"
+        )
+
+
+@app.command()
+def doctor(
+    db: Database = None,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Check every page, however long it takes.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make the summaries of all runs anew.")] = False,
+) -> None:
+    """Examine a database, its file and its runs; exit with 1 where something is wrong."""
+    with _one_line():
+        settings = _of(db)
+        from root_dash.store import examine
+        from root_dash.store import repair as summarize
+
+        if repair:
+            typer.echo(f"made the summaries of {summarize(settings.db)} runs anew")
+        findings = examine(settings.db, thorough=thorough)
+        for finding in findings:
+            typer.echo(f"{finding.level:<8}{finding.what}: {finding.text}")
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def prune(
+    db: Database = None,
+    older_than: Annotated[float | None, typer.Option(min=0, help="Days.")] = None,
+    keep_steps: Annotated[int | None, typer.Option(min=0, help="Newest steps of each run to keep.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Only these kinds, as masks; else whole frames.")] = None,
+    run: Annotated[list[int] | None, typer.Option(help="Only these runs.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would go.")] = False,
+    vacuum: Annotated[bool, typer.Option("--vacuum", help="Give the room back to the disk.")] = False,
+) -> None:
+    """Remove what was recorded long ago; nothing is ever removed by itself."""
+    with _one_line():
+        settings = _of(db)
+        import time
+        from typing import cast
+
+        from root_dash.records import Kind
+        from root_dash.store import prune as remove
+
+        before = None if older_than is None else time.time() - 86_400 * older_than
+        kinds = cast("list[Kind]", kind or [])
+        done = remove(
+            settings.db,
+            before=before,
+            keep_steps=keep_steps,
+            kinds=kinds,
+            runs=run or [],
+            dry_run=not yes,
+            vacuum=vacuum,
+        )
+        rows = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
+        typer.echo(f"{'would remove' if done.dry_run else 'removed'} {done.frames:,} frames: {rows or 'nothing'}")
+
+
+@app.command()
+def export(
+    db: Database = None,
+    to: Annotated[Path, typer.Option("--to", "-o", help="The file to write: .parquet, .csv or .json.")] = Path(
+        "root-dash.csv"
+    ),
+    what: Annotated[
+        str, typer.Option(help="statistics, scalars, events, spectra, histograms or quantiles.")
+    ] = "statistics",
+    run: Annotated[int | None, typer.Option(help="Only this run.")] = None,
+) -> None:
+    """Write what was recorded to a file for other tools."""
+    with _one_line():
+        settings = _of(db)
+        from root_dash.store import export as write
+
+        done = write(settings.db, to, what, run=run)  # type: ignore[arg-type]  # it names what it does not know
+        typer.echo(f"{done.rows:,} rows in {done.path}")
+
+
+@app.command()
 def calibrate(
     db: Database = None,
     run: Annotated[int | None, typer.Argument(metavar="[RUN]", help="Its number; else the newest.")] = None,
 ) -> None:
     """Fit coefficient sets to a recorded run, and compare them with the others on its spectra."""
     with _one_line():
-        settings = _settings(**({} if db is None else {"db": db}))
+        settings = _of(db)
         from rich.console import Console
 
         from root_dash.calibrate import render, report
@@ -258,6 +351,10 @@ def demo(
         )
 
 
+def _of(db: Path | None) -> Settings:
+    return _settings(**({} if db is None else {"db": db}))
+
+
 def _settings(**given: Any) -> Settings:
     from pydantic import ValidationError
 
@@ -276,7 +373,7 @@ def _settings(**given: Any) -> Settings:
 def _one_line() -> Iterator[None]:
     try:
         yield
-    except RootDashError as error:
+    except (RootDashError, ValueError) as error:
         _refuse(str(error))
 
 

@@ -169,6 +169,28 @@ def test_sets_are_fitted_to_a_recorded_run(tmp_path: Path) -> None:
     assert (unknown.exit_code, "there is no run 9" in unknown.output) == (2, True)
 
 
+def test_a_database_is_kept_in_order(tmp_path: Path) -> None:
+    """It is examined, exported, pruned only where that is said, and up to date; mistakes are one line."""
+    path = record(tmp_path / "x.db", 20)
+    run = CliRunner().invoke
+    assert run(app, ["migrate", str(path)]).stdout.strip() == "it is up to date"
+    examined = run(app, ["doctor", str(path)])
+    assert examined.exit_code == 0
+    assert "error" not in {line.split()[0] for line in examined.stdout.splitlines()}
+    written = tmp_path / "out.csv"
+    assert "rows in" in run(app, ["export", str(path), "--to", str(written)]).stdout
+    assert "grad_norm" in written.read_text().splitlines()[0]
+    assert run(app, ["export", str(path), "--what", "secrets"]).exit_code == 2
+    assert "would remove 15 frames" in run(app, ["prune", str(path), "--keep-steps", "5"]).stdout
+    with Store.open(path) as store:
+        assert store.runs()[0].frames == 20
+    assert "removed 15 frames" in run(app, ["prune", str(path), "--keep-steps", "5", "--yes"]).stdout
+    with Store.open(path) as store:
+        assert store.runs()[0].frames == 5
+    (tmp_path / "junk.db").write_text("junk " * 2000)
+    assert run(app, ["doctor", str(tmp_path / "junk.db")]).exit_code == 1
+
+
 def test_the_version_is_printed() -> None:
     """`root-dash --version` prints the version alone."""
     assert CliRunner().invoke(app, ["--version"]).stdout.strip() == __version__

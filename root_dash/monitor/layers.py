@@ -12,7 +12,14 @@ from torch.optim import Optimizer
 from root_dash.optim.pieces import Layout
 from root_dash.records import Layer
 
-NOT_OPTIONS = ("params", "param_names", "step", "turn", "skipped", "calibration")  # a group's parameters, and state of ROOT's
+NOT_OPTIONS = (
+    "params",
+    "param_names",
+    "step",
+    "turn",
+    "skipped",
+    "calibration",
+)  # a group's parameters, and state of ROOT's
 
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
 
