@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import socket
@@ -67,7 +68,16 @@ def demo(
     )
     optimizers = build_optimizers(model, optimizer, chosen)
     config = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
-    recorder = watch(model, optimizers, db=db, name=f"{preset} · {optimizer}", config=config, cadence=chosen.cadence)
+    # Without a budget: there is to be something to see at every step, and the frames say what it costs.
+    recorder = watch(
+        model,
+        optimizers,
+        db=db,
+        name=f"{preset} · {optimizer}",
+        config=config,
+        cadence=chosen.cadence,
+        max_overhead=math.inf,
+    )
     with recorder, _dashboard(db, port, console, open_browser) if serve else _nothing() as server:
         _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, place), total, console)
         recorder.close()

@@ -22,6 +22,9 @@ THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
 LONGEST = 2**10
 """By how much an interval grows at most."""
 
+LONGEST_STATISTICS = 2**3
+"""The same of the statistics: a map with fewer columns does not say since when a layer is sick."""
+
 _ROOM = 0.8  # of the budget: only what stays below is taken back, so that it is not thinned again at once
 _SPIKE = 4.0  # times what was usual: a single measurement counts for no more
 _MEMORY = 0.25  # the weight of the newest measurement of a kind
@@ -145,6 +148,7 @@ def _relaxed(state: Budget) -> Cadence:
 def _scaled(state: Budget, cadence: Cadence, kind: str, factor: float) -> Cadence | None:
     """The cadence with a kind's interval doubled or halved; None where it is never due, or at the end of its range."""
     asked, interval = getattr(state.asked, kind), int(getattr(cadence, kind) * factor)
-    if not asked or not asked <= interval <= asked * LONGEST:
+    longest = LONGEST_STATISTICS if kind == "statistics" else LONGEST
+    if not asked or not asked <= interval <= asked * longest:
         return None
     return replace(cadence, **{kind: interval})
