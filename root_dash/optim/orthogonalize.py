@@ -159,7 +159,7 @@ def _by_stages(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], fi
     return X
 
 
-# Of ‖X‖², added to the diagonal of X Xᵀ so that it has a Cholesky factor in float32; with a third of it a matrix of rank
+# Of ‖X‖², added to the diagonal of X Xᵀ so that it has a Cholesky factor in float32; at a third of it one of rank
 # 1 and 1024 rows had none. A singular value of 1e-3 becomes one of 1.14e-3 that weighs 0.88, of which a polynomial that
 # is linear there makes the same: spectra from 1 to 1e-3 end at 0.106 instead of 0.099.
 _RIDGE = 3e-7
