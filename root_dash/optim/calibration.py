@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from root_dash.optim.adanewton import LIMIT, NOISE, TOP, fit, infimum, supremum
-from root_dash.optim.background import Job
+from root_dash.optim.background import Job, to_host
 from root_dash.optim.coefficients import Coefficients, Normalization, check_normalization, resolve
 from root_dash.optim.spectra import Array, polar_error, random_spectra
 
@@ -178,7 +178,7 @@ class Calibration:
         rows, cols = base.shape
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
-        arrived = _to_host(wide @ wide.mT)
+        arrived = to_host(wide @ wide.mT)
         self._begin(step, shape, lambda: _singular_values(arrived()))
 
     def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
@@ -343,33 +343,6 @@ def _singular_values(gram: NDArray[np.float64]) -> Array | None:
         return np.sqrt(np.maximum(squares, 0.0))
     except np.linalg.LinAlgError:
         return None
-
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _to_host(tensor: Tensor) -> Callable[[], NDArray[np.float64]]:
-    """Start copying a tensor to the host; what is returned waits for it. On CUDA by a stream of its own."""
-    if not tensor.is_cuda:
-        array: NDArray[np.float64] = tensor.numpy()
-        return lambda: array
-    device = tensor.device
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    stream = _streams[device]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    event = torch.cuda.Event(blocking=True)  # the thread sleeps until it, instead of spinning on a core
-    with torch.cuda.stream(stream):
-        host.copy_(tensor, non_blocking=True)
-        event.record(stream)
-    tensor.record_stream(stream)  # or the allocator would hand its memory out while the copy reads it
-
-    def arrived() -> NDArray[np.float64]:
-        event.synchronize()
-        return host.numpy()
-
-    return arrived
 
 
 def _pack(shape: Shape, line: _Line) -> dict[str, Any]:
