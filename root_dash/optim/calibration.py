@@ -158,28 +158,28 @@ class Calibration:
         """Whether matrices are to be offered at a step."""
         return step > 0 and step % self.every == 0
 
-    def wants(self, step: int, shape: Shape) -> bool:
-        """Whether a matrix of that shape is of use at a step that is `due`: not while a calibration is on its way, and
-        the less often the more of them in a row have left the set as it was.
+    def wants(self, step: int, shape: Shape, *, now: bool = False) -> bool:
+        """Whether a matrix of that shape is of use at a step that is `due`: not while a calibration is on its way, and,
+        unless it is to be `now`, the less often the more of them in a row have left the set as it was.
         """
         line = self._lines.get(_short_first(shape))
         return line is None or (
-            line.pending is None and (line.offered == 0 or step >= line.offered + line.patience * self.every)
+            line.pending is None and (now or line.offered == 0 or step >= line.offered + line.patience * self.every)
         )
 
-    def offer(self, step: int, shape: Shape, base: Tensor) -> None:
+    def offer(self, step: int, shape: Shape, base: Tensor, *, now: bool = False) -> None:
         """Begin a calibration of a shape on one matrix of it, where it `wants` one.
 
         `base` (m, n) is what is about to be orthogonalized. It may change as soon as this returns, and no device is
         waited for.
         """
-        if not self.wants(step, shape):
+        if not self.wants(step, shape, now=now):
             return
         rows, cols = base.shape
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
         arrived = to_host(wide @ wide.mT)
-        self._begin(step, shape, lambda: _singular_values(arrived()))
+        self._begin(step, shape, lambda: _singular_values(arrived()), now=now)
 
     def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
         """The same of a matrix whose singular values are known already."""
@@ -264,10 +264,10 @@ class Calibration:
         self.__init__(state["form"], state["steps"], mixture=tuple(state["mixture"]), **options)  # type: ignore[misc]
         self.load_state_dict(state)
 
-    def _begin(self, step: int, shape: Shape, spectrum: Callable[[], Array | None]) -> None:
+    def _begin(self, step: int, shape: Shape, spectrum: Callable[[], Array | None], *, now: bool = False) -> None:
         shape = _short_first(shape)
         line = self._lines.setdefault(shape, _Line(self.start))
-        if not self.wants(step, shape):
+        if not self.wants(step, shape, now=now):
             return
         known, current = tuple(line.spectra[: self.reservoir - 1]), line.coefficients
 

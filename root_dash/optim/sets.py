@@ -6,6 +6,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -101,8 +102,8 @@ class CoefficientSets:
         elif not calibration.due(step):
             return
         group["turn"] += 1
-        for shape, base in _bases(group, state, step, group["turn"], calibration.wants):
-            calibration.offer(step, shape, base)
+        for shape, base in _bases(group, state, step, group["turn"], partial(calibration.wants, now=now)):
+            calibration.offer(step, shape, base, now=now)
 
     def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Keep what the calibrations have learned in their groups, each as a string.

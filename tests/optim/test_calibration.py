@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from root_dash.optim import ROOT
 from root_dash.optim.adanewton import infimum, polar_error, supremum
 from root_dash.optim.calibration import EVEN_MIXTURE, REAL_MIXTURE, Calibration, Change
 from root_dash.optim.coefficients import MUON, PAPER, ROBUST, Coefficients, resolve
@@ -219,6 +220,24 @@ def test_a_set_that_stays_is_looked_at_less_often() -> None:
     assert changed == [21]
     assert begun == [10, 20, 30, 50, 90, 170, 330]
     assert calibration.wants(330, (64, 96))
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_what_is_asked_for_now_is_done_now(capturable: bool) -> None:
+    """`ROOT.calibrate()` calibrates at any step and as often as it is called, and adopts what it found before."""
+    parameter = torch.nn.Parameter(torch.zeros(WIDE))
+    optimizer = ROOT([parameter], capturable=capturable)
+    changes: list[Change] = []
+    optimizer.register_change_observer(changes.append)
+    turns = []
+    for step in range(4):
+        parameter.grad = base(step)
+        optimizer.step()
+        optimizer.calibrate()
+        (group,) = optimizer.state_dict()["param_groups"]
+        turns.append(group["turn"])
+    assert turns == [1, 2, 3, 4]
+    assert [change.shape for change in changes][:1] == [WIDE]
 
 
 def test_a_fit_that_fails_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
