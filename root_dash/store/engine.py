@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -183,6 +185,22 @@ def refuse_schema(application: int, version: int, path: Path) -> None:
         )
 
 
+def _set_wal(cursor: Any) -> str:
+    """Turn to a write-ahead log and say which journal the database has now.
+
+    Of two that turn a new file at once, SQLite tells one at once that it is busy, whatever the timeout: both hold what
+    the other waits for.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            return str(cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
+
+
 def _create_schema(engine: Engine, path: Path) -> None:
     raw = engine.raw_connection()
     try:
@@ -190,7 +208,7 @@ def _create_schema(engine: Engine, path: Path) -> None:
         ours = cursor.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
         if not ours and cursor.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise StoreForeign(f"{path} is a database, but not of root-dash")
-        mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        mode = _set_wal(cursor)
     finally:
         raw.close()
     if mode != "wal":

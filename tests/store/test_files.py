@@ -119,24 +119,26 @@ def test_creating_again_keeps_what_is_there(tmp_path: Path) -> None:
 
 
 def test_many_may_create_at_once(tmp_path: Path) -> None:
-    """Threads that create the same file at the same time all get a working store."""
+    """Threads that create the same file at the same moment all get a working store."""
     path = tmp_path / "x.db"
     failures: list[BaseException] = []
+    start = threading.Barrier(8)
 
     def work(n: int) -> None:
+        start.wait()
         try:
             record(path, 3, uid=f"run-{n}")
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert failures == []
     with Store.open(path) as store:
-        assert len(store.runs()) == 4
+        assert len(store.runs()) == 8
 
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
