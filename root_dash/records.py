@@ -192,6 +192,8 @@ class Run:
     cadence: Mapping[str, int] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     """The optimizer's class and, under ROOT, its coefficients, normalization and quantile: plain JSON values."""
+    rank: int = 0
+    """Of the process that recorded it, where each of several records a run of its own."""
     ended_at: float | None = None
     id: int = 0
     frames: int = 0
@@ -274,6 +276,33 @@ class Mask:
             raise ValueError(f"the mask at step {self.step} was kept as a map only: record it with exact masks on")
         bits = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=self.rows * self.cols)
         return bits.astype(np.bool_).reshape(self.rows, self.cols)
+
+
+def outlying(totals: CountArray) -> NDArray[np.bool_]:
+    """Which rows (or columns) of a mask are outliers, given the outliers in each: (n,) -> booleans (n,).
+
+    Those that hold more than twice as many as if all rows had the same share.
+    """
+    outlying: NDArray[np.bool_] = totals.astype(np.int64) * totals.size > 2 * totals.sum(dtype=np.int64)
+    return outlying
+
+
+@dataclass(frozen=True, slots=True)
+class OutlierCounts:
+    """In how many of a layer's `recorded` masks, up to `step`, each row and each column was `outlying`."""
+
+    recorded: int
+    rows: CountArray
+    cols: CountArray
+    step: int = 0
+
+    def rows_beyond(self, share: float = 0.5) -> IntArray:
+        """The rows that were outliers in more than that share of the masks, ascending."""
+        return np.flatnonzero(self.rows > share * self.recorded)
+
+    def cols_beyond(self, share: float = 0.5) -> IntArray:
+        """The columns that were outliers in more than that share of the masks, ascending."""
+        return np.flatnonzero(self.cols > share * self.recorded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def _spectra() -> tuple[list[_Field], Any, list[Any]]:
     table = schema.spectra
     numbers = [_Field(name, "number", table.c[name]) for name in statistic_names("spectra")]
     arrays = [_Field(name, "numbers", table.c[name], _floats) for name in ("momentum", "base", "update")]
-    return _of_layer(table, numbers + arrays)
+    return _of_layer(table, [*numbers, _Field("estimated", "integer", table.c.estimated), *arrays])
 
 
 def _histograms() -> tuple[list[_Field], Any, list[Any]]:

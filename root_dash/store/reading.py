@@ -33,6 +33,9 @@ from root_dash.store.encoding import decode
 Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
 
+SPECTRUM = [schema.spectra.c[name] for name in ("momentum", "base", "update", "estimated")]
+"""What `to_spectrum` takes beside the step."""
+
 _AT_ONCE = 500  # values in one statement: SQLite binds a limited number of them
 _MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than the machine has
 
@@ -73,6 +76,7 @@ def to_run(row: Fields) -> Run:
         config=_mapping(row.config),
         cadence=_mapping(row.cadence),
         optimizer=_mapping(row.optimizer),
+        rank=row.rank,
         ended_at=row.ended_at,
         id=row.id,
         frames=row.frames,
@@ -248,8 +252,9 @@ def number(value: float | None) -> float:
 
 
 def to_spectrum(row: Sequence[Any]) -> Spectrum:
-    """The spectrum of a row of step, momentum, base and update."""
-    return Spectrum(decode(row[1], "<f4"), decode(row[2], "<f4"), decode(row[3], "<f4"), step=row[0])
+    """The spectrum of a row of step, momentum, base, update and estimated."""
+    momentum, base, update = (decode(content, "<f4") for content in row[1:4])
+    return Spectrum(momentum, base, update, step=row[0], estimated=bool(row[4]))
 
 
 def to_mask(row: Fields) -> Mask:

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from root_dash.records import TENSORS, Kind, statistic_names
 
 APPLICATION_ID = 0x526F6F74  # "Root": in the file's header, so that `file` and we can tell whose database it is
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def revision(version: int) -> str:
@@ -64,6 +64,7 @@ runs = Table(
     Column("cadence", Text, nullable=False),
     Column("optimizer", Text, nullable=False),
     Column("histogram_edges", LargeBinary, nullable=False),
+    Column("rank", Integer, nullable=False, server_default="0"),
 )
 
 attempts = Table(
@@ -148,6 +149,7 @@ spectra = _recording(
     "spectra",
     "spectra",
     *(Column(name, LargeBinary, nullable=False) for name in ("momentum", "base", "update")),
+    Column("estimated", Integer, nullable=False, server_default="0"),  # a boolean
 )
 
 masks = _recording(
@@ -158,6 +160,9 @@ masks = _recording(
         Column(name, LargeBinary, nullable=False)
         for name in ("pooled", "row_totals", "col_totals", "largest", "largest_values", "packed")
     ),
+    # Running counts over the run's masks, derived as they are stored: see `tally.py`.
+    Column("recorded", BigInteger, nullable=False, server_default="0"),
+    *(Column(name, LargeBinary) for name in ("row_counts", "col_counts")),
 )
 
 # Clustered by name, so that a loss curve too is one contiguous range; a frame belongs to one run.

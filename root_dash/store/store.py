@@ -16,6 +16,7 @@ from root_dash.exceptions import NotRecorded, StoreError, StoreForeign
 from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
+    CountArray,
     Event,
     Float64Array,
     Grid,
@@ -27,6 +28,7 @@ from root_dash.records import (
     Layer,
     Mask,
     Notice,
+    OutlierCounts,
     Quantiles,
     Run,
     Spectrum,
@@ -34,7 +36,7 @@ from root_dash.records import (
     histogram_edges,
     statistic_names,
 )
-from root_dash.store import reading, schema, shaping, views
+from root_dash.store import reading, schema, shaping, tally, views
 from root_dash.store.buckets import Buckets
 from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
@@ -307,7 +309,7 @@ class Store:
         table = schema.spectra
         with self._reading() as connection:
             reading.run_of(connection, layer_id)
-            row = reading.at_step(connection, table, layer_id, step, [table.c.momentum, table.c.base, table.c.update])
+            row = reading.at_step(connection, table, layer_id, step, reading.SPECTRUM)
         if row is None:
             raise reading.nothing("spectrum", layer_id, step)
         return reading.to_spectrum(row)
@@ -317,7 +319,7 @@ class Store:
         table = schema.spectra
         with self._reading() as connection:
             run_id = reading.run_of(connection, layer_id)
-            columns = [table.c.momentum, table.c.base, table.c.update]
+            columns = reading.SPECTRUM
             rows, _ = reading.over_steps(connection, run_id, table, layer_id, max_points, columns)
         return [reading.to_spectrum(row) for row in rows]
 
@@ -330,6 +332,25 @@ class Store:
         if row is None:
             raise reading.nothing("mask", layer_id, step)
         return reading.to_mask(row)
+
+    def outlier_counts(self, layer_id: int, step: int | None = None) -> OutlierCounts:
+        """How often each row and each column of the layer was an outlier, over the run's masks up to the step."""
+        with self._reading() as connection:
+            reading.run_of(connection, layer_id)
+            counts = tally.latest(connection, layer_id, step)
+        if counts is None:
+            raise reading.nothing("mask", layer_id, step)
+        return counts
+
+    def entry_counts(self, layer_id: int) -> CountArray:
+        """How often each entry of the layer was an outlier, over the run's exact masks: (rows, cols)."""
+        counts: CountArray | None = None
+        for step in self.steps(layer_id, "masks").tolist():
+            dense = self.mask(layer_id, step).dense()
+            counts = dense.astype(np.uint32) if counts is None else counts + dense
+        if counts is None:
+            raise reading.nothing("mask", layer_id, None)
+        return counts
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:

@@ -38,6 +38,7 @@ from root_dash.store.counts import pack
 from root_dash.store.encoding import encode
 from root_dash.store.engine import identity, translated
 from root_dash.store.folding import Pyramid
+from root_dash.store.tally import Tally
 
 Row = dict[str, Any]
 
@@ -71,6 +72,7 @@ class Recording:
                     ),
                 )
                 self._derived = Pyramid(self._connection, self.run.id, self._attempt)
+                self._tally = Tally()
         self._ids = {layer.position: layer.id for layer in self.layers}
         self._file = identity(path)
 
@@ -87,6 +89,7 @@ class Recording:
             if identity(self._path) != self._file:
                 # SQLite would go on writing into a file that nobody can open again.
                 raise StoreError(f"{self._path} was deleted or replaced while it was being recorded to")
+            self._tally.forget()  # of a frame that could not be stored
             with translated(self._path), connection.begin():
                 stored = connection.execute(
                     insert_or_ignore(schema.frames)
@@ -111,7 +114,7 @@ class Recording:
                     (schema.histograms, self._histograms(frame, stored)),
                     (schema.quantiles, self._quantiles(frame, stored)),
                     (schema.spectra, self._spectra(frame, stored)),
-                    (schema.masks, self._masks(frame, stored)),
+                    (schema.masks, self._masks(connection, frame, stored)),
                     (schema.scalars, self._scalars(frame, stored)),
                 ):
                     if rows:
@@ -123,6 +126,7 @@ class Recording:
                     _append(connection, schema.layer_statistics, statistics)
                     self._derived.keep(stored, frame.step, np.array([row[1] for row in statistics]), frame.statistics)
                 self._derived.add(frame.step, frame.kinds)
+            self._tally.keep()
             return int(stored)
 
     def end(self, time: float, lost: int = 0) -> None:
@@ -209,14 +213,17 @@ class Recording:
             self._place(frame, frame_id, position)
             | _named(statistics, statistic_names("spectra"))
             | {name: encode(getattr(spectrum, name), "<f4") for name in ("momentum", "base", "update")}
+            | {"estimated": int(spectrum.estimated)}
             for position, (spectrum, statistics) in frame.spectra.items()
         ]
 
-    def _masks(self, frame: Frame, frame_id: int) -> list[Row]:
-        return [
-            self._place(frame, frame_id, position) | _named(statistics, statistic_names("masks")) | _mask_columns(mask)
-            for position, (mask, statistics) in frame.masks.items()
-        ]
+    def _masks(self, connection: Connection, frame: Frame, frame_id: int) -> list[Row]:
+        rows = []
+        for position, (mask, statistics) in frame.masks.items():
+            row = self._place(frame, frame_id, position) | _named(statistics, statistic_names("masks"))
+            row |= _mask_columns(mask)
+            rows.append(row | self._tally.add(connection, row["layer_id"], mask.row_totals, mask.col_totals))
+        return rows
 
     def _events(self, frame: Frame) -> list[Row]:
         return [
@@ -278,6 +285,7 @@ def _store_run(connection: Connection, run: Run) -> Run:
             cadence=_json(run.cadence),
             optimizer=_json(run.optimizer),
             histogram_edges=encode(histogram_edges(), "<f8"),
+            rank=run.rank,
         ),
     )
     return replace(run, id=key)

@@ -13,7 +13,7 @@ from root_dash.records import Run
 from root_dash.store import Store, examine, repair
 from root_dash.store.doctor import Finding, filesystem, is_network
 from tests.store.frames import make_frame, make_layers, record
-from tests.store.test_migrations import FIXTURE
+from tests.store.test_migrations import FIXTURES
 
 
 def _bad(found: list[Finding]) -> list[tuple[str, str, str]]:
@@ -58,9 +58,9 @@ def test_losses_and_gaps_are_counted_by_run(tmp_path: Path) -> None:
 def test_an_old_and_a_foreign_file_are_named(tmp_path: Path) -> None:
     """An old schema is a warning with its remedy; what is no database of ours, or none at all, is an error."""
     old = tmp_path / "old.db"
-    old.write_bytes(gzip.decompress(FIXTURE.read_bytes()))
+    old.write_bytes(gzip.decompress((FIXTURES / "schema-1.db.gz").read_bytes()))
     assert _bad(examine(old)) == [
-        ("warning", "schema", "schema 1: `root-dash migrate` brings it to 2 and keeps a copy")
+        ("warning", "schema", "schema 1: `root-dash migrate` brings it to 3 and keeps a copy")
     ]
     (tmp_path / "text").write_text("x" * 100)
     assert _bad(examine(tmp_path / "text"))[0][0] == "error"

@@ -17,19 +17,29 @@ import pytest
 from root_dash.exceptions import StoreBusy, StoreForeign
 from root_dash.records import KINDS, TENSORS, statistic_names
 from root_dash.store import Store, migrate
+from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
 from root_dash.store.schema import RECORDINGS, SCHEMA_VERSION
 from tests.store.frames import make_layers, record
 
-FIXTURE = Path(__file__).parent / "fixtures" / "schema-1.db.gz"
-"""Two runs, one of them resumed with overlapping steps, as root-dash 0.1 at 964f18c stored them."""
+FIXTURES = Path(__file__).parent / "fixtures"
+"""A file of each older schema: two runs, one of them resumed with overlapping steps, stored by the code of then.
+
+Schema 1 at 964f18c, schema 2 at b056774.
+"""
+
+
+@pytest.fixture(params=range(1, SCHEMA_VERSION))
+def version(request: pytest.FixtureRequest) -> int:
+    """Each schema version before this one."""
+    return int(request.param)
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A database of schema 1."""
+def old(tmp_path: Path, version: int) -> Path:
+    """A database of that schema."""
     path = tmp_path / "old.db"
-    path.write_bytes(gzip.decompress(FIXTURE.read_bytes()))
+    path.write_bytes(gzip.decompress((FIXTURES / f"schema-{version}.db.gz").read_bytes()))
     return path
 
 
@@ -41,14 +51,19 @@ def _rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def _recorded(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table of schema 1."""
-    tables = {table.name: [f'"{name}"' for name in table.c.keys()] for table in RECORDINGS.values()}
-    tables |= {name: ["*"] for name in ("runs", "attempts", "layers", "frames", "scalars", "events")}
-    return {
-        name: sorted(_rows(path, f"SELECT {', '.join(columns)} FROM {name}"), key=repr)
-        for name, columns in tables.items()
-    }
+Rows = dict[str, tuple[list[str], list[tuple[Any, ...]]]]
+"""The columns and the rows of tables by name."""
+
+
+def _recorded(path: Path, like: Rows | None = None) -> Rows:
+    """Every row of every table that holds what was recorded, in the columns that the file has, or that `like` has."""
+    names = ("runs", "attempts", "layers", "frames", "scalars", "events", *(t.name for t in RECORDINGS.values()))
+    found: Rows = {}
+    for name in names:
+        columns = like[name][0] if like else sorted(row[1] for row in _rows(path, f"PRAGMA table_info({name})"))
+        chosen = ", ".join(f'"{column}"' for column in columns)
+        found[name] = columns, sorted(_rows(path, f"SELECT {chosen} FROM {name}"), key=repr)
+    return found
 
 
 def _shape(path: Path) -> dict[str, Any]:
@@ -64,24 +79,24 @@ def _shape(path: Path) -> dict[str, Any]:
     }
 
 
-def test_an_old_file_is_migrated_with_every_row(old: Path, tmp_path: Path) -> None:
-    """All rows of schema 1 come through, the tables are those of a new file, and a copy of the old one is kept."""
+def test_an_old_file_is_migrated_with_every_row(old: Path, version: int, tmp_path: Path) -> None:
+    """All rows of an older schema come through, the tables are those of a new file, and a copy is kept."""
     before = _recorded(old)
     done = migrate(old)
     assert done is not None
-    assert (done.path, done.before, done.after) == (old, 1, SCHEMA_VERSION)
-    assert _recorded(old) == before
+    assert (done.path, done.before, done.after) == (old, version, SCHEMA_VERSION)
+    assert _recorded(old, before) == before
     assert _shape(old) == _shape(record(tmp_path / "new.db", 3))
     assert _rows(old, "PRAGMA integrity_check") == [("ok",)]
     assert _rows(old, "PRAGMA foreign_key_check") == []
     assert _rows(old, "SELECT * FROM alembic_version") == [(f"{SCHEMA_VERSION:04d}",)]
-    assert sorted(path.name for path in tmp_path.glob("old*")) == ["old.db", "old.db.schema-1"]
+    assert sorted(path.name for path in tmp_path.glob("old*")) == ["old.db", f"old.db.schema-{version}"]
     assert migrate(old) is None
     assert _recorded(done.backup) == before
-    assert _rows(done.backup, "PRAGMA user_version") == [(1,)]
+    assert _rows(done.backup, "PRAGMA user_version") == [(version,)]
 
 
-def test_what_an_old_file_holds_is_answered(old: Path) -> None:
+def test_what_an_old_file_holds_is_answered(old: Path, version: int) -> None:
     """Histories, grids and arrays of a migrated file are those of its rows, the resumed attempt's where both have."""
     newest = {}
     for name in (*statistic_names("statistics"), *statistic_names("spectra")):
@@ -101,25 +116,29 @@ def test_what_an_old_file_holds_is_answered(old: Path) -> None:
         histograms = store.histograms(1)
         assert histograms.steps.tolist() == sorted(counts)
         for row, step in zip(histograms.counts, histograms.steps.tolist(), strict=True):
-            assert np.array_equal(row, decode(counts[step], "<u4", 515, compressed=True))
+            packed = unpack([counts[step]])[0] if version > 1 else decode(counts[step], "<u4", 515, compressed=True)
+            assert np.array_equal(row, packed)
         assert store.quantiles(1, 30).step == 24
         assert store.mask(1).step == 48
+        masks = [store.mask(1, step) for step in store.steps(1, "masks").tolist()]
+        assert store.outlier_counts(1).recorded >= len(masks) > 1
         assert {tensor: store.histogram(2, 50, tensor).step for tensor in TENSORS} == dict.fromkeys(TENSORS, 48)
 
 
-def test_an_old_file_is_written_on(old: Path) -> None:
+def test_an_old_file_is_written_on(old: Path, version: int) -> None:
     """Opening it for writing migrates it; another attempt of its run goes on where it was."""
     record(old, 10, make_layers(3), start=50, seed=2)
     with Store.open(old) as store:
         assert store.history(1, "grad_norm").steps.tolist() == list(range(60))
         assert set(store.frames(1)[-1].kinds) <= set(KINDS)
-    assert old.with_name("old.db.schema-1").exists()
+    assert old.with_name(f"old.db.schema-{version}").exists()
 
 
-def test_an_old_file_is_not_read_as_it_is(old: Path) -> None:
+def test_an_old_file_is_not_read_as_it_is(old: Path, version: int) -> None:
     """A reader says which command brings it up to date, and leaves it alone."""
     content = old.read_bytes()
-    with pytest.raises(StoreForeign, match=r"has schema 1, an older one .* `root-dash migrate` brings it up to date"):
+    sentence = rf"has schema {version}, an older one .* `root-dash migrate` brings it up to date"
+    with pytest.raises(StoreForeign, match=sentence):
         Store.open(old)
     assert old.read_bytes() == content
 
@@ -153,14 +172,14 @@ def test_a_file_that_another_process_has_open_is_not_migrated(old: Path, monkeyp
     assert migrate(old) is not None
 
 
-def test_a_copy_never_takes_anothers_place(old: Path) -> None:
+def test_a_copy_never_takes_anothers_place(old: Path, version: int) -> None:
     """A file under the copy's name, and half a copy of a process that was killed, do not stop the migration."""
-    kept, half = old.with_name("old.db.schema-1"), old.with_name("old.db.part")
+    kept, half = old.with_name(f"old.db.schema-{version}"), old.with_name("old.db.part")
     kept.write_text("mine")
     half.write_bytes(b"half")
     done = migrate(old)
     assert done is not None
-    assert done.backup.name == "old.db.schema-1.2"
+    assert done.backup.name == f"old.db.schema-{version}.2"
     assert kept.read_text() == "mine"
     assert not half.exists()
 
@@ -181,16 +200,16 @@ migrate(sys.argv[1])
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("runs", [1, 2])
-def test_kill_9_in_a_migration_leaves_the_old_file(old: Path, runs: int) -> None:
-    """Killed after the tables were changed, the file is of schema 1 with every row, and is migrated the next time."""
+@pytest.mark.parametrize("runs", [2])
+def test_kill_9_in_a_migration_leaves_the_old_file(old: Path, version: int, runs: int) -> None:
+    """Killed after the tables were changed, the file is the old one with every row, and is migrated the next time."""
     before = _recorded(old)
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(old), str(runs)], cwd=Path(__file__).parents[2], env=os.environ, check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    assert _rows(old, "PRAGMA user_version") == [(1,)]
+    assert _rows(old, "PRAGMA user_version") == [(version,)]
     assert _recorded(old) == before
     assert _rows(old, "PRAGMA integrity_check") == [("ok",)]
     assert migrate(old) is not None
-    assert _recorded(old) == before
+    assert _recorded(old, before) == before

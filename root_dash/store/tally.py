@@ -1,0 +1,84 @@
+"""How often each row and column of a layer was an outlier, counted over the run's masks as they are stored.
+
+A running count goes with every mask, so that what held over the whole run is one look-up at its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, select
+
+from root_dash.records import CountArray, OutlierCounts, outlying
+from root_dash.store import schema
+from root_dash.store.encoding import decode, encode
+
+_COLUMNS = ("recorded", "row_counts", "col_counts")
+
+
+@dataclass(slots=True)
+class Tally:
+    """The running counts of one run's layers. What a frame adds counts once the frame is stored: `keep` says so."""
+
+    _kept: dict[int, OutlierCounts] = field(default_factory=dict)
+    _open: dict[int, OutlierCounts] = field(default_factory=dict)
+
+    def add(self, connection: Connection, layer_id: int, rows: CountArray, cols: CountArray) -> dict[str, Any]:
+        """Count a mask of a layer, given its outliers in every row and column; the columns that go with it."""
+        before = self._open.get(layer_id) or self._kept.get(layer_id) or latest(connection, layer_id)
+        if before is None or before.rows.shape != rows.shape or before.cols.shape != cols.shape:
+            before = OutlierCounts(0, np.zeros(rows.shape, np.uint32), np.zeros(cols.shape, np.uint32))
+        after = OutlierCounts(before.recorded + 1, before.rows + outlying(rows), before.cols + outlying(cols))
+        self._open[layer_id] = after
+        return columns(after)
+
+    def keep(self) -> None:
+        """The frame that was counted is stored."""
+        self._kept |= self._open
+        self._open.clear()
+
+    def forget(self) -> None:
+        """It is not."""
+        self._open.clear()
+
+
+def columns(counts: OutlierCounts) -> dict[str, Any]:
+    """Running counts as columns of the masks table."""
+    rows, cols = (encode(one, "<u4", compress=True) for one in (counts.rows, counts.cols))
+    return dict(zip(_COLUMNS, (counts.recorded, rows, cols), strict=True))
+
+
+def latest(connection: Connection, layer_id: int, step: int | None = None) -> OutlierCounts | None:
+    """The counts that go with a layer's mask stored last, at or before the step; None where there is none."""
+    table = schema.masks.c
+    query = select(table.rows, table.cols, table.step, *(table[name] for name in _COLUMNS))
+    query = query.where(table.layer_id == layer_id)
+    if step is not None:
+        query = query.where(table.step <= step)
+    row = connection.execute(query.order_by(table.frame_id.desc()).limit(1)).first()
+    if row is None or row.row_counts is None or row.col_counts is None:
+        return None
+    rows, cols = (
+        decode(content, "<u4", size, compressed=True)
+        for content, size in ((row.row_counts, row.rows), (row.col_counts, row.cols))
+    )
+    return OutlierCounts(row.recorded, rows, cols, row.step)
+
+
+def recount(connection: Connection) -> None:
+    """Count all masks of the database anew: of one whose schema had no counts."""
+    table = schema.masks
+    key = [table.c.frame_id, table.c.layer_id]
+    fields = [*key, table.c.rows, table.c.cols, table.c.row_totals, table.c.col_totals]
+    counted: dict[int, tuple[int, NDArray[Any], NDArray[Any]]] = {}
+    for row in connection.execute(select(*fields).order_by(*key)).fetchall():
+        rows = outlying(decode(row.row_totals, "<u4", row.rows, compressed=True)).astype(np.uint32)
+        cols = outlying(decode(row.col_totals, "<u4", row.cols, compressed=True)).astype(np.uint32)
+        recorded, by_row, by_col = counted.get(row.layer_id, (0, np.uint32(0), np.uint32(0)))
+        counted[row.layer_id] = (recorded + 1, rows + by_row, cols + by_col)
+        counts = OutlierCounts(*counted[row.layer_id])
+        where = (table.c.frame_id == row.frame_id) & (table.c.layer_id == row.layer_id)
+        connection.execute(table.update().where(where).values(columns(counts)))
