@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, select
 
 from root_dash.records import CountArray, OutlierCounts, outlying
-from root_dash.store import schema
+from root_dash.store import reading, schema
 from root_dash.store.encoding import decode, encode
 
 _COLUMNS = ("recorded", "row_counts", "col_counts")
@@ -53,12 +53,8 @@ def columns(counts: OutlierCounts) -> dict[str, Any]:
 
 def latest(connection: Connection, layer_id: int, step: int | None = None) -> OutlierCounts | None:
     """The counts that go with a layer's mask stored last, at or before the step; None where there is none."""
-    table = schema.masks.c
-    query = select(table.rows, table.cols, table.step, *(table[name] for name in _COLUMNS))
-    query = query.where(table.layer_id == layer_id)
-    if step is not None:
-        query = query.where(table.step <= step)
-    row = connection.execute(query.order_by(table.frame_id.desc()).limit(1)).first()
+    table = schema.masks
+    row = reading.at_step(connection, table, layer_id, step, [table.c[name] for name in ("rows", "cols", *_COLUMNS)])
     if row is None or row.row_counts is None or row.col_counts is None:
         return None
     rows, cols = (
