@@ -109,6 +109,7 @@ class Recorder:
         self._process = os.getpid()
         self._closed = False
         self._due: frozenset[Kind] = frozenset()
+        self._asked: frozenset[Kind] = frozenset()
         self._measured: list[Measurement] = []
         self._events: list[Event] = []
         self._unsealed = False
@@ -130,6 +131,10 @@ class Recorder:
         """
         if self.active:
             self._log(scalars)
+
+    def capture_masks(self) -> None:
+        """Record the exact outlier masks of the next step too, whatever the cadence says."""
+        self._asked = frozenset({"masks"})
 
     def close(self, timeout: float = DRAIN_SECONDS) -> None:
         """Store what is waiting, for at most `timeout` seconds, and detach from the optimizers; once."""
@@ -233,7 +238,8 @@ class Recorder:
             self._failures.clear()
         self._failures_before = self._failures.count
         self.step += 1
-        due, self._due = self._due, self._budget.cadence.due(self.step)
+        due, self._due = self._due, self._budget.cadence.due(self.step) | self._asked
+        self._asked = frozenset()
         try:
             self._seal({}, self.step - 1)
         finally:

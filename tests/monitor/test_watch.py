@@ -392,3 +392,18 @@ def test_what_is_no_budget_is_refused(value: Any, error: type[Exception], tmp_pa
     with pytest.raises(error, match="max_overhead must be"):
         root_dash.watch(model, root(model), db=tmp_path / "runs.db", max_overhead=value)
     assert not (tmp_path / "runs.db").exists()
+
+
+def test_masks_are_captured_on_demand(tmp_path: Path) -> None:
+    """`capture_masks` adds the exact masks of the next step alone, also where the cadence has none."""
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=Cadence(masks=0)) as run:
+        train(model, optimizers, 2, run.log)
+        run.capture_masks()
+        train(model, optimizers, 2, run.log)
+    with root_dash.open(tmp_path / "runs.db") as store:
+        layer = layers_of(store)[MATRICES[0]]
+        assert store.steps(layer.id, "masks").tolist() == [3]
+        assert store.mask(layer.id).dense().mean() == pytest.approx(store.statistics(layer.id, 3)["outlier_fraction"])
+        assert store.outlier_counts(layer.id).recorded == 1
