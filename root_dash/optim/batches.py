@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -145,6 +146,11 @@ def whole(tensor: Tensor) -> Tensor:
 def as_matrix(tensor: Tensor) -> Tensor:
     """The tensor as rows x cols: trailing dimensions flattened; a vector is one row, a scalar 1 x 1."""
     return tensor.flatten(1) if tensor.ndim >= 2 else tensor.reshape(1, -1)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of `as_matrix` of a tensor of that shape."""
+    return (shape[0], prod(shape[1:])) if len(shape) >= 2 else (1, prod(shape))
 
 
 def equal_shaped(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from root_dash.optim.batches import Batch, empty, matrices, standing, writable
 from root_dash.optim.coefficients import Normalization
 from root_dash.optim.dealing import Chunk, Exchange, Round, exchanges_of, rounds_of, shard_rows
 from root_dash.optim.faults import cleaned
-from root_dash.optim.observation import Observer
+from root_dash.optim.observation import Observer, ShardObservation, ShardObserver
 from root_dash.optim.orthogonalize import Orthogonalized, newton_schulz
 from root_dash.optim.pieces import Layout
 from root_dash.optim.shards import local, local_gradient
@@ -112,24 +112,30 @@ def dealt(part: Part, group: ProcessGroup, observers: Sequence[Observer], option
         original.copy_(copy)
 
 
-def sharded(part: Part, group: ProcessGroup, observers: Sequence[Observer], options: Options) -> None:
+def sharded(
+    part: Part,
+    group: ProcessGroup,
+    observers: Sequence[Observer],
+    shard_observers: Sequence[ShardObserver],
+    options: Options,
+) -> None:
     """One step of parameters whose rows are sharded."""
     from torch.distributed import Work, all_to_all_single
 
     params, finite = part.params, part.finite
     rank, ranks, layout = group.rank(), group.size(), options["layout"]
-    grads = [local_gradient(param, grad) for param, grad in zip(params, part.grads, strict=True)]
+    seen = [local_gradient(param, grad) for param, grad in zip(params, part.grads, strict=True)]
     buffers = [local(buffer) for buffer in part.buffers]
-    grads = _advanced(grads, buffers, finite, options)
+    grads = _advanced(seen, buffers, finite, options)
     weights = [local(param) for param in params]
     targets = [weight.contiguous() for weight in weights]
     bounds = [shard_rows(param.shape, layout, ranks)[rank] for param in params]
-    gradient_rows, buffer_rows, weight_rows = (
+    seen_rows, gradient_rows, buffer_rows, weight_rows = (
         [
             each.reshape(stop - start, -1) if each.numel() else each
             for each, (start, stop) in zip(of, bounds, strict=True)
         ]
-        for of in (grads, buffers, targets)
+        for of in (seen, grads, buffers, targets)
     )
 
     def rows(of: Sequence[Tensor], chunks: Sequence[Chunk]) -> list[Tensor]:
@@ -147,6 +153,12 @@ def sharded(part: Part, group: ProcessGroup, observers: Sequence[Observer], opti
         outgoing = torch.empty(_entries(held), dtype=own.dtype, device=own.device)
         gradients = rows(gradient_rows, held) if options["nesterov"] else None
         ahead(_cut(outgoing, held), gradients, rows(buffer_rows, held), options["momentum"])
+        if shard_observers and held:
+            shards = _shards(
+                held, params, rows(seen_rows, held), rows(weight_rows, held), _cut(outgoing, held), options
+            )
+            for observe in shard_observers:
+                observe(shards)
         incoming, work = sent(exchange, outgoing, held, needed)
         yield
         if work is not None:
@@ -181,6 +193,31 @@ def sharded(part: Part, group: ProcessGroup, observers: Sequence[Observer], opti
     for weight, target in zip(weights, targets, strict=True):
         if target is not weight:
             weight.copy_(target)
+
+
+def _shards(
+    chunks: Sequence[Chunk],
+    params: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    options: Options,
+) -> list[ShardObservation]:
+    """What the observers of shards are shown of chunks."""
+    return [
+        ShardObservation(
+            parameter=params[chunk.place.parameter],
+            piece=chunk.place.piece,
+            algorithm="root",
+            shape=chunk.place.shape,
+            gradient=gradient,
+            weight=weight,
+            momentum=momentum,
+            update=None,
+            lr=options["lr"] * lr_scale(chunk.place.shape, options["adjust_lr_fn"]),
+        )
+        for chunk, gradient, weight, momentum in zip(chunks, gradients, weights, momenta, strict=True)
+    ]
 
 
 def _advanced(

@@ -14,7 +14,7 @@ gradients for the same parameters, as they have under DistributedDataParallel an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -23,9 +23,9 @@ import torch.distributed
 from torch import Tensor
 
 from root_dash.optim.adamw import adamw
-from root_dash.optim.batches import whole
+from root_dash.optim.batches import matrix_shape, whole
 from root_dash.optim.collective import Options, Part, at, dealt, sharded
-from root_dash.optim.observation import Observer
+from root_dash.optim.observation import Observation, Observer, ShardObservation, ShardObserver
 from root_dash.optim.shards import is_dtensor, local, local_gradient, part_of, row_group
 from root_dash.optim.step import root
 
@@ -41,6 +41,7 @@ def root_over_ranks(
     process_group: ProcessGroup | None,
     finite: Sequence[Tensor] | None = None,
     observers: Sequence[Observer] = (),
+    shard_observers: Sequence[ShardObserver] = (),
     **options: Unpack[Options],
 ) -> None:
     """`root` of parameters of which others hold the same, `process_group`, or other parts, as DTensors.
@@ -65,7 +66,7 @@ def root_over_ranks(
     elif plain:
         dealt(everything.at(plain), process_group, observers, options)
     for group, indices in by_rows.values():
-        sharded(everything.at(indices), group, observers, options)
+        sharded(everything.at(indices), group, observers, shard_observers, options)
     for index in otherwise:
         _put_together(everything.at([index]), observers, options)
 
@@ -79,22 +80,53 @@ def adamw_over_ranks(
     *,
     finite: Sequence[Tensor] | None = None,
     observers: Sequence[Observer] = (),
+    shard_observers: Sequence[ShardObserver] = (),
     **options: Any,
 ) -> None:
-    """`adamw` of parameters of which some may be DTensors: their parts are stepped where they are, and not observed."""
+    """`adamw` of parameters of which some may be DTensors: their parts are stepped where they are, and so observed."""
     cut = [is_dtensor(param) for param in params]
     for shards in (False, True):
         part = [index for index, each in enumerate(cut) if each == shards]
+        here = [local(param) for param in at(params, part)]
+        whose = dict(zip(here, at(params, part), strict=True))
         adamw(
-            [local(param) for param in at(params, part)],
+            here,
             [local_gradient(params[index], grads[index]) for index in part],
             [local(average) for average in at(exp_avgs, part)],
             [local(average) for average in at(exp_avg_sqs, part)],
             at(steps, part),
             finite=finite and at(finite, part),
-            observers=() if shards else observers,
+            observers=[_by_shards(each, whose) for each in shard_observers] if shards else observers,
             **options,
         )
+
+
+def _by_shards(observe: ShardObserver, whose: Mapping[Tensor, Tensor]) -> Observer:
+    """An observer of what is here of DTensors, given these, that shows it as their shards."""
+
+    def observer(seen: Observation) -> None:
+        assert seen.gradient is not None
+        assert seen.weight is not None
+        tensors = zip(seen.parameters, seen.gradient, seen.weight, seen.momentum, seen.update, strict=True)
+        shards = [
+            ShardObservation(
+                whose[here],
+                0,
+                seen.algorithm,
+                matrix_shape(whose[here].shape),
+                gradient,
+                weight,
+                momentum,
+                update,
+                seen.lr,
+            )
+            for here, gradient, weight, momentum, update in tensors
+            if here.numel()
+        ]
+        if shards:
+            observe(shards)
+
+    return observer
 
 
 def check_process_group(group: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -46,5 +46,36 @@ class Observation:
     """(L, 1, 1): what the base was multiplied by before A was taken."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShardObservation:
+    """What this process holds of one matrix of a sharded parameter in the middle of a step, at least one entry.
+
+    Every process shows its own, also where one of them sees the matrix whole (`Observation`) or none does (AdamW):
+    what is summed over entries is summed over shards. The tensors are (rows, cols) of the shard as it stands in the
+    parameter (a vector 1 x n), alive only during the call. Read them, copy what must last, and write to none.
+    """
+
+    parameter: Tensor
+    piece: int
+    """Which of its parameter's matrices it is of; 0 where the parameter is one matrix."""
+    algorithm: str
+    """`"root"` or `"adamw"`."""
+    shape: tuple[int, int]
+    """Rows and columns of the whole matrix."""
+    gradient: Tensor
+    """As in `p.grad`."""
+    weight: Tensor
+    """Before the step."""
+    momentum: Tensor
+    """Of M: what is about to be orthogonalized; for AdamW of its `exp_avg`."""
+    update: Tensor | None
+    """For AdamW of X, before the learning rate; None for ROOT, whose X is made where the matrix is whole."""
+    lr: float | Tensor
+    """The scaled learning rate: what multiplies X when it is subtracted from the weights."""
+
+
 Observer: TypeAlias = Callable[[Observation], object]
 """Called during the step; what it raises leaves the step unfinished."""
+
+ShardObserver: TypeAlias = Callable[[Sequence[ShardObservation]], object]
+"""The same, for some shards at a time, each of another matrix."""

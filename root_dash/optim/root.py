@@ -41,7 +41,7 @@ from root_dash.optim.calibration import PAPER_MIXTURE
 from root_dash.optim.coefficients import Normalization
 from root_dash.optim.distributed import adamw_over_ranks, check_process_group, root_over_ranks
 from root_dash.optim.faults import NonFinite, finite_flags, refuse_nonfinite
-from root_dash.optim.observation import Observer
+from root_dash.optim.observation import Observer, ShardObserver
 from root_dash.optim.outliers import QuantileMethod
 from root_dash.optim.param_groups import param_groups
 from root_dash.optim.pieces import Layout
@@ -178,6 +178,7 @@ class ROOT(Optimizer):
         }
         check_group(_with_own_normalization(dict(defaults)))
         self._observers: OrderedDict[int, Observer] = OrderedDict()
+        self._shard_observers: OrderedDict[int, ShardObserver] = OrderedDict()
         self._sets = CoefficientSets()
         self.process_group = process_group
         super().__init__(params, defaults)
@@ -211,6 +212,12 @@ class ROOT(Optimizer):
         """
         handle = RemovableHandle(self._observers)
         self._observers[handle.id] = observer
+        return handle
+
+    def register_shard_observer(self, observer: ShardObserver) -> RemovableHandle:
+        """The same with what this process holds of sharded parameters: some `ShardObservation`s at a time."""
+        handle = RemovableHandle(self._shard_observers)
+        self._shard_observers[handle.id] = observer
         return handle
 
     def register_change_observer(self, observer: ChangeObserver) -> RemovableHandle:
@@ -263,7 +270,7 @@ class ROOT(Optimizer):
         if group["nonfinite"] == "skip" and params:
             finite = finite_flags(grads)
             _count_skipped(group, dict(zip(params, finite, strict=True)))
-        observers = tuple(self._observers.values())
+        observers, shard_observers = tuple(self._observers.values()), tuple(self._shard_observers.values())
         if group["algorithm"] == "adamw":
             adamw_over_ranks(
                 params,
@@ -279,6 +286,7 @@ class ROOT(Optimizer):
                 capturable=group["capturable"],
                 finite=finite,
                 observers=observers,
+                shard_observers=shard_observers,
             )
             return
         still = group["capturable"] or torch.compiler.is_compiling()
@@ -305,6 +313,7 @@ class ROOT(Optimizer):
             finite=finite,
             one_by_one=group["foreach"] is False,
             observers=observers,
+            shard_observers=shard_observers,
         )
         if not still:
             group["step"] = step
@@ -340,6 +349,7 @@ class ROOT(Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # which torch puts there, and which would go into every group
         self.__dict__.setdefault("_observers", OrderedDict())
+        self.__dict__.setdefault("_shard_observers", OrderedDict())
         self.__dict__.setdefault("_sets", CoefficientSets())
         self.__dict__.setdefault("process_group", None)
         for group in self.param_groups:

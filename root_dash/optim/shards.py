@@ -55,6 +55,18 @@ def part_of(whole: Tensor, like: DTensor) -> Tensor:
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
+def counted_here(tensor: DTensor, *, whole: bool) -> bool:
+    """Whether what this process has of a DTensor is to be counted where that of all is added up.
+
+    Of several copies of a shard it is the first; of what all processes of the mesh see `whole`, that of the first.
+    """
+    coordinate = tensor.device_mesh.get_coordinate()
+    if coordinate is None:
+        return False
+    places = zip(coordinate, tensor.placements, strict=True)
+    return all(index == 0 for index, placement in places if whole or placement.is_replicate())
+
+
 def agreed(flags: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Booleans about what is here of each tensor, made to hold of all of it: a collective call for DTensors.
 

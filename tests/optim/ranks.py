@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from root_dash.optim import ROOT, Observation
 from root_dash.optim.calibration import Change
 from root_dash.optim.faults import NonFinite
+from root_dash.optim.observation import ShardObservation
 
 STEPS = 6
 SECONDS = 240
@@ -148,6 +149,21 @@ class Watch:
             self.seen[self.names[p], piece] = {n: v[row].clone() for n, v in values.items() if v is not None}
 
 
+class ShardWatch:
+    """What an optimizer shows of this rank's shards, by parameter and piece, at the last step."""
+
+    def __init__(self, model: nn.Module, optimizer: ROOT) -> None:
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self.seen: dict[tuple[str, int], dict[str, Tensor]] = {}
+        optimizer.register_shard_observer(self)
+
+    def __call__(self, shards: Sequence[ShardObservation]) -> None:
+        for shard in shards:
+            values = {name: getattr(shard, name) for name in ("gradient", "weight", "momentum", "update")}
+            key = (self.names[shard.parameter], shard.piece)
+            self.seen[key] = {n: v.clone() for n, v in values.items() if v is not None}
+
+
 def alone(history: Sequence[Sequence[Tensor]], rank: int, **options: Any) -> dict[str, Any]:
     """What a single process makes of the gradients; rank 0 tells."""
     if rank:
@@ -201,9 +217,11 @@ def sharded(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     ours = model()
     for part in (*ours.square, ours):
         fully_shard(part, mesh=mesh)
-    result = trained(ours, optimizer(ours), rank, watched=True)
+    root = optimizer(ours)
+    shards = ShardWatch(ours, root)
+    result = trained(ours, root, rank, watched=True)
     empty = {name: p.to_local().numel() == 0 for name, p in ours.named_parameters() if isinstance(p, DTensor)}
-    return {**result, "empty": empty}
+    return {**result, "empty": empty, "shards": shards.seen}
 
 
 def stepped(params: list[nn.Parameter], shapes: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:

@@ -139,6 +139,23 @@ def test_the_owner_observes_a_sharded_matrix(results: Results, world: int) -> No
 
 
 @pytest.mark.parametrize("world", [2, 3])
+def test_every_rank_observes_its_shards(results: Results, world: int) -> None:
+    """One after another they are the single process' gradient, weight and momentum, and for AdamW its update."""
+    shown = [rank["sharded"]["shards"] for rank in results[world]]
+    single = results[world][0]["sharded"]["single seen"]
+    assert {key for each in shown for key in each} == set(single)
+    for key, fields in single.items():
+        names = ("gradient", "weight", "momentum") + (() if key in MATRICES else ("update",))
+        vector = len(fields["weight"]) == 1 and key not in MATRICES
+        for name in names:
+            together = torch.cat([each[key][name] for each in shown if key in each], 1 if vector else 0)
+            exact = key in MATRICES or name == "gradient"
+            rtol, atol = (0.0, 0.0) if exact else (1e-5, 1e-6)
+            torch.testing.assert_close(together, fields[name], rtol=rtol, atol=atol)
+        assert key not in MATRICES or not any("update" in each[key] for each in shown if key in each)
+
+
+@pytest.mark.parametrize("world", [2, 3])
 def test_every_way_to_cut_and_every_option_equal_a_single_process(results: Results, world: int) -> None:
     """Dealt, cut by rows with and without copies, by columns, by both, or not at all: the same bits on all ranks."""
     expected = results[world][0]["choices"]
