@@ -10,6 +10,7 @@ import atexit
 import functools
 import math
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +23,14 @@ from torch.optim import Optimizer
 
 from root_dash.monitor.budget import Budget, change, next_cadence
 from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.crowding import Crowding, crowded, leave_out, told
+from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.foreign import ForeignOptimizer
 from root_dash.monitor.measure import Batch, Measurement, batch_of, measure
 from root_dash.monitor.meter import Meter
+from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
-from root_dash.monitor.writer import Failures, Pending, Sink, Writer, print_to_stderr
+from root_dash.monitor.writer import Nowhere, Pending, Sink, Writer
 from root_dash.optim.calibration import Change
 from root_dash.optim.observation import Observation
 from root_dash.optim.root import ROOT
@@ -94,6 +98,8 @@ class Recorder:
     ) -> None:
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
+        self.left_out = 0
+        """How many recordings of a kind were left out since the store could not keep up."""
         self._positions = dict(positions)
         self._on_cpu = all(parameter.is_cpu for parameter in self._positions)
         if max_overhead is None:
@@ -105,6 +111,7 @@ class Recorder:
         self._outlier_quantile = outlier_quantile
         self._failures = Failures()
         self._misused = Failures(limit=None)
+        self._crowding = Crowding()
         self._writer = Writer(sink)
         self._process = os.getpid()
         self._closed = False
@@ -122,7 +129,8 @@ class Recorder:
         # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
-        weakref.finalize(self, self._writer.release).atexit = False
+        weakref.finalize(self, _let_go, self._writer).atexit = False
+        drain_on_termination(self._writer)
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers with the last finished step, such as `loss=loss`; a tensor is not waited for.
@@ -145,7 +153,11 @@ class Recorder:
         atexit.unregister(self._at_exit)
         for handle in self._handles:
             handle.remove()
-        if not self._writer.close(timeout):
+        try:
+            stored = self._writer.close(timeout)
+        finally:
+            forget(self._writer)
+        if not stored:
             print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
         elif self.lost:
             print_to_stderr(f"root-dash: {self.lost} frames were lost, {self.stored} stored")
@@ -185,6 +197,10 @@ class Recorder:
         """Whether it still records: not closed, not given up, and not in a forked child."""
         gave_up = self._failures.gave_up or self._writer.failures.gave_up
         return not self._closed and not gave_up and os.getpid() == self._process
+
+    def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
+        """A copy, such as a spawned process gets with its dataset, is one that was closed: it records nothing."""
+        return _closed_recorder, ()
 
     def __enter__(self) -> Self:
         return self
@@ -238,13 +254,22 @@ class Recorder:
             self._failures.clear()
         self._failures_before = self._failures.count
         self.step += 1
-        due, self._due = self._due, self._budget.cadence.due(self.step) | self._asked
+        due, self._due = self._due, self._uncrowded(self._budget.cadence.due(self.step)) | self._asked
         self._asked = frozenset()
         try:
             self._seal({}, self.step - 1)
         finally:
             self._unsealed = bool(self._due)
         self._settle(due)
+
+    def _uncrowded(self, due: frozenset[Kind]) -> frozenset[Kind]:
+        """What is recorded of the kinds that are due, so that a slow store can keep up."""
+        before, self._crowding = self._crowding, crowded(self._crowding, self._writer.fill)
+        if (text := told(before, self._crowding)) is not None:
+            self._events.append(Event("queue", text, self.step, time.time()))
+        kept, self._crowding = leave_out(self._crowding, due)
+        self.left_out += len(due) - len(kept)
+        return kept
 
     def _settle(self, due: frozenset[Kind]) -> None:
         """Hold what the last step's recording cost, of the kinds that were due, against the budget."""
@@ -325,7 +350,19 @@ class Recorder:
 def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
     alive = recorder()
     if alive is not None:
-        alive.close()
+        interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+        alive.close(INTERRUPTED_SECONDS if interrupted else DRAIN_SECONDS)
+
+
+def _let_go(writer: Writer) -> None:
+    forget(writer)
+    writer.release()
+
+
+def _closed_recorder() -> Recorder:
+    recorder = Recorder((), {}, Nowhere(), cadence=Cadence(), outlier_quantile=1.0)
+    recorder.close()
+    return recorder
 
 
 def _scalar(name: str, value: float | Tensor) -> float | Tensor:

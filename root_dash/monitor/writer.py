@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import threading
 import time
-import traceback
+import weakref
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
 from root_dash.exceptions import StoreError
+from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.frames import Assembler, Group
 from root_dash.monitor.meter import Bill
 from root_dash.monitor.transfer import Arrival
-from root_dash.records import Event, Frame, Kind
+from root_dash.records import Event, Frame, Kind, Layer
 
 QUEUE_BYTES = 64 * 2**20
 """The host memory that waiting frames may hold, beside the one being stored; what comes on top is lost, and counted."""
 
+FRAME_BYTES, PART_BYTES = 2048, 512
+"""What a waiting frame holds beside its arrays, and each of its arrays beside their entries."""
+
 RETRY_SECONDS = (0.1, 5.0)
 """The first and the longest pause before storing is tried again, where the store is locked or its disk full."""
 
-FAILURES = 3
-"""After so many failures the recorder gives up."""
-
+SAID_SECONDS = 60.0
+"""How long nothing more is said on stderr of a store that cannot be written; the recording itself tells each time."""
 
 HEAVIEST_FIRST: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms", "statistics")
 
@@ -39,11 +42,30 @@ class Sink(Protocol):
     def append(self, frame: Frame) -> object:
         """Store a frame, whole or not at all; storing it again changes nothing."""
 
+    def extend(self, layers: Sequence[Layer]) -> object:
+        """Take layers that the run did not have at its start, before the first frame that names them."""
+
     def end(self, time: float, lost: int) -> None:
         """Say that no more frames will come, and how many were lost since the last that was stored."""
 
     def close(self) -> None:
         """Release what the sink holds."""
+
+
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def append(self, frame: Frame) -> object:
+        """Let it go."""
+
+    def extend(self, layers: Sequence[Layer]) -> object:
+        """Let them go."""
+
+    def end(self, time: float, lost: int) -> None:
+        """Nothing to end."""
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,48 +82,25 @@ class Pending:
     events: tuple[Event, ...] = ()
     bill: Bill | None = None
     """Where to write what the frame took of the writer's thread; None where nobody asks."""
+    layers: tuple[Layer, ...] = ()
+    """Those that the step is the first to name."""
 
-
-class Failures:
-    """Counts what went wrong on our side; shows the first traceback, says so when it gives up, and never raises."""
-
-    def __init__(self, limit: int | None = FAILURES) -> None:
-        self.count = 0
-        self.gave_up = False
-        self._limit = limit
-        self._in_a_row = 0
-
-    def add(self, doing: str, error: Exception) -> None:
-        """Count a failure while `doing` something."""
-        self.count += 1
-        self._in_a_row += 1
-        if self.count == 1:
-            trace = "".join(traceback.format_exception(error))
-            print_to_stderr(f"root-dash: failed {doing}; training goes on, this is shown once\n{trace}")
-        if self._limit is not None and self._in_a_row >= self._limit and not self.gave_up:
-            self.gave_up = True
-            print_to_stderr(f"root-dash: recording is off after {self._in_a_row} failures, the last: {error}")
-
-    def clear(self) -> None:
-        """What failed before works again: only failures in a row are a reason to give up."""
-        self._in_a_row = 0
-
-
-def print_to_stderr(text: str) -> None:
-    """Write a line to stderr; a closed or missing stderr is no reason to fail."""
-    try:
-        sys.stderr.write(text + "\n")
-    except (AttributeError, OSError, ValueError):
-        pass
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds of the host's memory while it waits, about."""
+        return FRAME_BYTES + PART_BYTES * len(self.arrival.parts) + self.arrival.nbytes
 
 
 class Writer:
-    """Owns the thread that waits for copies, assembles frames and appends them to the sink, in order."""
+    """Owns the thread that waits for copies, assembles frames and appends them to the sink, in order.
+
+    In a process that was forked off it does nothing: the thread, the queue and the sink are the other one's.
+    """
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.failures = Failures()
-        self.waits = Failures(limit=None)
+        self._said = -SAID_SECONDS
         self._waiting: deque[Pending] = deque()
         self._bytes = 0
         self._unstored = 0
@@ -110,6 +109,8 @@ class Writer:
         self.stored = 0
         self.lost = 0
         self._lost_said = 0
+        self._process = os.getpid()
+        _writers.add(self)
         self._thread = threading.Thread(target=self._run, name="root-dash-writer", daemon=True)
         self._thread.start()
 
@@ -118,24 +119,35 @@ class Writer:
         """Frames handed over and not yet stored."""
         return self._unstored
 
+    @property
+    def fill(self) -> float:
+        """The share of the queue's room that is taken, 0 to 1."""
+        return self._bytes / QUEUE_BYTES
+
     def lose(self) -> None:
         """Count a frame that was not even taken."""
+        if self._elsewhere():
+            return
         with self._changed:
             self.lost += 1
 
     def put(self, pending: Pending) -> None:
         """Hand a frame over; where the queue is full it is lost and counted. Never blocks for longer than a lock."""
+        if self._elsewhere():
+            return
         with self._changed:
-            if self._closing or (self._waiting and self._bytes + pending.arrival.nbytes > QUEUE_BYTES):
+            if self._closing or (self._waiting and self._bytes + pending.nbytes > QUEUE_BYTES):
                 self.lost += 1
                 return
             self._waiting.append(pending)
-            self._bytes += pending.arrival.nbytes
+            self._bytes += pending.nbytes
             self._unstored += 1
             self._changed.notify()
 
     def release(self) -> None:
         """Let the thread store what is waiting and end the recording, without waiting for it."""
+        if self._elsewhere():
+            return
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -143,8 +155,18 @@ class Writer:
     def close(self, timeout: float) -> bool:
         """Store what is waiting, for at most `timeout` seconds; whether all was."""
         self.release()
-        self._thread.join(timeout)
+        if not self._elsewhere():
+            self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: never wait for a lock that a thread of the parent's held, nor let the sink be closed."""
+        self._changed = threading.Condition()
+        self._unstored = 0
+        _parents.append(self._sink)
+
+    def _elsewhere(self) -> bool:
+        return os.getpid() != self._process
 
     def _run(self) -> None:
         on_one_thread()
@@ -168,7 +190,7 @@ class Writer:
         started = time.thread_time()
         try:
             frame = _assemble(assembler, pending, seq, lost - self._lost_said)
-            self._append(frame)
+            self._append(frame, pending.layers)
             if pending.bill is not None:
                 kinds = [kind for kind in HEAVIEST_FIRST if kind in frame.kinds]
                 pending.bill.writer = (kinds[0] if kinds else "scalars", time.thread_time() - started)
@@ -179,27 +201,37 @@ class Writer:
         self.failures.clear()
         return True
 
-    def _append(self, frame: Frame) -> None:
+    def _append(self, frame: Frame, layers: tuple[Layer, ...]) -> None:
         """Append to the sink, again and again while it is the store that cannot: a lock is let go, a disk is emptied.
 
-        Meanwhile frames wait in the queue and, once it is full, are lost and counted. Ends with the last try once the
-        writer is closed.
+        Meanwhile frames wait in the queue and, once it is full, are lost and counted. The frame itself tells of it, as
+        an event. Ends with the last try once the writer is closed.
         """
         pause, longest = RETRY_SECONDS
+        began, told = time.monotonic(), frame
         while True:
             last = self._closing
             try:
-                self._sink.append(frame)
+                if layers:
+                    self._sink.extend(layers)
+                self._sink.append(told)
             except StoreError as error:
                 if last:
                     raise
-                self.waits.add("to store a frame, which will be tried again", error)
+                if told is frame:
+                    self._say_waiting(error)
+                text = f"nothing could be stored for {time.monotonic() - began:.1f} s: {error}"
+                told = replace(frame, events=(*frame.events, Event("queue", text, frame.step, time.time())))
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, pause)
                 pause = min(2 * pause, longest)
             else:
-                self.waits.clear()
                 return
+
+    def _say_waiting(self, error: StoreError) -> None:
+        if time.monotonic() - self._said >= SAID_SECONDS:
+            self._said = time.monotonic()
+            print_to_stderr(f"root-dash: recording waits, training goes on, it is tried again and again: {error}")
 
     def _next(self) -> Pending | None:
         with self._changed:
@@ -208,8 +240,23 @@ class Writer:
             if not self._waiting:
                 return None
             pending = self._waiting.popleft()
-            self._bytes -= pending.arrival.nbytes
+            self._bytes -= pending.nbytes
             return pending
+
+
+_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+_parents: list[Sink] = []
+"""In a forked child the sinks of its parent: closing one would let go of locks and fold files that are not its own."""
+
+
+def _leave_to_parent() -> None:
+    for writer in list(_writers):
+        writer.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def on_one_thread() -> None:
