@@ -4,7 +4,9 @@ RootDashError
 ├── StoreError
 │   ├── StoreNotFound    the file is missing, a directory, or cannot be read
 │   ├── StoreForeign     it is no root-dash database, or one of another schema version
-│   └── StoreBusy        another process holds it for longer than the timeout
+│   ├── StoreBusy        another process holds it for longer than the timeout
+│   └── StoreFull        its disk is full
+├── AlreadyRecorded      another frame or attempt is stored under the same number
 └── NotRecorded          the run, layer, step or statistic asked for is not in the store
 
 Bad arguments raise `ValueError` and `TypeError` that name the argument, the value and the rule.
@@ -29,6 +31,14 @@ class StoreForeign(StoreError):
 
 class StoreBusy(StoreError):
     """Another process holds the database for longer than the timeout."""
+
+
+class StoreFull(StoreError):
+    """The disk of the database is full."""
+
+
+class AlreadyRecorded(RootDashError):
+    """Another frame, or an attempt at another run, is stored under the same number, and stays."""
 
 
 class NotRecorded(RootDashError):

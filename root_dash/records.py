@@ -204,6 +204,25 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One process's go at a run: its `uid` with a frame's `seq` names the frame in any store.
+
+    `lost` counts the frames lost after the last that was stored, `last_seq` is the largest `seq` of the `frames` that
+    are stored, and `run` is the store's key of the run.
+    """
+
+    uid: str
+    started_at: float
+    ended_at: float | None = None
+    lost: int = 0
+    pid: int = 0
+    host: str = ""
+    run: int = 0
+    frames: int = 0
+    last_seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Histogram:
     """Counts of a tensor's entries between fixed edges.
 

@@ -93,3 +93,11 @@ def _decompress(content: bytes, size: int) -> bytes:
     except zstandard.ZstdError as error:
         raise StoreError(f"an array in the database is damaged: {error}") from error
     return unpacked
+
+
+def text(given: str) -> str:
+    """The text as a database takes it: lone surrogates and NUL have no place in UTF-8 columns, and are written out.
+
+    A name must never stop a training run.
+    """
+    return given.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")

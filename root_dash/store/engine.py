@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, QueuePool, create_engine, event, insert
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
+from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
 from root_dash.store.schema import APPLICATION_ID, SCHEMA_VERSION, alembic_version, metadata, revision
 
 BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for another process
@@ -106,6 +106,8 @@ def translated(path: Path) -> Iterator[None]:
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreBusy(f"{path} is held by another process for longer than {BUSY_TIMEOUT:g} seconds") from error
+        if code == sqlite3.SQLITE_FULL:
+            raise StoreFull(f"{path}: {cause}") from error
         if code == sqlite3.SQLITE_NOTADB:
             raise StoreForeign(f"{path} is not a root-dash database") from error
         raise StoreError(f"{path}: {cause}") from error

@@ -187,6 +187,7 @@ events = Table(
     Column("time", Double, nullable=False),
     Column("kind", Text, nullable=False),
     Column("text", Text, nullable=False),
+    Column("frame_id", BigInteger),  # the frame that it came with, which may be removed before it; null before schema 3
 )
 
 # What `pyramid.py` derives from the recordings so that a view costs the same at any length of a run: never the only

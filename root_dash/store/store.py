@@ -16,9 +16,11 @@ from root_dash.exceptions import NotRecorded, StoreError, StoreForeign
 from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
+    Attempt,
     CountArray,
     Event,
     Float64Array,
+    Frame,
     Grid,
     Histogram,
     HistogramHistory,
@@ -36,7 +38,7 @@ from root_dash.records import (
     histogram_edges,
     statistic_names,
 )
-from root_dash.store import reading, schema, shaping, tally, views
+from root_dash.store import attempts, frames, reading, schema, shaping, tally, views
 from root_dash.store.buckets import Buckets
 from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
@@ -105,17 +107,20 @@ class Store:
             # Last, so that SQLite finds no reader of ours and folds the write-ahead log into the file.
             self._writer.dispose()
 
-    def begin(self, run: Run, layers: Sequence[Layer]) -> Recording:
+    def begin(self, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None) -> Recording:
         """Begin an attempt of a run, which is stored where its `uid` is new and resumed where it is known.
+
+        An attempt whose `uid` is known goes on; without one it is a new one of this process.
 
         Raises:
             ValueError: two layers share a position, or a resumed run's layer has another shape.
+            AlreadyRecorded: the attempt is one at another run.
             StoreError: the store was opened for reading, or cannot be written.
         """
         if self._writer is None or self._closed:
             raise StoreError(f"{self.path} is not open for writing")
-        recording = Recording(self._writer, self.path, run, layers)
-        self._recordings.append(recording)
+        recording = Recording(self._writer, self.path, run, layers, attempt)
+        self._recordings = [*(one for one in self._recordings if one.is_open), recording]
         return recording
 
     # Runs, layers and frames
@@ -171,6 +176,19 @@ class Store:
             if row is None:
                 reading.require_run(connection, run_id)
         return None if row is None else reading.to_notice(row)
+
+    def frame(self, cursor: int) -> Frame:
+        """The frame of that cursor, as it was appended."""
+        with self._reading() as connection:
+            return frames.frame(connection, cursor)
+
+    def attempt(self, uid: str) -> Attempt:
+        """The attempt of that uid, and what is stored of it."""
+        with self._reading() as connection:
+            found = attempts.find(connection, uid)
+        if found is None:
+            raise NotRecorded("there is no such attempt")
+        return found
 
     def events(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Event]:
         """What happened to the run, beyond the event of id `after`, in the order in which it was stored."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import threading
-import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,12 @@ import numpy as np
 from sqlalchemy import Connection, Engine, Insert, Table, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
-from root_dash.exceptions import StoreError
+from root_dash.exceptions import AlreadyRecorded, StoreError
 from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
     TENSORS,
+    Attempt,
     CountArray,
     Frame,
     Histogram,
@@ -33,9 +32,9 @@ from root_dash.records import (
     histogram_edges,
     statistic_names,
 )
-from root_dash.store import schema
+from root_dash.store import attempts, schema
 from root_dash.store.counts import pack
-from root_dash.store.encoding import encode
+from root_dash.store.encoding import encode, text
 from root_dash.store.engine import identity, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.tally import Tally
@@ -49,30 +48,27 @@ class Recording:
     `append` may be called from another thread than the one that began it, one thread at a time.
     """
 
-    def __init__(self, engine: Engine, path: Path, run: Run, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, engine: Engine, path: Path, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None
+    ) -> None:
+        attempt = attempts.here() if attempt is None else attempt
         self._path = path
         self._pid = os.getpid()
         self._lock = threading.RLock()
         positions = [layer.position for layer in layers]
         if len(set(positions)) != len(positions):
             raise ValueError("layers must have a position each, got one twice")
-        with translated(path):
-            self._connection: Connection | None = engine.connect()
-            with self._connection.begin():
-                self.run = _store_run(self._connection, run)
-                self.layers = _store_layers(self._connection, self.run.id, layers)
-                self._attempt = _insert(
-                    self._connection,
-                    insert(schema.attempts).values(
-                        run_id=self.run.id,
-                        uid=uuid.uuid4().hex,
-                        started_at=time.time(),
-                        pid=self._pid,
-                        host=_text(platform.node()),
-                    ),
-                )
-                self._derived = Pyramid(self._connection, self.run.id, self._attempt)
+        with translated(path), ExitStack() as undo:
+            connection = engine.connect()
+            undo.callback(connection.close)
+            with connection.begin():
+                self.run, known = _store_run(connection, run, attempt)
+                self.layers = _store_layers(connection, self.run.id, layers)
+                self._attempt = attempts.add(connection, attempt, self.run.id) if known is None else known
+                self._derived = Pyramid(connection, self.run.id, self._attempt)
                 self._tally = Tally()
+            undo.pop_all()
+            self._connection: Connection | None = connection
         self._ids = {layer.position: layer.id for layer in self.layers}
         self._file = identity(path)
 
@@ -81,6 +77,7 @@ class Recording:
 
         Raises:
             ValueError: the frame contradicts itself or the run's layers.
+            AlreadyRecorded: another frame is stored under its number.
             StoreBusy: another process holds the database for longer than the timeout.
             StoreError: it could not be stored: the disk is full, or the file was deleted or replaced meanwhile.
         """
@@ -108,8 +105,12 @@ class Recording:
                 ).scalar()
                 if stored is None:
                     columns = schema.frames.c
-                    known = select(columns.id).where(columns.attempt_id == self._attempt, columns.seq == frame.seq)
-                    return int(connection.execute(known).scalar_one())
+                    query = select(columns.id, columns.step, columns.time)
+                    same = (columns.attempt_id == self._attempt) & (columns.seq == frame.seq)
+                    known = connection.execute(query.where(same)).one()
+                    if (known.step, known.time) != (frame.step, frame.time):
+                        raise AlreadyRecorded(f"frame {frame.seq} of the attempt is stored already, and another one")
+                    return int(known.id)
                 for table, rows in (
                     (schema.histograms, self._histograms(frame, stored)),
                     (schema.quantiles, self._quantiles(frame, stored)),
@@ -119,7 +120,7 @@ class Recording:
                 ):
                     if rows:
                         _append(connection, table, [tuple(map(row.get, table.c.keys())) for row in rows])
-                events, statistics = self._events(frame), self._statistics(frame, stored)
+                events, statistics = self._events(frame, stored), self._statistics(frame, stored)
                 if events:
                     connection.execute(insert(schema.events), events)
                 if statistics:
@@ -136,12 +137,17 @@ class Recording:
         """
         with self._lock, translated(self._path):
             connection = self._open()
-            with connection.begin():
+            with _durable(connection), connection.begin():
                 self._derived.finish()
                 ended = {"ended_at": time, "lost": lost}
                 connection.execute(update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended))
                 connection.execute(update(schema.runs).where(schema.runs.c.id == self.run.id).values(ended_at=time))
         self.run = replace(self.run, ended_at=time)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed yet."""
+        return self._connection is not None
 
     def close(self) -> None:
         """Let go of the database; more than once does nothing."""
@@ -225,14 +231,15 @@ class Recording:
             rows.append(row | self._tally.add(connection, row["layer_id"], mask.row_totals, mask.col_totals))
         return rows
 
-    def _events(self, frame: Frame) -> list[Row]:
+    def _events(self, frame: Frame, frame_id: int) -> list[Row]:
         return [
             {
                 "run_id": self.run.id,
                 "step": event.step,
                 "time": event.time,
-                "kind": _text(event.kind),
-                "text": _text(event.text),
+                "kind": text(event.kind),
+                "text": text(event.text),
+                "frame_id": frame_id,
             }
             for event in frame.events
         ]
@@ -241,13 +248,31 @@ class Recording:
         return [
             {
                 "run_id": self.run.id,
-                "name": _text(name),
+                "name": text(name),
                 "frame_id": frame_id,
                 "step": frame.step,
                 "value": float(value),
             }
             for name, value in frame.scalars.items()
         ]
+
+
+@contextmanager
+def _durable(connection: Connection) -> Iterator[None]:
+    """Have SQLite write its log through to the disk: what was committed outlives a killed process, but not lost power.
+
+    PostgreSQL always does.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA synchronous=FULL")
+    try:
+        yield
+    finally:
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.close()
 
 
 def _append(connection: Connection, table: Table, rows: list[tuple[Any, ...]]) -> None:
@@ -266,19 +291,22 @@ def _insert(connection: Connection, row: Insert) -> int:
     return int(key[0])
 
 
-def _store_run(connection: Connection, run: Run) -> Run:
+def _store_run(connection: Connection, run: Run, attempt: Attempt) -> tuple[Run, int | None]:
+    """The run as it is stored, and the key of an attempt at it that goes on."""
     columns = schema.runs.c
-    uid = _text(run.uid)
+    uid = text(run.uid)
     known = connection.execute(select(columns.id).where(columns.uid == uid)).scalar()
     if known is not None:
-        # A resumed run: what was said of it first stays, and it trains again.
-        connection.execute(update(schema.runs).where(columns.id == known).values(ended_at=None))
-        return replace(run, id=int(known), ended_at=None)
+        # A resumed run: what was said of it first stays.
+        going_on = attempts.belongs(connection, attempt, int(known))
+        if going_on is None:
+            connection.execute(update(schema.runs).where(columns.id == known).values(ended_at=None))  # it trains again
+        return replace(run, id=int(known), ended_at=None), going_on
     key = _insert(
         connection,
         insert(schema.runs).values(
             uid=uid,
-            name=_text(run.name),
+            name=text(run.name),
             started_at=run.started_at,
             ended_at=run.ended_at,
             config=_json(run.config),
@@ -288,7 +316,7 @@ def _store_run(connection: Connection, run: Run) -> Run:
             rank=run.rank,
         ),
     )
-    return replace(run, id=key)
+    return replace(run, id=key), attempts.belongs(connection, attempt, key)
 
 
 def _store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) -> tuple[Layer, ...]:
@@ -299,7 +327,7 @@ def _store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) 
     }
     stored = []
     for layer in layers:
-        name, shape = _text(layer.name), json.dumps([int(size) for size in layer.shape])
+        name, shape = text(layer.name), json.dumps([int(size) for size in layer.shape])
         if name not in known:
             key = _insert(
                 connection,
@@ -308,7 +336,7 @@ def _store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) 
                     position=layer.position,
                     name=name,
                     shape=shape,
-                    algorithm=_text(layer.algorithm),
+                    algorithm=text(layer.algorithm),
                 ),
             )
         elif known[name].shape == shape:
@@ -364,11 +392,6 @@ def _named(statistics: Mapping[str, float], names: tuple[str, ...]) -> Row:
     if unknown:
         raise ValueError(f"there is no such statistic: {', '.join(sorted(unknown))}")
     return {name: float(statistics.get(name, math.nan)) for name in names}
-
-
-def _text(text: str) -> str:
-    # Lone surrogates and NUL have no place in UTF-8 columns; a name must never stop a training run.
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _json(value: Any) -> str:

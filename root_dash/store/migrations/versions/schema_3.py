@@ -16,6 +16,7 @@ def upgrade() -> None:
     op.add_column("runs", sa.Column("rank", sa.Integer, nullable=False, server_default="0"))
     op.add_column("spectra", sa.Column("estimated", sa.Integer, nullable=False, server_default="0"))
     op.add_column("masks", sa.Column("recorded", sa.BigInteger, nullable=False, server_default="0"))
+    op.add_column("events", sa.Column("frame_id", sa.BigInteger))
     for name in ("row_counts", "col_counts"):
         op.add_column("masks", sa.Column(name, sa.LargeBinary))
     recount(op.get_bind())
