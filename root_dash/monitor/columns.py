@@ -48,12 +48,13 @@ def statistics_of(arrays: Arrays, entries: int) -> Float32Array:
 
 @_quiet
 def gradient_columns(arrays: Arrays, entries: int) -> Columns:
-    """The `grad_*` statistics."""
+    """The `grad_*` statistics; `"gradient.widths"` (L, pieces) says how wide pieces of several processes are."""
     sums = arrays["gradient"].astype(np.float64)
     means, seconds, thirds, fourths, zeros, maxima, minima = np.moveaxis(sums[..., :7], -1, 0)
     nans, infinities = np.moveaxis(sums[..., 7:], -1, 0) if sums.shape[-1] > 7 else np.zeros((2, *means.shape))
     unit = arrays.get("gradient.unit", np.float64(1.0))
-    counts = _widths(entries, sums.shape[1]) - nans - infinities
+    widths = arrays["gradient.widths"] if "gradient.widths" in arrays else piece_widths(entries, sums.shape[1])
+    counts = widths - nans - infinities
     fourths = fourths**2
     count = counts.sum(-1)
     mean = (counts * means).sum(-1) / count
@@ -100,7 +101,7 @@ def outlier_columns(arrays: Arrays, entries: int) -> Columns:
     }
 
 
-def _widths(entries: int, pieces: int) -> Float64Array:
+def piece_widths(entries: int, pieces: int) -> Float64Array:
     """How many entries of a row each of its pieces has: (pieces,)."""
     if pieces == 1:
         return np.array([float(entries)])

@@ -43,6 +43,8 @@ class Group:
     positions: tuple[int, ...]
     shape: tuple[int, int]
     arrays: Arrays
+    entries: int | None = None
+    """How many entries of each layer the arrays are of, where they are of a shard; None: of all of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from root_dash.monitor import statistics
 from root_dash.monitor.lanczos import bidiagonals
-from root_dash.optim.observation import Observation
+from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.outliers import split, threshold
+from root_dash.optim.shards import counted_here, is_dtensor
 from root_dash.records import Kind
 
 EXACT_UP_TO = 512
@@ -35,38 +36,52 @@ class Measurement:
     positions: tuple[int, ...]
     shape: tuple[int, int]
     tensors: Mapping[str, Tensor]
+    entries: int | None = None
+    """How many entries of each layer were measured, where it was a shard; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What is known of L layers of one shape at one step, each tensor (L, rows, cols).
 
-    `momentum`, `base` and `update` are None where the optimizer has none or does not offer it.
+    `momentum`, `base` and `update` are None where the optimizer has none or does not offer it. Gradient and norm are
+    None where a process sees sharded matrices whole, and `shard_of` is the shape of the matrices where these are what
+    it holds of them.
     """
 
     positions: tuple[int, ...]
-    gradient: Tensor
-    weight_norm: Tensor
+    gradient: Tensor | None
+    weight_norm: Tensor | None
     momentum: Tensor | None = None
     threshold: Tensor | None = None
     base: Tensor | None = None
     update: Tensor | None = None
     lr: float | Tensor = 0.0
     orthogonalized: bool = False
+    shard_of: tuple[int, int] | None = None
+
+    @property
+    def seen(self) -> Tensor:
+        """The gradient or, where there is none, the momentum: of the batch's shape, on its device."""
+        tensor = self.momentum if self.gradient is None else self.gradient
+        assert tensor is not None
+        return tensor
 
 
 def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_quantile: float) -> Batch | None:
-    """The batch that ROOT's observation shows of the watched parameters; None where none of them is, or where sharded.
+    """The batch that ROOT's observation shows of the watched parameters; None where none of them is.
 
     Where the optimizer itself cuts no outliers (its AdamW groups), the threshold that would be is computed at
     `outlier_quantile`, so that every matrix has a mask to inspect.
     """
     parameters = observation.parameters
-    rows = [row for row, parameter in enumerate(parameters) if parameter in positions]
+    sharded = observation.gradient is None
+    rows = [
+        row
+        for row, parameter in enumerate(parameters)
+        if parameter in positions and (sharded or _shown_once(parameter))
+    ]
     if not rows:
-        return None
-    if observation.gradient is None or observation.weight is None:
-        # Of a sharded parameter each process holds some rows, and one shows the momentum: not recorded.
         return None
 
     def kept(tensor: Tensor) -> Tensor:
@@ -80,8 +95,8 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
         base, epsilon = outliers_of(momentum, outlier_quantile)
     return Batch(
         positions=tuple(positions[parameters[row]] + observation.pieces[row] for row in rows),
-        gradient=kept(observation.gradient),
-        weight_norm=statistics.norms(kept(observation.weight).flatten(1)),
+        gradient=None if observation.gradient is None else kept(observation.gradient),
+        weight_norm=None if observation.weight is None else statistics.norms(kept(observation.weight).flatten(1)),
         momentum=momentum,
         threshold=epsilon,
         base=base,
@@ -89,6 +104,33 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
         lr=observation.lr,
         orthogonalized=observation.algorithm == "root",
     )
+
+
+def batches_of_shards(shards: Sequence[ShardObservation], positions: Mapping[Tensor, int]) -> Iterator[Batch]:
+    """What ROOT shows of this process's shards of the watched parameters, in batches of equal shape."""
+    watched = [shard for shard in shards if shard.parameter in positions]
+    alike: dict[tuple[object, ...], list[ShardObservation]] = {}
+    for shard in watched:
+        gradient = shard.gradient
+        alike.setdefault((shard.shape, gradient.shape, gradient.dtype, gradient.device), []).append(shard)
+    for first, *others in alike.values():
+        held = [first, *others]
+        yield Batch(
+            positions=tuple(positions[shard.parameter] + shard.piece for shard in held),
+            gradient=torch.stack([shard.gradient for shard in held]),
+            weight_norm=statistics.norms(torch.stack([shard.weight for shard in held]).flatten(1)),
+            momentum=torch.stack([shard.momentum for shard in held]),
+            update=None
+            if first.update is None
+            else torch.stack([shard.update for shard in held if shard.update is not None]),
+            lr=first.lr,
+            shard_of=first.shape,
+        )
+
+
+def _shown_once(parameter: Tensor) -> bool:
+    """Whether what all processes are shown of a parameter is this one's to record."""
+    return not is_dtensor(parameter) or counted_here(parameter, whole=True)
 
 
 def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tensor]:
@@ -103,18 +145,25 @@ def weight_norms(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def measure(batch: Batch, kinds: Collection[Kind], timed: Timed = lambda kind: nullcontext()) -> Measurement:
-    """Measure what the kinds ask of a batch, each kind in the context that `timed` makes for it."""
+    """Measure what the kinds ask of a batch, each kind in the context that `timed` makes for it.
+
+    Of shards only what adds up.
+    """
     tensors: dict[str, Tensor] = {}
     for kind, measured in _MEASURED.items():
-        if kind in kinds:
+        if kind in kinds and (batch.shard_of is None or kind in ADDITIVE):
             with timed(kind):
                 tensors |= measured(batch)
-    rows, cols = batch.gradient.shape[1:]
+    rows, cols = batch.seen.shape[1:]
+    if batch.shard_of is not None:
+        return Measurement(batch.positions, batch.shard_of, tensors, rows * cols)
     return Measurement(batch.positions, (rows, cols), tensors)
 
 
 def _histograms(batch: Batch) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
+    if batch.gradient is None:
+        return tensors  # the shards are counted
     for name, entries in _entries(batch):
         counts, nan, inf = statistics.histogram_counts(entries)
         tensors[f"histograms.{name}"] = counts.int()
@@ -131,7 +180,8 @@ def _quantiles(batch: Batch) -> dict[str, Tensor]:
 
 def _entries(batch: Batch) -> Iterator[tuple[str, Tensor]]:
     """The entries of gradient and momentum, (L, n), in any order."""
-    yield "gradient", batch.gradient.flatten(1)
+    if batch.gradient is not None:
+        yield "gradient", batch.gradient.flatten(1)
     if batch.momentum is not None:
         (momentum,) = _flat(batch.momentum)
         yield "momentum", momentum
@@ -151,10 +201,13 @@ def _masks(batch: Batch) -> dict[str, Tensor]:
 
 
 def _statistics(batch: Batch) -> dict[str, Tensor]:
-    gradient = batch.gradient.flatten(1)
-    sums = statistics.gradient_sums(gradient) | {"weight_norm": batch.weight_norm}
-    if batch.momentum is not None:
-        sums |= statistics.momentum_sums(gradient, batch.momentum.flatten(1))
+    sums: dict[str, Tensor] = {}
+    if batch.gradient is not None and batch.weight_norm is not None:
+        gradient = batch.gradient.flatten(1)
+        sums |= statistics.gradient_sums(gradient) | {"weight_norm": batch.weight_norm}
+        if batch.momentum is not None:
+            units = batch.shard_of is not None
+            sums |= statistics.momentum_sums(gradient, batch.momentum.flatten(1), units=units)
     if batch.momentum is not None and batch.threshold is not None and batch.base is not None:
         momentum, base = _flat(batch.momentum, batch.base)
         sums |= statistics.outlier_sums(momentum, base) | {"threshold": batch.threshold.float()}
@@ -191,6 +244,9 @@ def _flat(*tensors: Tensor) -> list[Tensor]:
     lying = tensors[0].mT.is_contiguous()
     return [(tensor.mT if lying else tensor).flatten(1) for tensor in tensors]
 
+
+ADDITIVE: tuple[Kind, ...] = ("statistics", "histograms")
+"""The kinds that are added up over shards: the others need the whole matrix, or its order statistics."""
 
 _MEASURED: dict[Kind, Callable[[Batch], dict[str, Tensor]]] = {
     "statistics": _statistics,

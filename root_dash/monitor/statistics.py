@@ -63,16 +63,21 @@ def gradient_sums(gradient: Tensor) -> Sums:
     return {"gradient": _by_pieces(_careful_moments, gradient, scale), "gradient.unit": 1.0 / scale[:, 0].double()}
 
 
-def momentum_sums(gradient: Tensor, momentum: Tensor) -> Sums:
-    """Of gradients and momenta (L, n): `"momentum"` (L, pieces, 3), and `"momentum.norm"` (L,) where scaled."""
+def momentum_sums(gradient: Tensor, momentum: Tensor, *, units: bool = False) -> Sums:
+    """Of gradients and momenta (L, n): `"momentum"` (L, pieces, 3), and `"momentum.norm"` (L,) where scaled.
+
+    What either was divided by is then in `"momentum.units"` (L, 2), where `units` are asked for: an angle has none, but
+    sums of several processes have to be in the same ones.
+    """
     if gradient.is_cpu:
         sums = _by_pieces(_angle, gradient, momentum)
         if _ordinary(sums[..., :2].square().sum(1)):
             return {"momentum": sums}
-    return {
-        "momentum": _by_pieces(_angle, _scaled(gradient), _scaled(momentum)),
-        "momentum.norm": _norm(momentum),
-    }
+    (gradients, by), (momenta, momenta_by) = _scaled(gradient), _scaled(momentum)
+    careful = {"momentum": _by_pieces(_angle, gradients, momenta), "momentum.norm": _norm(momentum)}
+    if units:
+        careful["momentum.units"] = 1.0 / torch.cat([by.double(), momenta_by.double()], 1)
+    return careful
 
 
 def outlier_sums(momentum: Tensor, base: Tensor) -> Sums:
@@ -276,10 +281,11 @@ def _scale(largest: Tensor) -> Tensor:
     return 1.0 / power.clamp(min=torch.finfo(largest.dtype).tiny).unsqueeze(-1)
 
 
-def _scaled(entries: Tensor) -> Tensor:
-    """Entries (L, n) by their `_scale`, in float32, 0 where not finite."""
+def _scaled(entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries (L, n) by their `_scale`, in float32, 0 where not finite; and that (L, 1)."""
     finite = entries.nan_to_num(0.0, 0.0, 0.0)
-    return (finite * _scale(_largest(finite))).float()
+    scale = _scale(_largest(finite))
+    return (finite * scale).float(), scale
 
 
 def _ones(compare: Callable[..., Tensor], entries: Tensor, out: Tensor) -> Tensor:

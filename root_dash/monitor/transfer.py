@@ -76,7 +76,9 @@ def send(tensors: Mapping[str, Tensor]) -> Arrival:
             raise TypeError(f"tensor {name!r} has dtype {tensor.dtype}: must be one of {sorted(map(str, _NUMPY))}")
         device, start = tensor.device, sizes.get(tensor.device, 0)
         parts.append(_Part(name, device, start, tuple(tensor.shape), _NUMPY[tensor.dtype]))
-        raw = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        flat = tensor.detach().contiguous().view(-1)
+        # What has one element counts as contiguous whatever its stride, but for a view as bytes.
+        raw = (flat.as_strided((1,), (1,)) if len(flat) == 1 else flat).view(torch.uint8)
         pieces.setdefault(device, []).append(raw)
         sizes[device] = start + raw.numel() + -raw.numel() % _ALIGNMENT
     buffers: dict[torch.device, Tensor] = {}

@@ -35,6 +35,13 @@ def test_later_writes_do_not_reach_what_was_sent() -> None:
     assert arrival.wait()["x"].sum() == 100
 
 
+def test_one_element_may_be_strided() -> None:
+    """A threshold of a batch of one is a column of a wider tensor, and counts as contiguous all the same."""
+    column = torch.tensor([[1.5, 2.5]]).unbind(1)[0]
+    assert column.stride() == (2,)
+    assert send({"x": column}).wait()["x"].tolist() == [1.5]
+
+
 def test_nothing_arrives_of_nothing() -> None:
     """A frame of scalars alone has no tensors."""
     assert send({}).wait() == {}
