@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from root_dash.exceptions import RootDashError
 from root_dash.records import KINDS
 from root_dash.store import schema
 from root_dash.store.buckets import FOLDED
-from root_dash.store.engine import connect, open_reader, sqlite_has_wal_reset_bug, translated
+from root_dash.store.engine import open_reader, translated
 from root_dash.store.migrations import older
+from root_dash.store.place import Given, Place, Server, parse
+from root_dash.store.sqlite import connect, sqlite_has_wal_reset_bug
 
 WAL_LIMIT = 256 * 2**20
 """Bytes of write-ahead log beyond which a reader must be holding it open."""
@@ -39,13 +40,21 @@ class Finding:
     text: str
 
 
-def examine(path: str | os.PathLike[str], *, thorough: bool = False) -> list[Finding]:
-    """Look at everything, in the order from the file to the runs; nothing is changed.
+def examine(path: Given, *, thorough: bool = False) -> list[Finding]:
+    """Look at everything, in the order from the file or the server to the runs; nothing is changed.
 
-    With `thorough` SQLite compares every index with its table as well, which reads the whole file more than once.
+    With `thorough` SQLite compares every index with its table as well, which reads the whole file more than once; a
+    PostgreSQL server looks after its own files, and is asked how.
     What cannot be opened at all is one finding of level `"error"`; nothing is raised for it.
+
+    Raises:
+        ValueError: it is a URL of something else than PostgreSQL.
     """
-    path = Path(path)
+    place = parse(path)
+    return _file(place, thorough) if isinstance(place, Path) else _of_server(place)
+
+
+def _file(path: Path, thorough: bool) -> list[Finding]:
     found = [_sqlite(), *_filesystem(path)]
     try:
         version = older(path)
@@ -55,16 +64,44 @@ def examine(path: str | os.PathLike[str], *, thorough: bool = False) -> list[Fin
         found.append(Finding("ok", "schema", f"version {schema.SCHEMA_VERSION}"))
         found.append(_log(path))
         found.extend(_integrity(path, thorough))
-        engine = open_reader(path)
-        try:
-            with translated(path), engine.connect() as connection:
-                found.extend(_runs(connection))
-                found.extend(_pyramid(connection))
-        finally:
-            engine.dispose()
+        found.extend(_content(path))
     except RootDashError as error:
         found.append(Finding("error", "database", str(error)))
     return found
+
+
+def _of_server(server: Server) -> list[Finding]:
+    try:
+        return _content(server)
+    except RootDashError as error:
+        return [Finding("error", "database", str(error))]
+
+
+def _content(place: Place) -> list[Finding]:
+    found: list[Finding] = []
+    engine = open_reader(place)
+    try:
+        with translated(place), engine.connect() as connection:
+            if isinstance(place, Server):
+                found.extend(_server(connection))
+            found.extend(_runs(connection))
+            found.extend(_pyramid(connection))
+    finally:
+        engine.dispose()
+    return found
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    version, checksums, *durable = (
+        str(connection.exec_driver_sql(f"SHOW {name}").scalar_one())
+        for name in ("server_version", "data_checksums", "fsync", "full_page_writes")
+    )
+    if durable == ["on", "on"]:
+        yield Finding("ok", "PostgreSQL", version)
+    else:
+        yield Finding("warning", "PostgreSQL", f"{version} runs without fsync: a crash of its machine can damage it")
+    yield Finding("ok", "schema", f"version {schema.SCHEMA_VERSION}")
+    yield Finding("ok", "integrity", f"the server's own affair; its checksums of pages are {checksums}")
 
 
 def filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:

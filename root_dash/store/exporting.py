@@ -23,6 +23,7 @@ from root_dash.store import schema
 from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
 from root_dash.store.engine import open_reader, translated
+from root_dash.store.place import Given, parse
 
 What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
 """What can be exported: one of the run's tables."""
@@ -51,7 +52,7 @@ class _Field:
 
 
 def export(
-    path: str | os.PathLike[str],
+    path: Given,
     to: str | os.PathLike[str],
     what: What = "statistics",
     *,
@@ -77,16 +78,16 @@ def export(
         RootDashError: Parquet is wanted and pyarrow is not installed, or the file cannot be written.
         StoreError: the database cannot be read.
     """
-    path, to = Path(path), Path(to)
+    place, to = parse(path), Path(to)
     if what not in get_args(What):
         raise ValueError(f"what must be one of {', '.join(get_args(What))}, got {what!r}")
     chosen = form or to.suffix.lstrip(".").lower()
     if chosen not in _WRITERS:
         raise ValueError(f"the format must be one of {', '.join(_WRITERS)}, got {chosen!r}")
-    engine = open_reader(path)
+    engine = open_reader(place)
     part = to.with_name(to.name + ".part")
     try:
-        with translated(path), engine.connect() as connection:
+        with translated(place), engine.connect() as connection:
             if (
                 run is not None
                 and connection.execute(select(schema.runs.c.id).where(schema.runs.c.id == run)).first() is None

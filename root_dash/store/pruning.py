@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, select, update
 
@@ -13,9 +11,10 @@ from root_dash.exceptions import NotRecorded
 from root_dash.records import KINDS, Kind
 from root_dash.store import schema
 from root_dash.store.buckets import FOLDED
-from root_dash.store.engine import open_writer, translated
+from root_dash.store.engine import give_space_back, lock, open_writer, size, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.migrations import migrate
+from root_dash.store.place import Given, parse
 
 _TABLES: dict[Kind, Table] = {**schema.RECORDINGS, "scalars": schema.scalars}
 
@@ -32,7 +31,7 @@ class Pruned:
 
 
 def prune(
-    path: str | os.PathLike[str],
+    path: Given,
     *,
     before: float | None = None,
     keep_steps: int | None = None,
@@ -50,7 +49,7 @@ def prune(
         kinds: with kinds only the rows of these are removed, and the frames stay; without, the frames with all.
         runs: the ids of the runs that are pruned; without, all are.
         dry_run: only count.
-        vacuum: give the space back to the disk as well, which writes the whole file anew.
+        vacuum: give the space back to the disk as well, which writes the whole file anew, in PostgreSQL every table.
 
     Raises:
         ValueError: there is no rule: neither an age, nor steps, nor kinds.
@@ -65,13 +64,15 @@ def prune(
         raise ValueError("prune needs a rule: an age, a number of steps to keep, or kinds")
     if keep_steps is not None and keep_steps < 1:
         raise ValueError(f"keep_steps must be at least 1, got {keep_steps}")
-    path = Path(path)
-    migrate(path)
-    engine = open_writer(path)
-    size, rows, frames = path.stat().st_size, dict[Kind, int](), 0
+    place = parse(path)
+    migrate(place)
+    engine = open_writer(place)
+    rows, frames = dict[Kind, int](), 0
     try:
-        with translated(path), engine.begin() as connection:
+        before_bytes = size(engine, place)
+        with translated(place), engine.begin() as connection:
             for run_id in _runs(connection, runs):
+                lock(connection, run_id)
                 condition = _condition(connection, run_id, before, keep_steps)
                 if condition is None:
                     continue
@@ -82,31 +83,27 @@ def prune(
                 if not dry_run:
                     _remove(connection, run_id, condition, chosen)
         if vacuum and not dry_run:
-            with translated(path):
-                raw = engine.raw_connection()
-                try:
-                    raw.cursor().execute("VACUUM")
-                    raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                finally:
-                    raw.close()
+            give_space_back(engine, place)
+        after_bytes = size(engine, place)
     finally:
         engine.dispose()
-    return Pruned(dry_run, frames, rows, size, path.stat().st_size)
+    return Pruned(dry_run, frames, rows, before_bytes, after_bytes)
 
 
-def repair(path: str | os.PathLike[str]) -> int:
+def repair(path: Given) -> int:
     """Make the views of every run anew from its rows, and return how many runs there are.
 
     Raises:
         StoreError: the database cannot be written.
     """
-    path = Path(path)
-    migrate(path)
-    engine = open_writer(path)
+    place = parse(path)
+    migrate(place)
+    engine = open_writer(place)
     try:
-        with translated(path), engine.begin() as connection:
+        with translated(place), engine.begin() as connection:
             found = _runs(connection, ())
             for run_id in found:
+                lock(connection, run_id)
                 Pyramid(connection, run_id).rebuild()
     finally:
         engine.dispose()

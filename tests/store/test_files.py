@@ -152,7 +152,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
 
 def test_a_busy_database_is_store_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that another holds for longer than the timeout is StoreBusy."""
-    monkeypatch.setattr("root_dash.store.engine.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.05)
     path = record(tmp_path / "x.db", 1)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -162,7 +162,7 @@ def test_a_newer_file_is_refused(old: Path) -> None:
 
 def test_a_file_that_another_process_has_open_is_not_migrated(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer of the older version would write on into tables that have changed: it must stop first."""
-    monkeypatch.setattr("root_dash.store.engine.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.05)
     other = sqlite3.connect(old)
     other.execute("PRAGMA journal_mode=WAL")
     other.execute("SELECT count(*) FROM runs").fetchone()

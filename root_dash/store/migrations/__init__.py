@@ -16,8 +16,10 @@ from sqlalchemy import Connection, Engine, inspect, select
 
 from root_dash.exceptions import StoreBusy, StoreNotFound
 from root_dash.store import schema
-from root_dash.store.engine import check_file, connect, make_engine, refuse_schema, translated
+from root_dash.store.engine import open_reader
 from root_dash.store.folding import Pyramid
+from root_dash.store.place import Given, parse
+from root_dash.store.sqlite import check_file, connect, make_engine, refuse_schema, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,10 @@ class Migration:
     backup: Path
 
 
-def migrate(path: str | os.PathLike[str]) -> Migration | None:
+def migrate(given: Given) -> Migration | None:
     """Bring a database of an older schema up to date; None where it is. A copy is kept beside it.
+
+    PostgreSQL's begin at schema 3, and there is none that is older.
 
     What a process that is killed meanwhile leaves is the database as it was, or as it is to be.
 
@@ -40,7 +44,10 @@ def migrate(path: str | os.PathLike[str]) -> Migration | None:
         StoreForeign: it is no database of ours, or of a newer schema version.
         StoreBusy: another process has it open.
     """
-    path = Path(path)
+    path = parse(given)
+    if not isinstance(path, Path):
+        open_reader(path).dispose()
+        return None
     version = older(path)
     if version is None:
         return None

@@ -1,0 +1,63 @@
+"""Where a database is: a SQLite file by its path, or a PostgreSQL server's by its URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+_SCHEMES = ("postgresql", "postgresql+psycopg")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")  # of one letter it is a drive of Windows
+_MARKED = "://"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A database of a PostgreSQL server. Its text is safe to show: without password, user and parameters."""
+
+    url: URL = field(repr=False)
+
+    def __str__(self) -> str:
+        port = "" if self.url.port is None else f":{self.url.port}"
+        return f"postgresql://{self.url.host or ''}{port}/{self.url.database or ''}"
+
+    def __repr__(self) -> str:
+        return f"Server({self})"
+
+
+Place: TypeAlias = Path | Server
+Given: TypeAlias = str | os.PathLike[str] | Server
+"""What a user may name a database by."""
+
+
+def parse(given: Given) -> Place:
+    """The place that a path or a URL names.
+
+    Raises:
+        ValueError: it is a URL, but none of PostgreSQL; the password in it is not repeated.
+    """
+    if isinstance(given, Server):
+        return given
+    text = os.fspath(given)
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return Path(text)
+    name = scheme[1]
+    if name not in _SCHEMES:
+        raise ValueError(
+            f"db must be the path of a SQLite file or a URL postgresql://user:password@host/database, got one of {name}"
+        )
+    if _MARKED not in text:
+        raise ValueError("db must be given as text where it is a URL: a Path has lost one of its slashes")
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # their text may hold the password
+        raise ValueError(
+            "db must be a URL postgresql://user:password@host:port/database, got one that is not"
+        ) from None
+    return Server(url.set(drivername="postgresql+psycopg"))

@@ -1,0 +1,243 @@
+"""SQLite: paths, pragmas, whose file it is, rows in, and what its errors mean."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, insert
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
+from root_dash.store.schema import APPLICATION_ID, SCHEMA_VERSION, alembic_version, metadata, revision
+
+BUSY_TIMEOUT = 5.0  # seconds that a transaction waits for another process
+
+_MAGIC = b"SQLite format 3\0"
+
+
+def sqlite_has_wal_reset_bug(version: tuple[int, int, int] = sqlite3.sqlite_version_info) -> bool:
+    """Whether that SQLite can damage a WAL database on which two connections checkpoint.
+
+    Fixed in 3.51.3 and in the backports 3.44.6 and 3.50.7 (https://sqlite.org/wal.html#walresetbug); 3.52.0 was
+    withdrawn. Here one process writes and checkpoints and viewers are read-only, which keeps clear of it.
+    """
+    if version == (3, 52, 0):
+        return True
+    if version[:2] in ((3, 44), (3, 50)):
+        return version[2] < {44: 6, 50: 7}[version[1]]
+    return (3, 7, 0) <= version < (3, 51, 3)
+
+
+def open_reader(path: Path) -> Engine:
+    """An engine of read-only connections to a database of ours.
+
+    Raises:
+        StoreNotFound: the file is missing, a directory, or cannot be read.
+        StoreForeign: it is no database of ours, or of another schema version.
+    """
+    check_file(path)
+    engine = make_engine(lambda: connect(path, "mode=ro", "PRAGMA query_only=ON"), "BEGIN")
+    try:
+        with translated(path), engine.connect() as connection:
+            _check_schema(connection, path)
+    except (StoreForeign, StoreBusy):
+        engine.dispose()
+        raise
+    except StoreError:
+        engine.dispose()
+        wal = path.with_name(path.name + "-wal")
+        if wal.exists() and wal.stat().st_size:
+            raise
+        # A closed WAL database in a folder that we may not write: SQLite cannot create its shared memory beside it.
+        engine = make_engine(lambda: connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON"), "BEGIN")
+        with translated(path), engine.connect() as connection:
+            _check_schema(connection, path)
+    return engine
+
+
+def open_writer(path: Path) -> Engine:
+    """An engine for writing, the file and its tables made where they are missing.
+
+    Its transactions take the write lock at their start: a transaction that reads first and then finds the lock taken
+    fails at once, whatever the timeout.
+
+    Raises:
+        StoreNotFound: the folder is missing, the path is a directory, or it cannot be written.
+        StoreForeign: there is a file that is not a database of ours, or of another schema version.
+    """
+    if not path.parent.is_dir():
+        raise StoreNotFound(f"the folder {path.parent} does not exist")
+    if path.exists():
+        check_file(path, empty_is_ours=True)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StoreNotFound(f"{path} cannot be written: permission denied")
+    engine = make_engine(lambda: connect(path, "mode=rwc", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
+    try:
+        with translated(path):
+            _create_schema(engine, path)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def give_space_back(engine: Engine, path: Path) -> None:
+    """Write the file anew without the pages that are free."""
+    with translated(path):
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("VACUUM")
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            raw.close()
+
+
+def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows of all the table's columns, in their order."""
+    # The driver takes them as they are: through SQLAlchemy's own, by name, it is 3 times the work.
+    statement = insert(table).compile(dialect=connection.dialect)
+    connection.exec_driver_sql(str(statement), list(rows))
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file the path names now, by device and inode; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what SQLAlchemy and SQLite raise inside into the store's own errors."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreBusy(f"{path} is held by another process for longer than {BUSY_TIMEOUT:g} seconds") from error
+        if code == sqlite3.SQLITE_FULL:
+            raise StoreFull(f"{path}: {cause}") from error
+        if code == sqlite3.SQLITE_NOTADB:
+            raise StoreForeign(f"{path} is not a root-dash database") from error
+        raise StoreError(f"{path}: {cause}") from error
+    except SQLAlchemyError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:
+    """A connection to the file, with the parameters of its URI, and our pragmas before those that are given."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{query}",
+        uri=True,
+        timeout=BUSY_TIMEOUT,
+        isolation_level=None,  # transactions begin where `_engine` says
+        check_same_thread=False,  # the pool hands a connection to one thread at a time
+    )
+    try:
+        for pragma in ("PRAGMA foreign_keys=ON", "PRAGMA trusted_schema=OFF", "PRAGMA cell_size_check=ON", *pragmas):
+            connection.execute(pragma)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def make_engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine:
+    """An engine whose transactions begin with that statement."""
+    # No limit on connections: a request that waits for one would wait behind requests that wait for the disk.
+    engine = create_engine("sqlite+pysqlite://", creator=creator, poolclass=QueuePool, pool_size=8, max_overflow=-1)
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def check_file(path: Path, *, empty_is_ours: bool = False) -> None:
+    """Raise StoreNotFound or StoreForeign where the path is no file that can be read, or no SQLite database."""
+    try:
+        if path.is_dir():
+            raise StoreNotFound(f"{path} is a directory, not a database")
+        if path.exists() and not path.is_file():
+            raise StoreNotFound(f"{path} is not a regular file")  # opening a pipe would wait for its other end
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreNotFound(f"there is no database at {path}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StoreNotFound(f"{path} cannot be read: {reason.lower()}") from None
+    if start != _MAGIC and not (empty_is_ours and not start):
+        raise StoreForeign(f"{path} is {'empty' if not start else 'not a root-dash database'}")
+
+
+def _check_schema(connection: Connection, path: Path) -> None:
+    application, version = (
+        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in ("application_id", "user_version")
+    )
+    refuse_schema(application, version, path)
+
+
+def refuse_schema(application: int, version: int, path: Path) -> None:
+    """Raise StoreForeign where the two pragmas are not those of a database that this version reads."""
+    if application != APPLICATION_ID:
+        raise StoreForeign(f"{path} is a database, but not of root-dash")
+    if version > SCHEMA_VERSION:
+        raise StoreForeign(
+            f"{path} was written by a newer root-dash (schema {version}, this one knows {SCHEMA_VERSION}): upgrade"
+        )
+    if version < 1:
+        raise StoreForeign(f"{path} has schema {version}, which no root-dash ever wrote")
+    if version < SCHEMA_VERSION:
+        raise StoreForeign(
+            f"{path} has schema {version}, an older one than this root-dash reads ({SCHEMA_VERSION}): "
+            f"`root-dash migrate` brings it up to date and keeps a copy"
+        )
+
+
+def _set_wal(cursor: Any) -> str:
+    """Turn to a write-ahead log and say which journal the database has now.
+
+    Of two that turn a new file at once, SQLite tells one at once that it is busy, whatever the timeout: both hold what
+    the other waits for.
+    """
+    until = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            return str(cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0])
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+            time.sleep(0.005)
+
+
+def _create_schema(engine: Engine, path: Path) -> None:
+    raw = engine.raw_connection()
+    try:
+        cursor = raw.cursor()
+        ours = cursor.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+        if not ours and cursor.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise StoreForeign(f"{path} is a database, but not of root-dash")
+        mode = _set_wal(cursor)
+    finally:
+        raw.close()
+    if mode != "wal":
+        raise StoreError(f"{path} cannot use a write-ahead log ({mode}): keep it on a local disk")
+    with engine.begin() as connection:
+        # Under the write lock, so that of two trainers that start at once one creates and the other finds.
+        if connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one() == 0:
+            metadata.create_all(connection)
+            connection.execute(insert(alembic_version), {"version_num": revision(SCHEMA_VERSION)})
+            connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.exec_driver_sql(f"PRAGMA user_version={SCHEMA_VERSION}")
+        _check_schema(connection, path)
