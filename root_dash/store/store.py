@@ -1,4 +1,4 @@
-"""The store: one SQLite file of runs, written by a trainer and read by any number of viewers."""
+"""The store: a database of runs, written by trainers and read by any number of viewers."""
 
 from __future__ import annotations
 
@@ -44,17 +44,18 @@ from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
 from root_dash.store.engine import identity, open_reader, open_writer, translated
 from root_dash.store.migrations import migrate
+from root_dash.store.place import Given, Place, parse
 from root_dash.store.writing import Recording
 
 
 class Store:
-    """Runs in one database file. `Store.open` reads it, also while a trainer writes; `Store.create` writes it too.
+    """Runs in one database. `Store.open` reads it, also while a trainer writes; `Store.create` writes it too.
 
     The read verbs may be called from any thread. Those that take a step answer with the latest recording at or before
     it, and without one with the newest; the record says which step that is. Steps outside 64 bits are ValueErrors.
     """
 
-    def __init__(self, path: Path, reader: Engine, writer: Engine | None = None) -> None:
+    def __init__(self, path: Place, reader: Engine, writer: Engine | None = None) -> None:
         self.path = path
         self._reader = reader
         self._writer = writer
@@ -65,29 +66,36 @@ class Store:
         self._recordings: list[Recording] = []
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """The database at that path, for reading only.
+    def open(cls, path: Given) -> Self:
+        """The database at that path, or of that URL, for reading only.
 
         Raises:
-            StoreNotFound: it is missing, a directory, or cannot be read.
+            ValueError: it is a URL of something else than PostgreSQL.
+            StoreNotFound: it is missing, a directory, or cannot be read; its server cannot be reached.
             StoreForeign: it is no database of root-dash, or of a schema that this version does not know.
         """
-        return cls(Path(path), open_reader(Path(path)))
+        place = parse(path)
+        return cls(place, open_reader(place))
 
     @classmethod
-    def create(cls, path: str | Path) -> Self:
-        """The database at that path, for writing and reading; made where there is none, migrated where it is old.
+    def create(cls, path: Given) -> Self:
+        """The database at that path, or of that URL, for writing and reading; migrated where it is old.
+
+        A file is made where there is none, and the tables of a PostgreSQL database that is empty.
 
         Raises:
-            StoreNotFound: its folder is missing, it is a directory, or it cannot be written.
+            ValueError: it is a URL of something else than PostgreSQL.
+            StoreNotFound: its folder is missing, it is a directory, or it cannot be written; its server cannot be
+                reached.
             StoreForeign: the file there is no database of root-dash, or of a newer schema.
             StoreBusy: it is of an older schema, and another process has it open.
         """
-        if _filled(Path(path)):
+        place = parse(path)
+        if isinstance(place, Path) and _filled(place):
             with suppress(StoreForeign):  # another may be making it at this moment; what is wrong the next line says
-                migrate(path)
-        writer = open_writer(Path(path))
-        return cls(Path(path), open_reader(Path(path)), writer)
+                migrate(place)
+        writer = open_writer(place)
+        return cls(place, open_reader(place), writer)
 
     def __enter__(self) -> Self:
         return self

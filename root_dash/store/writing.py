@@ -9,12 +9,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Insert, Table, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
+from sqlalchemy import Connection, Engine, Insert, insert, select, update
 
 from root_dash.exceptions import AlreadyRecorded, StoreError
 from root_dash.records import (
@@ -25,6 +23,7 @@ from root_dash.records import (
     CountArray,
     Frame,
     Histogram,
+    IntArray,
     Layer,
     Mask,
     Quantiles,
@@ -35,8 +34,9 @@ from root_dash.records import (
 from root_dash.store import attempts, schema
 from root_dash.store.counts import pack
 from root_dash.store.encoding import encode, text
-from root_dash.store.engine import identity, translated
+from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, tell, translated
 from root_dash.store.folding import Pyramid
+from root_dash.store.place import Place
 from root_dash.store.tally import Tally
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ class Recording:
     """
 
     def __init__(
-        self, engine: Engine, path: Path, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None
+        self, engine: Engine, path: Place, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None
     ) -> None:
         attempt = attempts.here() if attempt is None else attempt
         self._path = path
@@ -62,6 +62,7 @@ class Recording:
             connection = engine.connect()
             undo.callback(connection.close)
             with connection.begin():
+                lock(connection)
                 self.run, known = _store_run(connection, run, attempt)
                 self.layers = _store_layers(connection, self.run.id, layers)
                 self._attempt = attempts.add(connection, attempt, self.run.id) if known is None else known
@@ -88,8 +89,9 @@ class Recording:
                 raise StoreError(f"{self._path} was deleted or replaced while it was being recorded to")
             self._tally.forget()  # of a frame that could not be stored
             with translated(self._path), connection.begin():
+                lock(connection, self.run.id)
                 stored = connection.execute(
-                    insert_or_ignore(schema.frames)
+                    insert_or_ignore(connection, schema.frames)
                     .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])
                     .returning(schema.frames.c.id),
                     {
@@ -118,15 +120,16 @@ class Recording:
                     (schema.masks, self._masks(connection, frame, stored)),
                     (schema.scalars, self._scalars(frame, stored)),
                 ):
-                    if rows:
-                        _append(connection, table, [tuple(map(row.get, table.c.keys())) for row in rows])
-                events, statistics = self._events(frame, stored), self._statistics(frame, stored)
+                    insert_rows(connection, table, [tuple(map(row.get, table.c.keys())) for row in rows])
+                events, layers = self._events(frame, stored), self._measured(frame, stored)
                 if events:
                     connection.execute(insert(schema.events), events)
-                if statistics:
-                    _append(connection, schema.layer_statistics, statistics)
-                    self._derived.keep(stored, frame.step, np.array([row[1] for row in statistics]), frame.statistics)
+                if len(layers):
+                    keys = np.column_stack([np.full_like(layers, stored), layers, np.full_like(layers, frame.step)])
+                    insert_numbers(connection, schema.layer_statistics, keys, frame.statistics)
+                    self._derived.keep(stored, frame.step, layers, frame.statistics)
                 self._derived.add(frame.step, frame.kinds)
+                tell(connection, self.run.id)
             self._tally.keep()
             return int(stored)
 
@@ -138,6 +141,7 @@ class Recording:
         with self._lock, translated(self._path):
             connection = self._open()
             with _durable(connection), connection.begin():
+                lock(connection, self.run.id)
                 self._derived.finish()
                 ended = {"ended_at": time, "lost": lost}
                 connection.execute(update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended))
@@ -172,18 +176,15 @@ class Recording:
             ) from None
         return {"layer_id": layer, "frame_id": frame_id, "step": frame.step}
 
-    def _statistics(self, frame: Frame, frame_id: int) -> list[tuple[Any, ...]]:
-        """Rows in the order of the table's columns: most of what is ever stored, so the least is done for each."""
+    def _measured(self, frame: Frame, frame_id: int) -> IntArray:
+        """The ids of the layers that the frame has statistics of."""
         names = statistic_names("statistics")
         if frame.statistics.shape != (len(frame.layers), len(names)):
             raise ValueError(
                 f"statistics must have shape {(len(frame.layers), len(names))}, got {frame.statistics.shape}"
             )
         positions = frame.layers.tolist()
-        ids = [self._place(frame, frame_id, position)["layer_id"] for position in positions]
-        return [
-            (frame_id, layer, frame.step, *values) for layer, values in zip(ids, frame.statistics.tolist(), strict=True)
-        ]
+        return np.array([self._place(frame, frame_id, position)["layer_id"] for position in positions], np.int64)
 
     def _histograms(self, frame: Frame, frame_id: int) -> list[Row]:
         rows, held = [], []
@@ -273,16 +274,6 @@ def _durable(connection: Connection) -> Iterator[None]:
     finally:
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
-
-
-def _append(connection: Connection, table: Table, rows: list[tuple[Any, ...]]) -> None:
-    """Insert rows of all the table's columns, in their order."""
-    if connection.dialect.positional:
-        # The driver takes them as they are: through SQLAlchemy's own, by name, it is 3 times the work.
-        statement = insert(table).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(str(statement), rows)
-    else:
-        connection.execute(insert(table), [dict(zip(table.c.keys(), row, strict=True)) for row in rows])
 
 
 def _insert(connection: Connection, row: Insert) -> int:
