@@ -26,13 +26,13 @@ from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.crowding import Crowding, crowded, leave_out, told
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.foreign import ForeignOptimizer
-from root_dash.monitor.measure import Batch, Measurement, batch_of, measure
+from root_dash.monitor.measure import Batch, Measurement, batch_of, batches_of_shards, measure
 from root_dash.monitor.meter import Meter
 from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import Nowhere, Pending, Sink, Writer
 from root_dash.optim.calibration import Change
-from root_dash.optim.observation import Observation
+from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
 from root_dash.records import Event, Kind
 
@@ -95,7 +95,10 @@ class Recorder:
         cadence: Cadence,
         outlier_quantile: float,
         max_overhead: float | None = None,
+        link: Link | None = None,
+        forwards: bool = False,
     ) -> None:
+        """`link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing."""
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
         self.left_out = 0
@@ -112,7 +115,9 @@ class Recorder:
         self._failures = Failures()
         self._misused = Failures(limit=None)
         self._crowding = Crowding()
-        self._writer = Writer(sink)
+        self._writer = Writer(sink, link)
+        self._joins = link is not None
+        self._forwards = forwards
         self._process = os.getpid()
         self._closed = False
         self._due: frozenset[Kind] = frozenset()
@@ -126,6 +131,9 @@ class Recorder:
         self._failures_before = 0
         for index, optimizer in enumerate(optimizers):
             self._attach(optimizer, index)
+        if forwards:
+            seal = (lambda *_: self._seal_early(len(optimizers)))
+            self._handles += [optimizer.register_step_post_hook(seal) for optimizer in optimizers]
         # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -137,7 +145,7 @@ class Recorder:
 
         What is not a single number is counted as a failure of recording and left out: it never raises.
         """
-        if self.active:
+        if self.active and not self._forwards:
             self._log(scalars)
 
     def capture_masks(self) -> None:
@@ -216,6 +224,7 @@ class Recorder:
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
         if isinstance(optimizer, ROOT):
             self._handles.append(optimizer.register_observer(self._observe))
+            self._handles.append(optimizer.register_shard_observer(self._observe_shards))
             self._handles.append(optimizer.register_change_observer(self._notice))
             return
         foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
@@ -254,12 +263,13 @@ class Recorder:
             self._failures.clear()
         self._failures_before = self._failures.count
         self.step += 1
-        due, self._due = self._due, self._uncrowded(self._budget.cadence.due(self.step)) | self._asked
-        self._asked = frozenset()
+        due = self._due
         try:
             self._seal({}, self.step - 1)
         finally:
-            self._unsealed = bool(self._due)
+            self._due = self._uncrowded(self._budget.cadence.due(self.step)) | self._asked
+            self._asked = frozenset()
+            self._unsealed = bool(self._due) or self._forwards
         self._settle(due)
 
     def _uncrowded(self, due: frozenset[Kind]) -> frozenset[Kind]:
@@ -288,6 +298,11 @@ class Recorder:
         if self._due and (batch := batch_of(observation, self._positions, self._outlier_quantile)) is not None:
             self._take(batch)
 
+    @_guarded("to measure a step")
+    def _observe_shards(self, shards: Sequence[ShardObservation]) -> None:
+        for batch in batches_of_shards(shards, self._positions) if self._due else ():
+            self._take(batch)
+
     @_guarded("to note a new coefficient set")
     def _notice(self, change: Change) -> None:
         rows, cols = change.shape
@@ -309,9 +324,15 @@ class Recorder:
 
     def _take(self, batch: Batch) -> None:
         # Under the user's autocast our matmuls would be done in half precision.
-        with torch.autocast(batch.gradient.device.type, enabled=False):
-            device = batch.gradient.device
+        device = batch.seen.device
+        with torch.autocast(device.type, enabled=False):
             self._measured.append(measure(batch, self._due, lambda kind: self._meter.of(kind, device)))
+
+    @_guarded("to hand over a frame")
+    def _seal_early(self, optimizers: int) -> None:
+        """Once all have stepped: another process waits for what was measured here."""
+        if len(self._stepped) == optimizers:
+            self._seal({})
 
     @_guarded("to hand over the last frame")
     def _seal_safely(self) -> None:
@@ -320,10 +341,10 @@ class Recorder:
     def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there is neither."""
         measured, self._measured = self._measured, []
-        events, self._events = tuple(self._events), []
+        events, self._events = () if self._forwards else tuple(self._events), []
         cost, self._cost = self._cost, 0.0
-        self._unsealed = False
-        if not measured and not scalars and not events:
+        joins, self._unsealed = self._joins and self._unsealed, False
+        if not measured and not scalars and not events and not joins:
             return
         tensors = {f"scalar.{name}": value for name, value in scalars.items() if isinstance(value, Tensor)}
         for index, measurement in enumerate(measured):
@@ -336,12 +357,13 @@ class Recorder:
         pending = Pending(
             step=self.step if step is None else step,
             time=time.time(),
-            layout=tuple((measurement.positions, measurement.shape) for measurement in measured),
+            layout=tuple((one.positions, one.shape, one.entries) for one in measured),
             arrival=arrival,
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
             events=events,
             bill=self._meter.bill if measured and self._on_cpu else None,
+            joins=joins,
         )
         self._meter.bill.awaits_writer = pending.bill is not None
         self._writer.put(pending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import root_dash
 from root_dash.exceptions import StoreBusy
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.watch import Recorder
-from root_dash.records import Frame
+from root_dash.records import Frame, Layer
 from tests.monitor.training import (
     EVERY_STEP,
     Model,
@@ -29,6 +30,10 @@ class BrokenSink:
     def append(self, frame: Frame) -> object:
         """Fail as a full disk does."""
         raise OSError("no space left on device")
+
+    def extend(self, layers: Sequence[Layer]) -> object:
+        """There are none."""
+        raise AssertionError(layers)
 
     def end(self, time: float, lost: int) -> None:
         """Nothing to end."""
@@ -67,6 +72,10 @@ class LockedSink:
             raise StoreBusy("held by another process")
         self.steps.append(frame.step)
         return None
+
+    def extend(self, layers: Sequence[Layer]) -> object:
+        """There are none."""
+        raise AssertionError(layers)
 
     def end(self, time: float, lost: int) -> None:
         """Keep what is said last."""
