@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from root_dash.records import Run
+from root_dash.store.lasting import Lasting
 from root_dash.store.store import Store
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
     from root_dash.monitor.cadence import Cadence
+    from root_dash.monitor.ranks import Which
     from root_dash.monitor.watch import Recorder
 
 DEFAULT_DB = "root-dash.db"
@@ -40,6 +42,7 @@ def watch(
     exclude: str | Sequence[str] = (),
     outlier_quantile: float = 0.9,
     max_overhead: float | None = None,
+    ranks: Which = "first",
 ) -> Recorder:
     """Record every step of an optimizer into a SQLite file until the returned recorder is closed.
 
@@ -52,6 +55,11 @@ def watch(
 
     Under ROOT everything of its step is recorded; of any other optimizer the gradients and the momentum. Several
     optimizers that share a model's parameters may be given as a sequence, in the order in which they step.
+
+    Where several processes train, the first one records, and elsewhere the recorder does nothing. Under FSDP2, and of
+    DTensors in general, all processes have to call this, which is a collective call then: each measures its shards, and
+    the first puts them together and records them. What does not add up is missing: the gradient's quantiles, and what
+    needs the whole momentum where no process has it (AdamW's outliers and spectra).
 
     Args:
         model: names the layers.
@@ -67,9 +75,11 @@ def watch(
         max_overhead: the share of a step's time that recording may add; where it adds more, the costly kinds are
             recorded less often than `cadence` says, and an event of kind "cadence" tells. Where none is given 0.01 on
             a GPU and 0.03 on a CPU; `math.inf` to keep to the cadence at any cost.
+        ranks: `"first"`, or `"all"` for a run of each process: all have to call this then, too. Not for shards.
 
     Raises:
-        ValueError: no layer is left to watch, or an argument is out of its range.
+        ValueError: no layer is left to watch, an argument is out of its range, or the processes that hold shards watch
+            different layers.
         TypeError: an argument is of another type.
         ImportError: torch is not installed.
         StoreError: the database cannot be made or opened.
@@ -80,8 +90,11 @@ def watch(
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
     from root_dash.monitor.cadence import Cadence
+    from root_dash.monitor.failures import print_to_stderr
     from root_dash.monitor.layers import describe_optimizers, watched_layers
-    from root_dash.monitor.watch import Recorder
+    from root_dash.monitor.ranks import of_the_first, standing_of
+    from root_dash.monitor.watch import Recorder, closed_recorder
+    from root_dash.monitor.writer import Nowhere
 
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     cadence = Cadence() if cadence is None else cadence
@@ -101,18 +114,31 @@ def watch(
     if max_overhead is not None and not max_overhead > 0.0:
         raise ValueError(f"max_overhead must be greater than 0, got {max_overhead}")
     layers, positions = watched_layers(model, optimizers, include, exclude)
-    started_at = time.time()
+    standing = standing_of(ranks, layers, positions)
+    if not standing.records:
+        return closed_recorder()
+    started_at, uid = time.time(), uuid.uuid4().hex
+    name = name or f"{socket.gethostname()} {time.strftime('%Y-%m-%d %H:%M', time.localtime(started_at))}"
+    if ranks == "all":
+        uid, name = of_the_first(f"{uid} {name}").split(" ", 1)
     run = Run(
-        uid=uuid.uuid4().hex,
-        name=name or f"{socket.gethostname()} {time.strftime('%Y-%m-%d %H:%M', time.localtime(started_at))}",
+        uid=f"{uid}-rank{standing.rank}" if standing.rank else uid,
+        name=name,
+        rank=standing.rank,
         started_at=started_at,
         config=dict(config or {}),
         cadence=asdict(cadence),
         optimizer=describe_optimizers(optimizers),
     )
-    sink = Store.create(default_path(db)).begin(run, layers)
     return Recorder(
-        optimizers, positions, sink, cadence=cadence, outlier_quantile=outlier_quantile, max_overhead=max_overhead
+        optimizers,
+        standing.positions,
+        Store.create(default_path(db)).begin(run, layers) if standing.stores else Nowhere(),
+        cadence=cadence,
+        outlier_quantile=outlier_quantile,
+        max_overhead=max_overhead,
+        link=standing.link,
+        forwards=not standing.stores,
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.columns import piece_widths
 from root_dash.monitor.frames import Group
-from root_dash.records import TENSORS, Float64Array
+from root_dash.records import TENSORS, Event, Float64Array
 
 Row = Mapping[str, NDArray[Any]]
 """The arrays of one layer, named as those of a group but without its first axis."""
@@ -48,6 +48,16 @@ class Held:
     def entries(self) -> int:
         """How many entries of the layer it is of."""
         return prod(self.group.shape) if self.group.entries is None else self.group.entries
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What there is of a step once all processes were heard."""
+
+    groups: list[Group]
+    events: tuple[Event, ...] = ()
+    lost: int = 0
+    """1 where what another process measured is missing."""
 
 
 def merged(sources: Sequence[Sequence[Group]]) -> list[Group]:

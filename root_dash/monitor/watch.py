@@ -30,7 +30,7 @@ from root_dash.monitor.measure import Batch, Measurement, batch_of, batches_of_s
 from root_dash.monitor.meter import Meter
 from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
-from root_dash.monitor.writer import Nowhere, Pending, Sink, Writer
+from root_dash.monitor.writer import Link, Nowhere, Pending, Sink, Writer
 from root_dash.optim.calibration import Change
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
@@ -131,9 +131,8 @@ class Recorder:
         self._failures_before = 0
         for index, optimizer in enumerate(optimizers):
             self._attach(optimizer, index)
-        if forwards:
-            seal = (lambda *_: self._seal_early(len(optimizers)))
-            self._handles += [optimizer.register_step_post_hook(seal) for optimizer in optimizers]
+        for optimizer in optimizers if forwards else ():
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
         # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -208,7 +207,7 @@ class Recorder:
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """A copy, such as a spawned process gets with its dataset, is one that was closed: it records nothing."""
-        return _closed_recorder, ()
+        return closed_recorder, ()
 
     def __enter__(self) -> Self:
         return self
@@ -381,7 +380,8 @@ def _let_go(writer: Writer) -> None:
     writer.release()
 
 
-def _closed_recorder() -> Recorder:
+def closed_recorder() -> Recorder:
+    """A recorder that does nothing, whatever is done to it."""
     recorder = Recorder((), {}, Nowhere(), cadence=Cadence(), outlier_quantile=1.0)
     recorder.close()
     return recorder

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from root_dash.exceptions import StoreError
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.merging import Joined, merged
 from root_dash.monitor.meter import Bill
 from root_dash.monitor.transfer import Arrival
 from root_dash.records import Event, Frame, Kind, Layer
@@ -52,6 +53,16 @@ class Sink(Protocol):
         """Release what the sink holds."""
 
 
+class Link(Protocol):
+    """What a frame's measurements go through where several processes train. Used by the writer's thread alone."""
+
+    def join(self, step: int, groups: Sequence[Group]) -> Joined:
+        """What remains to be stored here of a step, given what was measured here."""
+
+    def close(self) -> None:
+        """Say that no more frames will come."""
+
+
 class Nowhere:
     """A sink that keeps nothing."""
 
@@ -74,8 +85,8 @@ class Pending:
 
     step: int
     time: float
-    layout: tuple[tuple[tuple[int, ...], tuple[int, int]], ...]
-    """Positions and shape of each measured batch, in the order of the prefixes of the arrival's names."""
+    layout: tuple[tuple[tuple[int, ...], tuple[int, int], int | None], ...]
+    """Positions, shape and entries of each measured batch, in the order of the prefixes of the arrival's names."""
     arrival: Arrival
     scalars: Mapping[str, float]
     cost: float
@@ -84,6 +95,8 @@ class Pending:
     """Where to write what the frame took of the writer's thread; None where nobody asks."""
     layers: tuple[Layer, ...] = ()
     """Those that the step is the first to name."""
+    joins: bool = False
+    """Whether other processes have measured something of the step."""
 
     @property
     def nbytes(self) -> int:
@@ -97,8 +110,9 @@ class Writer:
     In a process that was forked off it does nothing: the thread, the queue and the sink are the other one's.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, link: Link | None = None) -> None:
         self._sink = sink
+        self._link = link
         self.failures = Failures()
         self._said = -SAID_SECONDS
         self._waiting: deque[Pending] = deque()
@@ -182,14 +196,18 @@ class Writer:
         try:
             self._sink.end(time.time(), self.lost - self._lost_said)
             self._sink.close()
+            if self._link is not None:
+                self._link.close()
         except Exception as error:
             self.failures.add("to end the recording", error)
 
     def _store(self, assembler: Assembler, pending: Pending, seq: int) -> bool:
-        lost = self.lost
         started = time.thread_time()
         try:
-            frame = _assemble(assembler, pending, seq, lost - self._lost_said)
+            arrays = pending.arrival.wait()
+            joined = self._join(pending, _groups(pending, arrays))
+            lost = self.lost
+            frame = _assemble(assembler, pending, joined, arrays, seq, lost - self._lost_said)
             self._append(frame, pending.layers)
             if pending.bill is not None:
                 kinds = [kind for kind in HEAVIEST_FIRST if kind in frame.kinds]
@@ -200,6 +218,15 @@ class Writer:
         self._lost_said = lost
         self.failures.clear()
         return True
+
+    def _join(self, pending: Pending, groups: Sequence[Group]) -> Joined:
+        """What there is to store of a frame; one that lacks what another process measured is counted as lost too."""
+        if self._link is None or not pending.joins:
+            return Joined(merged([groups]))
+        joined = self._link.join(pending.step, groups)
+        with self._changed:
+            self.lost += joined.lost
+        return joined
 
     def _append(self, frame: Frame, layers: tuple[Layer, ...]) -> None:
         """Append to the sink, again and again while it is the store that cannot: a lock is let go, a disk is emptied.
@@ -272,19 +299,24 @@ def on_one_thread() -> None:
     restore.join()
 
 
-def _assemble(assembler: Assembler, pending: Pending, seq: int, lost: int) -> Frame:
-    arrays = pending.arrival.wait()
-    groups = [
-        Group(positions, shape, _named(arrays, f"{index}.")) for index, (positions, shape) in enumerate(pending.layout)
+def _groups(pending: Pending, arrays: Mapping[str, NDArray[Any]]) -> list[Group]:
+    return [
+        Group(positions, shape, _named(arrays, f"{index}."), entries)
+        for index, (positions, shape, entries) in enumerate(pending.layout)
     ]
+
+
+def _assemble(
+    assembler: Assembler, pending: Pending, joined: Joined, arrays: Mapping[str, NDArray[Any]], seq: int, lost: int
+) -> Frame:
     scalars = dict(pending.scalars) | {name: float(value) for name, value in _named(arrays, "scalar.").items()}
     return assembler.frame(
-        groups,
+        joined.groups,
         seq=seq,
         step=pending.step,
         time=pending.time,
         scalars=scalars,
-        events=pending.events,
+        events=(*pending.events, *joined.events),
         lost=lost,
         cost=pending.cost,
     )
