@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from root_dash.optim.pieces import Layout, pieces, viewable
+from root_dash.optim.pieces import PLAIN, Layout, pieces, viewable
 
 BATCH_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
 """A batch of more entries is cut: what one holds beside the weights stays bounded and, on a CPU, in its caches."""
@@ -94,6 +94,8 @@ _cached = lru_cache(maxsize=64)(batches_of_signature)
 
 def matrices(batch: Batch, tensors: Sequence[Tensor], layout: Layout) -> list[Tensor]:
     """The batch's matrices in tensors shaped as the parameters, as they stand there: views wherever possible."""
+    if layout == PLAIN:
+        return [pieces(tensors[place.parameter], layout)[0] for place in batch.places]
     found: dict[int, list[Tensor]] = {}
     for place in batch.places:
         if place.parameter not in found:

@@ -71,6 +71,7 @@ def newton_schulz(
     eps: float = 1e-30,
     dtype: torch.dtype | None = None,
     algorithm: Form = "auto",
+    largest: Tensor | None = None,
 ) -> Orthogonalized:
     """Apply one Newton-Schulz step per coefficient triple to a matrix, or to each of a batch.
 
@@ -88,6 +89,7 @@ def newton_schulz(
         dtype: that of every matrix product. None: float64 for float64; bfloat16 on CUDA; on a CPU with bfloat16 units
             the early steps in float32 and the late ones, which magnify rounding little, in bfloat16; else float32.
         algorithm: `"standard"`, `"gram"`, or `"auto"` for the cheaper one of those that keep the accuracy.
+        largest: (...,) the largest magnitude in each matrix where it is known, NaN where there is one: two passes less.
 
     Raises:
         ValueError: an unknown normalization or algorithm, or coefficients that are not triples.
@@ -102,7 +104,12 @@ def newton_schulz(
     batch = matrix.reshape(-1, rows, cols)
     if rows > cols:
         batch = batch.mT
-    parts = [_iterate(part, triples, stages, normalization, eps) for part in batch.split(_together(batch))]
+    count = _together(batch)
+    known = [None] * len(batch) if largest is None else largest.reshape(-1, 1, 1).split(count)
+    parts = [
+        _iterate(part, of_part, triples, stages, normalization, eps)
+        for part, of_part in zip(batch.split(count), known, strict=False)
+    ]
     X, A, AA, scale = parts[0] if len(parts) == 1 else (_joined(field) for field in zip(*parts, strict=True))
     assert X is not None
     assert A is not None
@@ -133,6 +140,7 @@ def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def _iterate(
     batch: Tensor,  # (L, m, n), m <= n
+    largest: Tensor | None,  # (L, 1, 1)
     triples: Sequence[Triple],
     stages: Sequence[Stage],
     normalization: Normalization,
@@ -140,7 +148,7 @@ def _iterate(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The update X, and A, A² and the scale of `Orthogonalized`."""
     wide = torch.promote_types(torch.promote_types(batch.dtype, stages[0].dtype), torch.float32)
-    X, scale, floor = _prescale(batch.to(wide), eps)
+    X, scale, floor = _prescale(batch.to(wide), None if largest is None else largest.to(wide), eps)
     X, scale, first = _open(X, scale, floor, stages[0], normalization)
     if stages[0].form == "factor":
         X = _by_factor(X, triples, stages, first)
@@ -207,13 +215,14 @@ def _triples(coefficients: Sequence[Coefficients] | Tensor) -> list[Triple]:
     return [row.unbind() for row in coefficients.unbind()]  # type: ignore[misc]
 
 
-def _prescale(X: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _prescale(X: Tensor, largest: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """X, of float32 or float64, each matrix multiplied by `scale`, and `eps` multiplied alike: X, scale, floor.
 
     The scale is the power of two that brings the largest entry to [1, 2): squares of what remains neither over- nor
     underflow, and multiplying by a power of two rounds nothing.
     """
-    largest = torch.maximum(X.amax((-2, -1), keepdim=True), -X.amin((-2, -1), keepdim=True))  # no |X| is written
+    if largest is None:  # no |X| is written
+        largest = torch.maximum(X.amax((-2, -1), keepdim=True), -X.amin((-2, -1), keepdim=True))
     integer, exponent = _EXPONENT[X.dtype]
     divisor = (largest.view(integer) & exponent).view(X.dtype)
     divisor = torch.where(divisor == 0, 1.0, divisor)

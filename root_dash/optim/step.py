@@ -47,6 +47,10 @@ class Cut:
             return None
         return threshold(M, self.quantile, self.method)
 
+    def largest(self, epsilon: Tensor | None) -> Tensor | None:
+        """The largest magnitude in each base (L,) where it follows from ε: no quantile lies beyond all entries."""
+        return epsilon if self.fixed is None and self.method == "exact" else None
+
     def of(self, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """ε (L,) and B (L, m, n) of a batch; None and None where nothing is cut."""
         epsilon = self.threshold(M)
@@ -109,6 +113,7 @@ def root(
             normalization=normalization,
             eps=eps,
             dtype=ns_dtype,
+            largest=cut.largest(epsilon),
         )
         weights = matrices(batch, targets, layout)
         if observers:
@@ -239,10 +244,19 @@ def write(
     """
     if X.element_size() < batch.dtype.itemsize and not X.is_cpu:
         X = X.to(batch.dtype)  # widening rounds nothing, and equal dtypes let foreach fuse; on a CPU it cannot
+    # Many small weights on a CPU: to stack them, and to copy them back, costs less than two operations on each.
+    small = X.is_cpu and batch.shape[0] * batch.shape[1] <= SMALL_ENTRIES and len(weights) > 1
     for cut, places in batch.parts():
         part = list(weights[cut])
         scaled = lr * lr_scale(places[0].shape, adjust_lr_fn)
         update = X[cut]
+        if small and finite is None and not isinstance(lr, Tensor):
+            stack = torch.stack(part)
+            if weight_decay != 0:
+                stack *= 1 - lr * weight_decay
+            stack.add_(update.mT if places[0].transposed else update, alpha=-float(scaled))
+            torch._foreach_copy_(part, list(stack.unbind()))
+            continue
         if finite is not None:
             flags = torch.stack([finite[place.parameter] for place in places]).to(torch.float64)
             for weight, factor in zip(part, (1 - flags * (lr * weight_decay)).unbind(), strict=True):

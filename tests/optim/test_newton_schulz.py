@@ -12,6 +12,7 @@ from torch import Tensor
 
 from root_dash.optim.coefficients import Normalization, resolve
 from root_dash.optim.orthogonalize import newton_schulz, orthogonalize
+from root_dash.optim.outliers import split, threshold
 from root_dash.optim.plan import plan
 from root_dash.optim.symmetric import combination, gram, polynomial, square, symmetric_product
 from tests.optim.reference import Array, with_singular_values
@@ -246,3 +247,18 @@ def test_bad_arguments_are_refused() -> None:
         orthogonalize(matrix, torch.zeros(5))
     with pytest.raises(ValueError, match="normalization must be one of"):
         orthogonalize(matrix, ROBUST, normalization="nuclear")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_known_largest_entry_changes_no_bit(dtype: torch.dtype) -> None:
+    """What a base is clamped at is its largest magnitude: given, it saves passes and gives the same update."""
+    generator = torch.Generator().manual_seed(5)
+    M = (torch.randn(3, 24, 40, generator=generator) * torch.tensor([1e-30, 1.0, 1e30]).view(-1, 1, 1)).to(dtype)
+    epsilon = threshold(M, 0.9)
+    base = split(M, epsilon)
+    assert torch.equal(base.abs().amax((-2, -1)), epsilon)
+    given, found = (newton_schulz(base, ROBUST, largest=largest) for largest in (epsilon, None))
+    assert torch.equal(given.update, found.update)
+    assert given.scale is not None
+    assert found.scale is not None
+    assert torch.equal(given.scale, found.scale)
