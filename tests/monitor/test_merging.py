@@ -72,9 +72,10 @@ def drawn(seed: int, shape: tuple[int, int], scale: float, dtype: torch.dtype, s
 
 
 def assert_same(ours: Frame, theirs: Frame) -> None:
-    """Counts and histograms exactly, the rest to 1e-6 of what it is measured by.
+    """Counts and histograms exactly, the rest to 2e-6 of what it is measured by.
 
-    Of tails as heavy as these the kurtosis of a single process is itself 3e-6 off that in float64.
+    Both are sums in float32: of tails as heavy as these a single process' norms are themselves up to 1e-6 off those in
+    float64, and the kurtosis 3e-6.
     """
     assert ours.layers.tolist() == theirs.layers.tolist() == [3]
     names = statistic_names("statistics")
@@ -83,9 +84,9 @@ def assert_same(ours: Frame, theirs: Frame) -> None:
         if name in COUNTED:
             assert mine[name] == single[name] or np.isnan(mine[name]) and np.isnan(single[name]), name
         else:
-            rtol = 5e-6 if name == "grad_kurtosis" else 1e-6
+            rtol = 5e-6 if name == "grad_kurtosis" else 2e-6
             by = single["grad_std"] if name == "grad_mean" else 1.0 if name in UNITLESS else 0.0
-            np.testing.assert_allclose(mine[name], single[name], rtol=rtol, atol=1e-6 * by, err_msg=name)
+            np.testing.assert_allclose(mine[name], single[name], rtol=rtol, atol=rtol * by, err_msg=name)
     for tensor, histogram in theirs.histograms[3].items():
         found = ours.histograms[3][tensor]
         np.testing.assert_array_equal(found.counts, histogram.counts)
