@@ -6,8 +6,8 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -94,7 +94,7 @@ def export(
             ):
                 raise NotRecorded(f"there is no run {run}")
             fields, rows = _rows(connection, what, run)
-            with _whole(part, to):
+            with _whole(part, to), closing(rows):
                 written = _WRITERS[chosen](part, fields, rows)
     finally:
         engine.dispose()
@@ -114,18 +114,19 @@ def _whole(part: Path, to: Path) -> Iterator[None]:
         raise
 
 
-def _rows(connection: Connection, what: What, run: int | None) -> tuple[list[_Field], Iterator[_Row]]:
+def _rows(connection: Connection, what: What, run: int | None) -> tuple[list[_Field], Generator[_Row]]:
     fields, source, order = _SOURCES[what]()
     query = select(*(field.column for field in fields)).select_from(source).order_by(*order)
     if run is not None:
         query = query.where(schema.runs.c.id == run)
 
-    def decoded() -> Iterator[_Row]:
-        for row in connection.execution_options(yield_per=_BATCH).execute(query):
-            yield tuple(
-                value if field.decode is None or value is None else field.decode(value)
-                for field, value in zip(fields, row, strict=True)
-            )
+    def decoded() -> Generator[_Row]:
+        with connection.execution_options(yield_per=_BATCH).execute(query) as found:
+            for row in found:
+                yield tuple(
+                    value if field.decode is None or value is None else field.decode(value)
+                    for field, value in zip(fields, row, strict=True)
+                )
 
     return fields, decoded()
 

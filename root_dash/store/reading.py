@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, Table, cast, func, select
 
 from root_dash.exceptions import NotRecorded, StoreError
 from root_dash.records import (
@@ -43,12 +43,13 @@ _MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than
 def runs_query() -> Query:
     """Every run with the count, the loss and the end of its frames."""
     frames, newest, attempts = schema.frames.c, schema.frames.alias("newest").c, schema.attempts.c
-    lost_last = select(func.sum(attempts.lost)).where(attempts.run_id == schema.runs.c.id).scalar_subquery()
+    sum_lost = cast(func.sum(attempts.lost), BigInteger)
+    lost_last = select(sum_lost).where(attempts.run_id == schema.runs.c.id).scalar_subquery()
     totals = (
         select(
             frames.run_id,
             func.count().label("count"),
-            func.sum(frames.lost).label("lost"),
+            cast(func.sum(frames.lost), BigInteger).label("lost"),  # PostgreSQL sums to decimals
             func.max(frames.id).label("newest"),
         )
         .group_by(frames.run_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from root_dash.records import (
     statistic_names,
 )
 from root_dash.store import Store
+
+Place = TypeVar("Place", Path, str, Path | str)
+"""A SQLite file's path, or the URL of a PostgreSQL database."""
 
 CADENCE: Mapping[Kind, int] = {
     "statistics": 1,
@@ -76,7 +79,7 @@ def make_frame(
 
 
 def record(
-    path: Path,
+    path: Place,
     steps: int = 40,
     layers: Sequence[Layer] | None = None,
     *,
@@ -86,7 +89,7 @@ def record(
     seed: int = 0,
     start: int = 0,
     end: bool = True,
-) -> Path:
+) -> Place:
     """A run of `steps` steps in the database at `path`, by default finished; every kind at its cadence."""
     layers = make_layers() if layers is None else layers
     rng = np.random.default_rng(seed)

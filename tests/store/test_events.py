@@ -14,11 +14,11 @@ from root_dash.store import Store
 from tests.store.frames import make_frame, make_layers
 
 
-def test_events_come_back_in_order_and_in_pages(tmp_path: Path) -> None:
+def test_events_come_back_in_order_and_in_pages(place: Path | str) -> None:
     """What frames tell is read back with ids that ascend, from any of them on, and once however often it is stored."""
     layers = make_layers(2)
     told = [Event("coefficients", f"set {i} · σ", step=i, time=100.0 + i) for i in range(5)]
-    with Store.create(tmp_path / "events.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(Run("u", "run", 1.0), layers)
         for i, events in enumerate((told[:2], [], told[2:])):
             frame = make_frame(i, i + 1, layers, np.random.default_rng(i), ["statistics"])

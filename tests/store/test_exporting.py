@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import update
 
 from root_dash.exceptions import NotRecorded, RootDashError
 from root_dash.records import Event, Run, statistic_names
-from root_dash.store import Store, export
+from root_dash.store import Store, export, schema
 from root_dash.store.exporting import Format, What
 from tests.store.frames import make_frame, make_layers, record
 
@@ -44,9 +45,9 @@ def _number(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_statistic_is_exported(form: Format, tmp_path: Path) -> None:
+def test_every_statistic_is_exported(form: Format, tmp_path: Path, place: Path | str) -> None:
     """A row for each layer and step, with every statistic as the history has it, and whose it is."""
-    path = record(tmp_path / "x.db", 30, make_layers(5))
+    path = record(place, 30, make_layers(5))
     record(path, 3, uid="other")
     done = export(path, tmp_path / f"out.{form}", run=1)
     rows = _read(done.path)
@@ -91,7 +92,7 @@ def test_arrays_are_exported_as_lists(form: Format, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_odd_numbers_and_texts_are_exported(form: Format, tmp_path: Path) -> None:
+def test_odd_numbers_and_texts_are_exported(form: Format, tmp_path: Path, place: Path | str) -> None:
     """NaN is nothing, infinities stay, and quotes, commas, lines and formulas in texts come back."""
     layers, text = make_layers(1), '=1+1, "quoted"\nüber σ'
     frame = make_frame(0, 7, layers, np.random.default_rng(0), ["statistics"])
@@ -100,7 +101,7 @@ def test_odd_numbers_and_texts_are_exported(form: Format, tmp_path: Path) -> Non
         scalars={"nan": math.nan, "inf": math.inf, "low": -math.inf, "loss": 0.1},
         events=(Event("coefficients", text, 7, 5.0),),
     )
-    path = tmp_path / "x.db"
+    path = place
     with Store.create(path) as store:
         recording = store.begin(Run("u", text, 1.0), layers)
         recording.append(frame)
@@ -115,9 +116,9 @@ def test_odd_numbers_and_texts_are_exported(form: Format, tmp_path: Path) -> Non
     assert (event["run_name"], event["kind"], event["text"], event["step"]) == (text, "coefficients", text, 7)
 
 
-def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, place: Path | str) -> None:
     """What fails half-way leaves the file that was there, and no part of a new one."""
-    path = record(tmp_path / "x.db", 20)
+    path = record(place, 20)
     out = tmp_path / "out.json"
     out.write_text("before")
     with Store.create(path) as store:
@@ -125,7 +126,8 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
         connection = recording._connection
         assert connection is not None
         with connection.begin():
-            connection.exec_driver_sql("UPDATE histograms SET gradient_counts = x'00' WHERE step = 10")
+            table = schema.histograms
+            connection.execute(update(table).where(table.c.step == 10).values(gradient_counts=b"\0"))
         recording.close()
     with pytest.raises(RootDashError, match="damaged"):
         export(path, out, "histograms")

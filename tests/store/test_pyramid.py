@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from root_dash.records import CountArray, Frame, Histogram, Layer, Run, Tensor, histogram_edges, statistic_names
 from root_dash.store import Store
@@ -47,10 +48,12 @@ attempts = st.lists(st.tuples(st.booleans(), st.one_of(appended, ascending)), mi
 def _raw(store: Store, layer_id: int) -> dict[int, float]:
     """The layer's values by step as the rows have them: the newest attempt's last frame counts."""
     with store._reader.connect() as connection:
-        rows = connection.exec_driver_sql(
-            f"SELECT l.step, l.{NAME} FROM layer_statistics l JOIN frames f ON f.id = l.frame_id"
-            " WHERE l.layer_id = ? ORDER BY l.step, f.attempt_id, f.id",
-            (layer_id,),
+        rows = connection.execute(
+            text(
+                f"SELECT l.step, l.{NAME} FROM layer_statistics l JOIN frames f ON f.id = l.frame_id"
+                " WHERE l.layer_id = :layer ORDER BY l.step, f.attempt_id, f.id"
+            ),
+            {"layer": layer_id},
         )
         return {step: math.nan if value is None else value for step, value in rows}
 
@@ -115,13 +118,9 @@ def test_views_agree_with_the_rows(tmp_path_factory: pytest.TempPathFactory, tol
             _agrees(store)
 
 
-@pytest.mark.usefixtures("narrow")
-@pytest.mark.parametrize("ended", [False, True])
-@pytest.mark.parametrize("again", [[5], [31], [5, 14], list(range(3, 29)), [40, 2]])
-def test_a_step_recorded_anew_changes_every_level(again: list[int], ended: bool, tmp_path: Path) -> None:
-    """The extremes that an older attempt left behind are gone from all that covered them, at once."""
+def _record_anew(place: Path | str, again: list[int], ended: bool) -> None:
     layers = make_layers(3)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         for attempt, steps in enumerate((range(32), again)):
             recording = store.begin(Run("u", "a run", 1.0), layers)
             for seq, step in enumerate(steps):
@@ -137,13 +136,28 @@ def test_a_step_recorded_anew_changes_every_level(again: list[int], ended: bool,
 
 
 @pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("again", [[5], [31], [5, 14], list(range(3, 29)), [40, 2]])
+def test_a_step_recorded_anew_changes_every_level(again: list[int], ended: bool, tmp_path: Path) -> None:
+    """The extremes that an older attempt left behind are gone from all that covered them, at once."""
+    _record_anew(tmp_path / "x.db", again, ended)
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("narrow")
+def test_a_step_recorded_anew_on_a_server(database: str) -> None:
+    """So they are in PostgreSQL."""
+    _record_anew(database, [5, 14], ended=True)
+
+
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("steps", [3, 4, 5, 37, 64])
-def test_a_mean_is_that_of_the_finite_values(steps: int, tmp_path: Path) -> None:
+def test_a_mean_is_that_of_the_finite_values(steps: int, place: Path | str) -> None:
     """Over any number of levels a bucket's mean is that of its finite values: NaN and Inf do not poison it."""
     rng = np.random.default_rng(steps)
     numbers = rng.normal(size=steps).astype(np.float32)
     numbers[1], numbers[2] = np.nan, np.inf
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(Run("u", "a run", 1.0), make_layers(1))
         for step, value in enumerate(numbers):
             frame = make_frame(step, step, make_layers(1), rng, ["statistics"])
@@ -167,10 +181,10 @@ def _held(counts: CountArray) -> dict[int, dict[Tensor, Histogram]]:
 
 
 @pytest.mark.usefixtures("narrow")
-def test_kinds_without_statistics_are_found_at_any_length(tmp_path: Path) -> None:
+def test_kinds_without_statistics_are_found_at_any_length(place: Path | str) -> None:
     """Histograms are spread over all of a long run, first and newest among them, and the newest attempt's count."""
     counts = np.zeros(len(histogram_edges()) - 1, np.uint32)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         for attempt, span in enumerate((range(60), range(50, 80))):
             recording = store.begin(Run("u", "a run", 1.0, cadence={"histograms": 2}), make_layers(2))
             for seq, step in enumerate(span):
@@ -188,9 +202,9 @@ def test_kinds_without_statistics_are_found_at_any_length(tmp_path: Path) -> Non
         assert store.histogram(2, 55).counts[7] == 154
 
 
-def test_an_interval_of_the_cadence_widens_the_buckets(tmp_path: Path) -> None:
+def test_an_interval_of_the_cadence_widens_the_buckets(place: Path | str) -> None:
     """What is recorded every hundred steps shares buckets as what is recorded at every step does."""
-    path = record(tmp_path / "x.db", 200, make_layers(2), cadence={"statistics": 1, "spectra": 2})
+    path = record(place, 200, make_layers(2), cadence={"statistics": 1, "spectra": 2})
     with Store.open(path) as store, store._reader.connect() as connection:
         rows = connection.exec_driver_sql(
             "SELECT kind, count(*), sum(steps) FROM pyramid WHERE level = 0 GROUP BY kind"

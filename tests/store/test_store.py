@@ -30,11 +30,11 @@ from tests.store.frames import CADENCE, make_frame, make_layers, record, same
 RUN = Run("run-1", "a run", 1.7e9)
 
 
-def test_every_kind_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_every_kind_comes_back_bit_for_bit(place: Path | str) -> None:
     """What a frame holds of each kind is what the store answers, with the step it was recorded at."""
     layers, rng = make_layers(6), np.random.default_rng(1)
     frame = make_frame(0, 7, layers, rng)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, layers)
         recording.append(frame)
         for layer in recording.layers:
@@ -65,7 +65,7 @@ def test_every_kind_comes_back_bit_for_bit(tmp_path: Path) -> None:
         recording.close()
 
 
-def test_odd_numbers_come_back(tmp_path: Path) -> None:
+def test_odd_numbers_come_back(place: Path | str) -> None:
     """NaN, infinities, denormals, empty spectra, a missing tensor and a map without its exact mask come back."""
     layers, rng = make_layers(1), np.random.default_rng(1)
     frame = make_frame(0, 0, layers, rng)
@@ -83,7 +83,7 @@ def test_odd_numbers_come_back(tmp_path: Path) -> None:
         masks={0: (replace(mask, packed=b"", largest=mask.largest[:0], largest_values=empty), shares)},
         scalars={"a": math.nan, "b": math.inf},
     )
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         store.begin(RUN, layers).append(frame)
         found = store.statistics(1)
         for name, value in zip(statistic_names("statistics"), statistics[0].tolist(), strict=True):
@@ -104,10 +104,10 @@ def test_odd_numbers_come_back(tmp_path: Path) -> None:
         store.close()
 
 
-def test_a_frame_stored_twice_is_stored_once(tmp_path: Path) -> None:
+def test_a_frame_stored_twice_is_stored_once(place: Path | str) -> None:
     """Storing the same seq again returns the same cursor and changes nothing."""
     layers, rng = make_layers(2), np.random.default_rng(1)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, layers)
         first, second = (make_frame(seq, seq, layers, rng) for seq in range(2))
         cursors = [recording.append(frame) for frame in (first, second, first, replace(second, scalars={}))]
@@ -131,10 +131,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "text"), BROKEN)
-def test_a_frame_is_stored_whole_or_not_at_all(fields: dict[str, Any], text: str, tmp_path: Path) -> None:
+def test_a_frame_is_stored_whole_or_not_at_all(fields: dict[str, Any], text: str, place: Path | str) -> None:
     """A frame that fails half-way leaves no row in any table, and the next one is stored."""
     layers, rng = make_layers(2), np.random.default_rng(1)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, layers)
         frame = make_frame(0, 0, layers, rng)
         with pytest.raises(ValueError, match=text):
@@ -166,9 +166,9 @@ def test_a_frame_that_sqlite_refuses_leaves_nothing(tmp_path: Path) -> None:
         recording.close()
 
 
-def test_readers_beside_a_writing_thread(tmp_path: Path) -> None:
+def test_readers_beside_a_writing_thread(place: Path | str) -> None:
     """While one thread appends, others read whole frames without an error, and see all of them in the end."""
-    path, layers = tmp_path / "x.db", make_layers(3)
+    path, layers = place, make_layers(3)
     steps = 150
     writer = Store.create(path)
     recording = writer.begin(RUN, layers)
@@ -207,7 +207,7 @@ def test_readers_beside_a_writing_thread(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_runs_are_listed_newest_first_with_their_frames(tmp_path: Path) -> None:
+def test_runs_are_listed_newest_first_with_their_frames(place: Path | str) -> None:
     """A run comes back as it was described, with its frames counted and the lost ones beside them."""
     layers, rng = make_layers(1), np.random.default_rng(1)
     config = {
@@ -217,7 +217,7 @@ def test_runs_are_listed_newest_first_with_their_frames(tmp_path: Path) -> None:
         "nan": math.nan,
     }
     run = Run("u-1", "grüße \ud800 \0", 100.0, config, {"statistics": 1}, {"name": "ROOT"})
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(run, layers)
         store.begin(Run("u-2", "newer", 200.0), [])
         recording.append(replace(make_frame(0, 5, layers, rng, ["statistics"], time=111.0), lost=3))
@@ -233,11 +233,11 @@ def test_runs_are_listed_newest_first_with_their_frames(tmp_path: Path) -> None:
         recording.close()
 
 
-def test_layers_come_in_the_models_order_whatever_their_names(tmp_path: Path) -> None:
+def test_layers_come_in_the_models_order_whatever_their_names(place: Path | str) -> None:
     """Layer names of any script, markup, quotes and emptiness come back in the model's order."""
     names = ["z.weight", "", "ü/../日本🦉", "<img src=x onerror=alert(1)>", "a'; DROP TABLE runs; --", "x" * 5000]
     layers = [Layer(name, (2, 3, 4), "root", position) for position, name in enumerate(names)]
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, list(reversed(layers)))
         stored = store.layers(1)
         assert [replace(layer, id=0) for layer in stored] == layers
@@ -247,9 +247,9 @@ def test_layers_come_in_the_models_order_whatever_their_names(tmp_path: Path) ->
         recording.close()
 
 
-def test_what_does_not_exist_is_not_recorded(tmp_path: Path) -> None:
+def test_what_does_not_exist_is_not_recorded(place: Path | str) -> None:
     """Unknown runs, layers, scalars and steps before the first recording raise NotRecorded in one sentence."""
-    with Store.open(record(tmp_path / "x.db", 30, start=10)) as store:
+    with Store.open(record(place, 30, start=10)) as store:
         for read in (store.run, store.layers, store.frames, store.latest, store.scalar_names):
             with pytest.raises(NotRecorded, match="there is no run 99"):
                 read(99)
@@ -268,9 +268,9 @@ def test_what_does_not_exist_is_not_recorded(tmp_path: Path) -> None:
             store.run(2**63)
 
 
-def test_a_step_answers_with_the_latest_recording_before_it(tmp_path: Path) -> None:
+def test_a_step_answers_with_the_latest_recording_before_it(place: Path | str) -> None:
     """At a step without a recording the one before it answers and says its own step; without a step the newest."""
-    with Store.open(record(tmp_path / "x.db", 45)) as store:
+    with Store.open(record(place, 45)) as store:
         assert [store.histogram(1, step).step for step in (0, 9, 10, 44, None)] == [0, 0, 10, 40, 40]
         assert [store.mask(1, step).step for step in (19, 20, None)] == [0, 20, 40]
         assert store.steps(1, "spectra").tolist() == [0, 20, 40]
@@ -280,10 +280,10 @@ def test_a_step_answers_with_the_latest_recording_before_it(tmp_path: Path) -> N
         assert at["sigma_max"] == store.history(1, "sigma_max").values[1]
 
 
-def test_a_second_frame_of_a_step_may_hold_scalars_only(tmp_path: Path) -> None:
+def test_a_second_frame_of_a_step_may_hold_scalars_only(place: Path | str) -> None:
     """A later frame of the same step adds its scalars and hides nothing of the first."""
     layers, rng = make_layers(2), np.random.default_rng(1)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, layers)
         recording.append(make_frame(0, 4, layers, rng, ["statistics"]))
         recording.append(Frame(1, 4, 1.0, scalars={"loss": 1.5}))
@@ -295,9 +295,9 @@ def test_a_second_frame_of_a_step_may_hold_scalars_only(tmp_path: Path) -> None:
         recording.close()
 
 
-def test_frames_are_paged_by_cursor(tmp_path: Path) -> None:
+def test_frames_are_paged_by_cursor(place: Path | str) -> None:
     """Frames beyond a cursor come in the order of storing, and the newest is the latest."""
-    path = record(tmp_path / "x.db", 10)
+    path = record(place, 10)
     record(path, 5, uid="run-2", cadence={"statistics": 1})
     with Store.open(path) as store:
         assert [notice.id for notice in store.frames(1, after=4, limit=3)] == [5, 6, 7]
@@ -308,9 +308,9 @@ def test_frames_are_paged_by_cursor(tmp_path: Path) -> None:
         assert (latest.id, latest.run, latest.seq, latest.step, latest.kinds) == (15, 2, 4, 4, ("statistics",))
 
 
-def test_histories_are_thinned_but_keep_their_extremes(tmp_path: Path) -> None:
+def test_histories_are_thinned_but_keep_their_extremes(place: Path | str) -> None:
     """With `max_points` a history keeps its ends and extremes, arrays are spread evenly."""
-    with Store.open(record(tmp_path / "x.db", 120, make_layers(1), cadence={kind: 1 for kind in CADENCE})) as store:
+    with Store.open(record(place, 120, make_layers(1), cadence={kind: 1 for kind in CADENCE})) as store:
         whole, thin = store.history(1, "grad_norm"), store.history(1, "grad_norm", 20)
         assert len(whole.steps) == 120
         assert len(thin.steps) <= 20
@@ -323,9 +323,9 @@ def test_histories_are_thinned_but_keep_their_extremes(tmp_path: Path) -> None:
             store.spectra(1, max_points=0)
 
 
-def test_a_grid_has_a_row_for_every_layer(tmp_path: Path) -> None:
+def test_a_grid_has_a_row_for_every_layer(place: Path | str) -> None:
     """A grid's rows are the run's layers, NaN where a layer has no such recording; an empty run's has no columns."""
-    path = record(tmp_path / "x.db", 50, make_layers(5))
+    path = record(place, 50, make_layers(5))
     with Store.create(path) as store:
         store.begin(Run("run-2", "empty", 0.0), make_layers(5))
         grid = store.grid(1, "sigma_max")

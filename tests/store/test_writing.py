@@ -19,10 +19,10 @@ from tests.store.frames import CADENCE, make_frame, make_layers, record, same
 RUN = Run("run-1", "a run", 1.7e9)
 
 
-def test_a_resumed_run_is_a_new_attempt_that_wins(tmp_path: Path) -> None:
+def test_a_resumed_run_is_a_new_attempt_that_wins(tmp_path: Path, place: Path | str) -> None:
     """Where two attempts recorded the same step the newer one counts, in every verb, and the older stays stored."""
     layers, cadence = make_layers(2), {kind: 2 for kind in CADENCE}
-    path = record(tmp_path / "x.db", 20, layers, cadence=cadence, seed=1)
+    path = record(place, 20, layers, cadence=cadence, seed=1)
     record(path, 20, layers, cadence=cadence, seed=2, start=10, end=False)
     only = record(tmp_path / "y.db", 20, layers, cadence=cadence, seed=2, start=10)
     with Store.open(path) as store, Store.open(only) as second:
@@ -44,9 +44,9 @@ def test_a_resumed_run_is_a_new_attempt_that_wins(tmp_path: Path) -> None:
         assert same(store.spectra(1)[-1], second.spectra(1)[-1])
 
 
-def test_a_resumed_run_may_not_change_its_layers_shapes(tmp_path: Path) -> None:
+def test_a_resumed_run_may_not_change_its_layers_shapes(place: Path | str) -> None:
     """A layer of another shape under the same name is refused; a new layer is added."""
-    path = record(tmp_path / "x.db", 2, [Layer("a", (4, 4), "root", 0)])
+    path = record(place, 2, [Layer("a", (4, 4), "root", 0)])
     with Store.create(path) as store:
         with pytest.raises(ValueError, match=r"layer 'a' of the run has shape \[4, 4\], got \[4, 5\]"):
             store.begin(RUN, [Layer("a", (4, 5), "root", 0)])
@@ -68,9 +68,9 @@ def test_a_deleted_or_replaced_file_stops_the_recording(tmp_path: Path) -> None:
         recording.close()
 
 
-def test_a_closed_recording_says_so(tmp_path: Path) -> None:
+def test_a_closed_recording_says_so(place: Path | str) -> None:
     """A recording that was closed, and a store that was opened for reading, take no frames."""
-    path, kinds = tmp_path / "x.db", list[Kind](["scalars"])
+    path, kinds = place, list[Kind](["scalars"])
     with Store.create(path) as store:
         recording = store.begin(RUN, [])
         recording.close()
@@ -88,9 +88,9 @@ def test_a_reader_cannot_write(tmp_path: Path) -> None:
             connection.exec_driver_sql("DELETE FROM runs")
 
 
-def test_a_forked_process_cannot_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_cannot_append(place: Path | str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording inherited by a forked data loader refuses to write: two processes on one connection corrupt it."""
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, make_layers(1))
         with monkeypatch.context() as patch:
             patch.setattr("os.getpid", lambda: -1)
