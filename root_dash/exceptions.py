@@ -5,7 +5,8 @@ RootDashError
 │   ├── StoreNotFound    the file is missing, a directory, or cannot be read
 │   ├── StoreForeign     it is no root-dash database, or one of another schema version
 │   ├── StoreBusy        another process holds it for longer than the timeout
-│   └── StoreFull        its disk is full
+│   ├── StoreFull        its disk is full
+│   └── StoreMoved       the file that is recorded to was deleted or replaced
 ├── AlreadyRecorded      another frame or attempt is stored under the same number
 └── NotRecorded          the run, layer, step or statistic asked for is not in the store
 
@@ -35,6 +36,10 @@ class StoreBusy(StoreError):
 
 class StoreFull(StoreError):
     """The disk of the database is full."""
+
+
+class StoreMoved(StoreError):
+    """The file that is recorded to was deleted, or another one has taken its place."""
 
 
 class AlreadyRecorded(RootDashError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
 import time
@@ -131,6 +132,21 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {cause}") from error
     except SQLAlchemyError as error:
         raise StoreError(f"{path}: {error}") from error
+
+
+def abandon(connection: Any) -> None:
+    """Let go of a connection whose file was deleted or replaced, without SQLite's tidying up.
+
+    Closing the last connection to a file removes its write-ahead log by its path: where another file has taken the
+    place, that would be the other's.
+    """
+    set_config = getattr(connection, "setconfig", None)
+    if set_config is not None:
+        set_config(1006, True)  # SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE: nothing is removed either
+        connection.close()
+    else:
+        # Python before 3.12 cannot say so: it is never closed, also not when Python ends.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 def connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:

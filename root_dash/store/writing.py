@@ -9,12 +9,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Engine, Insert, insert, select, update
 
-from root_dash.exceptions import AlreadyRecorded, StoreError
+from root_dash.exceptions import AlreadyRecorded, StoreError, StoreMoved
 from root_dash.records import (
     KINDS,
     QUANTILE_COUNT,
@@ -31,7 +32,7 @@ from root_dash.records import (
     histogram_edges,
     statistic_names,
 )
-from root_dash.store import attempts, schema
+from root_dash.store import attempts, schema, sqlite
 from root_dash.store.counts import pack
 from root_dash.store.encoding import encode, text
 from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, tell, translated
@@ -80,13 +81,12 @@ class Recording:
             ValueError: the frame contradicts itself or the run's layers.
             AlreadyRecorded: another frame is stored under its number.
             StoreBusy: another process holds the database for longer than the timeout.
-            StoreError: it could not be stored: the disk is full, or the file was deleted or replaced meanwhile.
+            StoreMoved: the file was deleted or replaced meanwhile.
+            StoreError: it could not be stored: the disk is full.
         """
         with self._lock:
             connection = self._open()
-            if identity(self._path) != self._file:
-                # SQLite would go on writing into a file that nobody can open again.
-                raise StoreError(f"{self._path} was deleted or replaced while it was being recorded to")
+            self._stay()
             self._tally.forget()  # of a frame that could not be stored
             with translated(self._path), connection.begin():
                 lock(connection, self.run.id)
@@ -133,6 +133,26 @@ class Recording:
             self._tally.keep()
             return int(stored)
 
+    def extend(self, layers: Sequence[Layer]) -> None:
+        """Add layers that the run did not have at its start; one that it has stays as it is.
+
+        Raises:
+            ValueError: two layers share a position, or a layer that is known has another shape.
+            StoreError: they could not be stored.
+        """
+        with self._lock, translated(self._path):
+            connection = self._open()
+            self._stay()
+            new = [layer for layer in layers if layer not in [replace(known, id=layer.id) for known in self.layers]]
+            if len({layer.position for layer in (*self.layers, *new)}) < len(self.layers) + len(new):
+                raise ValueError("layers must have a position each, got one twice")
+            with connection.begin():
+                lock(connection)
+                stored = _store_layers(connection, self.run.id, new)
+                self._derived = Pyramid(connection, self.run.id, self._attempt)
+            self.layers = (*self.layers, *stored)
+            self._ids |= {layer.position: layer.id for layer in stored}
+
     def end(self, time: float, lost: int = 0) -> None:
         """Record that the attempt, and with it the run, ended at that time, in seconds since the epoch.
 
@@ -140,6 +160,7 @@ class Recording:
         """
         with self._lock, translated(self._path):
             connection = self._open()
+            self._stay()
             with _durable(connection), connection.begin():
                 lock(connection, self.run.id)
                 self._derived.finish()
@@ -155,10 +176,38 @@ class Recording:
 
     def close(self) -> None:
         """Let go of the database; more than once does nothing."""
+        if self._pid != os.getpid():
+            return  # a thread of the parent's may have held the lock
+        if identity(self._path) != self._file:
+            self.abandon()
         with self._lock:
-            if self._connection is not None and self._pid == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
+
+    def copy_to(self, path: Path) -> None:
+        """Write all that the database holds into a new file, also where it was deleted meanwhile.
+
+        Raises:
+            StoreError: it could not be read, or the other not be written.
+        """
+        with self._lock, translated(path):
+            raw = self._open().connection.dbapi_connection
+            assert raw is not None
+            raw.cursor().execute("VACUUM INTO ?", (str(path),))
+
+    def abandon(self) -> None:
+        """Let go of a file that is gone, and of nothing else."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.detach()
+                raw, self._connection = self._connection.connection.dbapi_connection, None
+                sqlite.abandon(raw)
+
+    def _stay(self) -> None:
+        if identity(self._path) != self._file:
+            # SQLite would go on writing into a file that nobody can open again.
+            raise StoreMoved(f"{self._path} was deleted or replaced while it was being recorded to")
 
     def _open(self) -> Connection:
         if self._pid != os.getpid():

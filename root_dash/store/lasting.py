@@ -1,0 +1,97 @@
+"""A recording that outlasts its file: where that is deleted or replaced, it goes on in another one beside it.
+
+SQLite would go on writing into a file that nobody can open again. What stands at the path now is never touched: it may
+be somebody else's. What was recorded so far is copied over from the file that is gone, which is still ours to read.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from root_dash.exceptions import StoreError, StoreFull, StoreMoved
+from root_dash.records import Event, Frame, Layer, Run
+from root_dash.store.store import Store
+
+
+class Lasting:
+    """Appends to one attempt of a run, and to another one in `NAME.2` where the database is gone, and so on.
+
+    Used by one thread. `say` is given a sentence for people where that happens; the frame that it happens to holds it
+    as an event of kind "store".
+    """
+
+    def __init__(self, store: Store, run: Run, layers: Sequence[Layer], say: Callable[[str], None]) -> None:
+        self._store = store
+        self._run = run
+        self._layers = list(layers)
+        self._say = say
+        self._recording = store.begin(run, layers)
+
+    def append(self, frame: Frame) -> int:
+        """Store a frame as `Recording.append` does."""
+        try:
+            return self._recording.append(frame)
+        except StoreMoved as error:
+            text = self._move(error)
+        told = Event("store", text, frame.step, time.time())
+        return self._recording.append(replace(frame, events=(*frame.events, told)))
+
+    def extend(self, layers: Sequence[Layer]) -> None:
+        """Take layers that come later, as `Recording.extend` does."""
+        try:
+            self._recording.extend(layers)
+        except StoreMoved as error:
+            self._move(error)
+            self._recording.extend(layers)
+        self._layers.extend(layers)
+
+    def end(self, time: float, lost: int = 0) -> None:
+        """End the attempt as `Recording.end` does."""
+        try:
+            self._recording.end(time, lost)
+        except StoreMoved as error:
+            self._move(error)
+            self._recording.end(time, lost)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._recording.close()
+
+    def _move(self, moved: StoreMoved) -> str:
+        """Go on in another file; what there is to say about it."""
+        assert isinstance(self._store.path, Path)
+        path = _beside(self._store.path)
+        try:
+            self._recording.copy_to(path)
+            kept = "what was recorded before is in it"
+        except StoreFull:
+            path.unlink(missing_ok=True)
+            raise  # nothing is lost yet: the writer tries again when there is room
+        except StoreError as error:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            kept = f"what was recorded before is lost ({error})"
+        store = Store.create(path)
+        self._recording, old = store.begin(self._run, self._layers), self._recording
+        old.abandon()
+        self._store = store
+        text = f"{moved}: it goes on in {path}, {kept}"
+        self._say(f"root-dash: {text}")
+        return text
+
+
+def _beside(path: Path) -> Path:
+    """The first of `NAME.2`, `NAME.3`, ... that is free, of the name without such a number."""
+    stem = path.name
+    head, _, tail = stem.rpartition(".")
+    if head and tail.isdecimal():
+        stem = head
+    candidates = (path.with_name(f"{stem}.{number}") for number in count(2))
+    # A log without its file is one that was deleted, and still written to.
+    return next(free for free in candidates if not any(os.path.lexists(f"{free}{end}") for end in ("", "-wal", "-shm")))
