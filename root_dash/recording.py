@@ -133,7 +133,7 @@ def watch(
     return Recorder(
         optimizers,
         standing.positions,
-        Store.create(default_path(db)).begin(run, layers) if standing.stores else Nowhere(),
+        Lasting(Store.create(default_path(db)), run, layers, print_to_stderr) if standing.stores else Nowhere(),
         cadence=cadence,
         outlier_quantile=outlier_quantile,
         max_overhead=max_overhead,
