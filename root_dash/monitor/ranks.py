@@ -43,7 +43,9 @@ WAITING_BYTES = 64 * 2**20
 _MESSAGE_BYTES = 1024  # what a message holds beside its bytes, about
 _LARGEST = 2**31  # bytes: more is no message of ours
 _FOREVER = timedelta(days=365)  # a wait of the group's own default would end, and close all connections of the group
-_SIZE, _BODY = 1, 2  # tags
+_SIZE, _BODY, _NOTHING = 1, 2, 3  # tags
+_AT_ONCE = timedelta(milliseconds=1)
+_ENDING_SECONDS = 5.0  # for threads to end whose connections were closed: they take milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +124,33 @@ class Outbox:
 
     def __init__(self, group: ProcessGroup) -> None:
         self._group = group
+        self._closed = False
 
     def join(self, step: int, groups: Sequence[Group]) -> Joined:
         """Send what was measured at a step, which may be nothing; nothing remains to be stored here."""
+        if self._closed:
+            return Joined([], lost=1)
         message = torch.from_numpy(packed(Part(step, tuple(groups))))
-        self._send(torch.tensor([len(message)]), _SIZE)
-        self._send(message, _BODY)
+        try:
+            self._send(torch.tensor([len(message)]), _SIZE)
+            self._send(message, _BODY)
+        except RuntimeError:  # of the connection
+            self._closed = True
+            print_to_stderr("root-dash: process 0 takes no more of what is measured here; training goes on")
+            return Joined([], lost=1)
         return Joined([])
 
     def close(self) -> None:
         """Say that nothing more will come; the first process may have ended by now."""
-        try:
-            self._send(torch.tensor([0]), _SIZE)
-        except RuntimeError:
-            pass
+        if not self._closed:
+            try:
+                self._send(torch.tensor([0]), _SIZE)
+            except RuntimeError:
+                self._closed = True
+
+    def abandon(self) -> None:
+        """Let go of what is being sent."""
+        _disconnect(self._group, 0)
 
     def _send(self, tensor: Tensor, tag: int) -> None:
         self._group.send([tensor], 0, tag).wait(_FOREVER)
@@ -162,10 +177,12 @@ class Inbox:
         self._bytes = 0
         self._closed = False
         self._changed = threading.Condition()
-        for rank, sender in self._senders.items():
-            threading.Thread(
-                target=self._receive, args=(rank, sender), name=f"root-dash-rank-{rank}", daemon=True
-            ).start()
+        self._threads = [
+            threading.Thread(target=self._receive, args=item, name=f"root-dash-rank-{item[0]}", daemon=True)
+            for item in self._senders.items()
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def join(self, step: int, groups: Sequence[Group]) -> Joined:
         """What was measured at a step by this process and by all others: waits for these, but not for ever.
@@ -189,10 +206,21 @@ class Inbox:
         return Joined(merged(sources), tuple(events), lost=int(missing))
 
     def close(self) -> None:
-        """Take no more; what still comes is received and let go, so that nobody waits for it."""
+        """Take no more: closes the connections, and ends the threads that wait for something to come.
+
+        They must not outlive the interpreter: a thread that comes back from a wait while it ends, ends the process.
+        """
+        self.abandon()
+        for thread in self._threads:
+            thread.join(_ENDING_SECONDS)
+
+    def abandon(self) -> None:
+        """Let go of everybody that is waited for."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        for rank in list(self._senders)[:1]:
+            _disconnect(self._group, rank)
 
     def _part(self, sender: _Sender, step: int, deadline: float) -> Part | None:
         """What a process measured at a step; None where it has sent none, or gives none in time."""
@@ -202,7 +230,7 @@ class Inbox:
                     self._taken(sender)
                 if sender.waiting:
                     return self._taken(sender) if sender.waiting[0][0].step == step else None
-                if sender.ended is not None:
+                if sender.ended is not None or self._closed:
                     return None
                 if not self._changed.wait(deadline - time.monotonic()):
                     sender.ended = f"has not told what it measured within {self._patience:g} s"
@@ -219,8 +247,10 @@ class Inbox:
             while (message := self._message(rank)) is not None:
                 self._put(sender, unpacked(message.numpy()), len(message) + _MESSAGE_BYTES)
             reason = "has ended its recording"
+        except RuntimeError:  # of the connection
+            reason = "is gone"
         except Exception as error:
-            reason = f"is gone ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+            reason = f"has sent what cannot be read ({_first_line(error)})"
         with self._changed:
             sender.ended = sender.ended or reason
             self._changed.notify_all()
@@ -245,6 +275,18 @@ class Inbox:
                 sender.waiting.append((part, size))
                 self._bytes += size
                 self._changed.notify_all()
+
+
+def _disconnect(group: ProcessGroup, rank: int) -> None:
+    """Close all connections of the group here: what waits for one then fails. By a wait that ends, as gloo has it."""
+    try:
+        group.recv([torch.empty(1, dtype=torch.uint8)], rank, _NOTHING).wait(_AT_ONCE)
+    except RuntimeError:
+        pass
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _several() -> bool:

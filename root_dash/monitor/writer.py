@@ -62,6 +62,9 @@ class Link(Protocol):
     def close(self) -> None:
         """Say that no more frames will come."""
 
+    def abandon(self) -> None:
+        """Wait for nobody any more. The one call that another thread makes."""
+
 
 class Nowhere:
     """A sink that keeps nothing."""
@@ -171,6 +174,9 @@ class Writer:
         self.release()
         if not self._elsewhere():
             self._thread.join(timeout)
+            if self._link is not None and self._thread.is_alive():
+                self._link.abandon()
+                self._thread.join(1.0)
         return not self._thread.is_alive()
 
     def leave_to_parent(self) -> None:
