@@ -34,7 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Database = Annotated[Path | None, typer.Argument(metavar="[DB]", help="The database; else ROOT_DASH_DB, root-dash.db.")]
+Database = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DB]", help="A path, or the URL of a PostgreSQL database; else ROOT_DASH_DB, root-dash.db."
+    ),
+]
 
 
 class Preset(StrEnum):
@@ -175,7 +180,7 @@ def serve(
         settings = _settings(**given, **({"token": None} if no_token else {}))
         from root_dash.store import Store, migrate
 
-        done = migrate(settings.db) if settings.db.is_file() else None
+        done = migrate(settings.db) if Path(settings.db).is_file() else None
         if done is not None:
             typer.echo(f"root-dash: brought up to date, the file as it was is {done.backup}")
         with Store.open(settings.db) as store:
@@ -208,7 +213,7 @@ def runs(db: Database = None) -> None:
                 "" if run.last_step is None else str(run.last_step),
                 "open" if run.ended_at is None else "ended",
             )
-        Console().print(table if found else f"no runs in {settings.db}", highlight=False)
+        Console().print(table if found else f"no runs in {store.path}", highlight=False)
 
 
 @app.command()
@@ -317,7 +322,7 @@ def calibrate(
         with Store.open(settings.db) as store:
             found = store.runs()
             if run is None and not found:
-                raise RootDashError(f"no runs in {settings.db}")
+                raise RootDashError(f"no runs in {store.path}")
             rows = report(store, found[0].id if run is None else run)
         Console().print(render(rows), highlight=False)
 
@@ -328,7 +333,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     optimizer: Annotated[Algorithm, typer.Option(help="What steps the matrices.")] = Algorithm.ROOT,
-    db: Annotated[Path | None, typer.Option(help="The database to record to.")] = None,
+    db: Annotated[str | None, typer.Option(help="The database to record to.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Else 8050, or the next free one.")] = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Show the dashboard beside the training.")] = True,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
@@ -351,7 +356,7 @@ def demo(
         )
 
 
-def _of(db: Path | None) -> Settings:
+def _of(db: str | None) -> Settings:
     return _settings(**({} if db is None else {"db": db}))
 
 

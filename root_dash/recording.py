@@ -8,11 +8,11 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from root_dash.records import Run
 from root_dash.store.lasting import Lasting
+from root_dash.store.place import Place, parse
 from root_dash.store.store import Store
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def watch(
     max_overhead: float | None = None,
     ranks: Which = "first",
 ) -> Recorder:
-    """Record every step of an optimizer into a SQLite file until the returned recorder is closed.
+    """Record every step of an optimizer into a database until the returned recorder is closed.
 
     ```python
     with watch(model, optimizer, db="runs.db", name="gpt-124m") as run:
@@ -64,8 +64,9 @@ def watch(
     Args:
         model: names the layers.
         optimizer: what steps them.
-        db: path of the database, made where it does not exist; several runs may share one. ROOT_DASH_DB where none is
-            given, else `root-dash.db`.
+        db: path of the database, made where it does not exist, or the URL of a PostgreSQL database,
+            `postgresql://user:password@host/database`; several runs may share one. ROOT_DASH_DB where none is given,
+            else `root-dash.db`.
         name: of the run, for people; the host's name and the time where none is given.
         config: what to keep with the run, JSON values; others are kept as text.
         cadence: the interval of each kind of recording in steps.
@@ -133,7 +134,7 @@ def watch(
     return Recorder(
         optimizers,
         standing.positions,
-        Lasting(Store.create(default_path(db)), run, layers, print_to_stderr) if standing.stores else Nowhere(),
+        Lasting(Store.create(default_place(db)), run, layers, print_to_stderr) if standing.stores else Nowhere(),
         cadence=cadence,
         outlier_quantile=outlier_quantile,
         max_overhead=max_overhead,
@@ -145,24 +146,21 @@ def watch(
 def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`
     """Open a recording for reading: every verb of the store returns NumPy arrays in frozen records.
 
-    Works while a run writes to it. Without a path it opens ROOT_DASH_DB, else `root-dash.db`.
+    Works while a run writes to it. It takes a path, or the URL of a PostgreSQL database; without one it opens
+    ROOT_DASH_DB, else `root-dash.db`.
 
     Raises:
-        StoreNotFound: there is no file at that path, or it cannot be read.
+        ValueError: it is a URL of something else than PostgreSQL.
+        StoreNotFound: there is no file at that path, or it cannot be read; the server cannot be reached.
         StoreForeign: it is not a root-dash database.
     """
-    return Store.open(default_path(path))
+    return Store.open(default_place(path))
 
 
-def default_path(given: str | os.PathLike[str] | None) -> Path:
-    """The path that was given, else ROOT_DASH_DB, else `root-dash.db`.
+def default_place(given: str | os.PathLike[str] | None) -> Place:
+    """The place of what was given, else of ROOT_DASH_DB, else of `root-dash.db`.
 
     Raises:
-        ValueError: a URL was given.
+        ValueError: it is a URL of something else than PostgreSQL.
     """
-    path = Path(given or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
-    if ":/" in str(path):
-        raise ValueError(
-            f"db must be the path of a SQLite file, got the URL {given!r}: other databases are not supported yet"
-        )
-    return path
+    return parse(given or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)

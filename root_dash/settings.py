@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import secrets
-from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -21,13 +21,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _as_text(given: Any) -> Any:
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
 class Settings(BaseSettings):
     """The server's settings: built once, where the process starts, and passed on."""
 
     model_config = SettingsConfigDict(env_prefix="ROOT_DASH_", frozen=True, extra="ignore")
 
-    db: Path = Path("root-dash.db")
-    """The database to show."""
+    db: Annotated[str, BeforeValidator(_as_text), Field(repr=False)] = "root-dash.db"
+    """The database to show: a path, or a URL, which may hold a password."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8050

@@ -26,7 +26,8 @@ from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
 from root_dash.monitor.watch import Recorder
-from root_dash.recording import default_path, watch
+from root_dash.recording import default_place, watch
+from root_dash.store import Place, Server
 
 SERVER_SECONDS = 30.0
 """How long the dashboard may take to answer for the first time."""
@@ -54,17 +55,17 @@ def demo(
         raise RootDashError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     if steps is not None and steps < 1:
         raise RootDashError(f"--steps must be at least 1, got {steps}")
-    db = default_path(db)
-    place = _device(device)
+    place = default_place(db)
+    target = _device(device)
     total = steps or chosen.steps
     console = Console()
     text = standard_library()
     torch.manual_seed(0)
-    model = GPT(chosen.shape).to(place)
+    model = GPT(chosen.shape).to(target)
     parameters = sum(p.numel() for p in model.parameters())
     console.print(
-        f"{preset}: {parameters / 1e6:.2f} M parameters under {optimizer} on {place}, "
-        f"{len(text.train) / 1e6:.1f} MB of Python to read, {total:,} steps, recorded into {db}"
+        f"{preset}: {parameters / 1e6:.2f} M parameters under {optimizer} on {target}, "
+        f"{len(text.train) / 1e6:.1f} MB of Python to read, {total:,} steps, recorded into {place}"
     )
     optimizers = build_optimizers(model, optimizer, chosen)
     config = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
@@ -78,13 +79,13 @@ def demo(
         cadence=chosen.cadence,
         max_overhead=math.inf,
     )
-    with recorder, _dashboard(db, port, console, open_browser) if serve else _nothing() as server:
-        _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, place), total, console)
+    with recorder, _dashboard(place, port, console, open_browser) if serve else _nothing() as server:
+        _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, target), total, console)
         recorder.close()
         lost = f", {recorder.lost} lost" if recorder.lost else ""
         console.print(f"recorded {recorder.stored:,} frames{lost}")
         if server is None:
-            console.print(f"look at it: root-dash serve {db}")
+            console.print(f"look at it: root-dash serve {place}")
         else:
             console.print("the dashboard stays up: Ctrl-C ends it")
             with suppress(KeyboardInterrupt):
@@ -120,7 +121,9 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _dashboard(db: Path, port: int | None, console: Console, open_browser: bool) -> Iterator[subprocess.Popen[bytes]]:
+def _dashboard(
+    place: Place, port: int | None, console: Console, open_browser: bool
+) -> Iterator[subprocess.Popen[bytes]]:
     """`root-dash serve` in a process of its own, so that no viewer takes the trainer's interpreter lock."""
     chosen = port if port is not None else _free_port(8050)
     token = os.environ.get("ROOT_DASH_TOKEN") or secrets.token_urlsafe(24)
@@ -129,14 +132,15 @@ def _dashboard(db: Path, port: int | None, console: Console, open_browser: bool)
         "-m",
         "root_dash.cli",
         "serve",
-        str(db),
         "--host",
         "127.0.0.1",
         "--port",
         str(chosen),
         "--no-open",
     ]
-    environment = os.environ | {"ROOT_DASH_TOKEN": token}
+    # Not an argument: others see those, and a URL may hold a password.
+    db = place.secret() if isinstance(place, Server) else str(place)
+    environment = os.environ | {"ROOT_DASH_TOKEN": token, "ROOT_DASH_DB": db}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
     try:
         url = f"http://127.0.0.1:{chosen}"

@@ -26,6 +26,10 @@ class Server:
         port = "" if self.url.port is None else f":{self.url.port}"
         return f"postgresql://{self.url.host or ''}{port}/{self.url.database or ''}"
 
+    def secret(self) -> str:
+        """The whole URL, password and all: for who connects, and for nobody to see."""
+        return self.url.render_as_string(hide_password=False)
+
     def __repr__(self) -> str:
         return f"Server({self})"
 
