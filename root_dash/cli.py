@@ -24,6 +24,7 @@ from root_dash.exceptions import RootDashError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from root_dash.server.ingest import Inbox
     from root_dash.settings import Settings
     from root_dash.store import Store
 
@@ -63,16 +64,19 @@ def main() -> None:
     app(prog_name="root-dash")
 
 
-def compose(settings: Settings, store: Store, stopping: threading.Event | None = None) -> ASGIApp:
+def compose(
+    settings: Settings, store: Store, stopping: threading.Event | None = None, inbox: Inbox | None = None
+) -> ASGIApp:
     """The whole server as one ASGI application: the API, the dashboard, and the guard in front of both.
 
-    Setting `stopping` ends the streams, and lets a server shut down without waiting for them.
+    Setting `stopping` ends the streams, and lets a server shut down without waiting for them. Recordings go into the
+    inbox, and are refused where there is none.
     """
     from root_dash.frontend.app import mount
     from root_dash.server.app import create_app
     from root_dash.server.guard import Guard
 
-    api = create_app(settings, store, stopping)
+    api = create_app(settings, store, stopping, inbox)
     mount(api, store)
     return Guard(api, settings)
 
@@ -116,16 +120,20 @@ def address_of(settings: Settings) -> str:
 
 
 def run_server(settings: Settings, store: Store, *, open_browser: bool = False) -> None:
-    """Serve the store until Ctrl-C or SIGTERM, and print the one line that says where.
+    """Serve the store until Ctrl-C or SIGTERM, and print where, and what trainers elsewhere need to send recordings.
 
     Raises:
         RootDashError: it cannot listen where the settings say.
     """
     import uvicorn
 
+    from root_dash.server.ingest import Inbox
+    from root_dash.store import Store
+
     listener = listen(settings)
     settings = settings.model_copy(update={"port": listener.getsockname()[1]})
     stopping = threading.Event()
+    inbox = None if settings.read_only else Inbox(lambda: Store.create(settings.db))
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:
@@ -134,7 +142,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
 
     with listener:
         config = uvicorn.Config(
-            compose(settings, store, stopping),
+            compose(settings, store, stopping, inbox),
             http="httptools",  # refuses malformed requests that h11 lets pass
             access_log=False,  # the first request's line would hold the token
             log_level="warning",
@@ -144,6 +152,9 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
         )
         url = address_of(settings)
         typer.echo(f"root-dash: {url}")
+        if inbox is not None:
+            place, token = url.partition("/?")[0].removesuffix("/"), settings.write_token.get_secret_value()
+            typer.echo(f'root-dash: record from elsewhere with watch(..., server="{place}", token="{token}")')
         if open_browser:
             import webbrowser
 
@@ -152,6 +163,9 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
             Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
             pass  # uvicorn has shut down and then raises the signal that it was asked with
+        finally:
+            if inbox is not None:
+                inbox.close()
 
 
 @app.callback(invoke_without_command=True)
@@ -170,12 +184,17 @@ def serve(
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = False,
     token: Annotated[str | None, typer.Option(help="Else ROOT_DASH_TOKEN, or a new one each time.")] = None,
     no_token: Annotated[bool, typer.Option("--no-token", help="Ask for no token; on loopback only.")] = False,
+    write_token: Annotated[
+        str | None, typer.Option(help="What trainers elsewhere show; else ROOT_DASH_WRITE_TOKEN, or a new one.")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Take no recordings from elsewhere.")] = False,
 ) -> None:
-    """Show a database in the browser, also while a training run writes to it."""
+    """Show a database in the browser, also while training runs write to it, here or from elsewhere."""
     with _one_line():
         if token is not None and no_token:
             raise RootDashError("give --token or --no-token, not both")
-        chosen: dict[str, Any] = {"db": db, "host": host, "port": port, "token": token}
+        chosen: dict[str, Any] = {"db": db, "host": host, "port": port, "token": token, "write_token": write_token}
+        chosen["read_only"] = read_only or None  # else ROOT_DASH_READ_ONLY
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = _settings(**given, **({"token": None} if no_token else {}))
         from root_dash.store import Store, migrate
@@ -183,6 +202,8 @@ def serve(
         done = migrate(settings.db) if Path(settings.db).is_file() else None
         if done is not None:
             typer.echo(f"root-dash: brought up to date, the file as it was is {done.backup}")
+        if not settings.read_only and not Path(settings.db).exists():
+            Store.create(settings.db).close()  # of a PostgreSQL database the tables that it lacks
         with Store.open(settings.db) as store:
             run_server(settings, store, open_browser=open_)
 

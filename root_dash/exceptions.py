@@ -7,6 +7,7 @@ RootDashError
 │   ├── StoreBusy        another process holds it for longer than the timeout
 │   ├── StoreFull        its disk is full
 │   └── StoreMoved       the file that is recorded to was deleted or replaced
+├── Malformed            what came over the wire is no message of ours
 ├── AlreadyRecorded      another frame or attempt is stored under the same number
 └── NotRecorded          the run, layer, step or statistic asked for is not in the store
 
@@ -40,6 +41,10 @@ class StoreFull(StoreError):
 
 class StoreMoved(StoreError):
     """The file that is recorded to was deleted, or another one has taken its place."""
+
+
+class Malformed(RootDashError):
+    """What came over the wire is no message of ours."""
 
 
 class AlreadyRecorded(RootDashError):

@@ -207,8 +207,8 @@ class Run:
 class Attempt:
     """One process's go at a run: its `uid` with a frame's `seq` names the frame in any store.
 
-    `lost` counts the frames lost after the last that was stored, `last_seq` is the largest `seq` of the `frames` that
-    are stored, and `run` is the store's key of the run.
+    `lost` counts the frames lost after the last that was stored, `last_seq` is the largest `seq` that is stored, and
+    `run` is the store's key of the run.
     """
 
     uid: str
@@ -218,7 +218,6 @@ class Attempt:
     pid: int = 0
     host: str = ""
     run: int = 0
-    frames: int = 0
     last_seq: int | None = None
 
 

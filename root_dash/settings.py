@@ -7,7 +7,7 @@ import os
 import secrets
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     token: SecretStr | None = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
     """What a request must show; other users of this machine reach loopback too. None asks for nothing."""
 
+    write_token: SecretStr = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
+    """What a trainer must show to send recordings, which `token` does not allow; it allows nothing else."""
+
+    read_only: bool = False
+    """Whether no recordings are taken."""
+
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Names, beside the bound one and loopback's, under which a browser may reach the server."""
 
@@ -48,15 +54,17 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
-    @field_validator("token")
+    @field_validator("token", "write_token")
     @classmethod
-    def _not_empty(cls, token: SecretStr | None) -> SecretStr | None:
+    def _not_empty(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if token is not None and not token.get_secret_value().strip():
-            raise ValueError("token must not be empty")
+            raise ValueError(f"{info.field_name} must not be empty")
         return token
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
         if self.token is None and not is_loopback(self.host):
             raise ValueError(f"host {self.host} can be reached by others: it needs a token")
+        if self.token == self.write_token:
+            raise ValueError("token and write_token must differ: who may look may not send")
         return self

@@ -12,13 +12,20 @@ from starlette.routing import Match
 from root_dash.settings import Settings
 from root_dash.store import Store
 
-from . import health, layers, problems, runs, stream
+from . import health, ingest, layers, problems, runs, stream
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
-def create_app(settings: Settings, store: Store, stopping: threading.Event | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    store: Store,
+    stopping: threading.Event | None = None,
+    inbox: ingest.Inbox | None = None,
+) -> FastAPI:
     """The API on an open store, which stays its owner's to close; `stopping`, once set, ends the streams.
+
+    Recordings are taken into `inbox`, its owner's to close too; without one they are refused.
 
     It stands behind `guard.Guard`, and before whatever else answers the paths that it does not know.
     """
@@ -34,8 +41,9 @@ def create_app(settings: Settings, store: Store, stopping: threading.Event | Non
     app.state.settings = settings
     app.state.store = store
     app.state.stopping = threading.Event() if stopping is None else stopping
+    app.state.inbox = inbox
     problems.register(app)
-    for router in (health.router, runs.router, layers.router, stream.router):
+    for router in (health.router, runs.router, layers.router, stream.router, ingest.router):
         app.include_router(router)
 
     # Last: a dashboard that is mounted later answers every path that is left, with a page.

@@ -15,6 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from root_dash.settings import Settings
 
+INGEST = "/api/v1/ingest/"
+"""Below this path recordings are taken."""
+
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _WILDCARDS = {"0.0.0.0", "::", ""}  # noqa: S104 (compared with, not bound to)
 
@@ -34,6 +37,7 @@ class Guard:
     - `Origin`, where a browser sends one with a WebSocket or an unsafe method, is the server's own.
     - The token: as `Authorization: Bearer`, as cookie, or once as `?token=` of a page, which sets the cookie and
       redirects to the same page without it. `/healthz` alone is open.
+    - Where recordings are taken, the write token, as `Authorization: Bearer`; it opens nothing else.
 
     Responses pass through message by message: a stream stays a stream.
     """
@@ -46,6 +50,7 @@ class Guard:
         self._hosts.add(socket.gethostname().lower() if self._any_address else settings.host.lower())
         self._cookie = f"root_dash_{settings.port}"  # cookies do not tell ports apart
         self._token = None if settings.token is None else settings.token.get_secret_value().encode()
+        self._write_token = settings.write_token.get_secret_value().encode()
         # The cookie proves the token without holding it.
         self._proof = hashlib.sha256(b"root-dash cookie " + (self._token or b"")).hexdigest().encode()
 
@@ -57,7 +62,12 @@ class Guard:
         refusal = self._host_refusal(scope) or self._origin_refusal(scope)
         if refusal:
             return await _refuse(scope, send, *refusal)
-        if scope["path"] != "/healthz" and self._token is not None:
+        if scope["type"] == "http" and scope["path"].startswith(INGEST):
+            if not _bears(scope, self._write_token):
+                if self._token is not None and self._shows_token(scope):
+                    return await _refuse(scope, send, 403, "this token is for looking: sending takes the write token")
+                return await _refuse(scope, send, 401, "the write token is required")
+        elif scope["path"] != "/healthz" and self._token is not None:
             page = scope["type"] == "http" and scope["method"] == "GET" and not _is_api(scope)
             shown = [value for name, value in _query(scope) if name == "token"] if page else []
             if len(shown) == 1 and hmac.compare_digest(shown[0].encode(), self._token):
@@ -88,11 +98,8 @@ class Guard:
 
     def _shows_token(self, scope: Scope) -> bool:
         assert self._token is not None
-        headers = _values(scope, b"authorization")
-        if headers:
-            scheme, _, value = headers[0].partition(" ")
-            given = value.strip().encode("latin-1")
-            return len(headers) == 1 and scheme.lower() == "bearer" and hmac.compare_digest(given, self._token)
+        if _values(scope, b"authorization"):
+            return _bears(scope, self._token)
         for header in _values(scope, b"cookie"):
             for pair in header.split(";"):
                 name, _, value = pair.strip().partition("=")
@@ -109,6 +116,14 @@ class Guard:
             cookie += "; Secure"
         headers = [(b"location", location.encode()), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
         await _respond(scope, send, 303, b"", headers)
+
+
+def _bears(scope: Scope, token: bytes) -> bool:
+    headers = _values(scope, b"authorization")
+    if len(headers) != 1:
+        return False
+    scheme, _, value = headers[0].partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(value.strip().encode("latin-1"), token)
 
 
 def _with_headers(scope: Scope, send: Send) -> Send:

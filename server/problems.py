@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from root_dash.exceptions import NotRecorded, StoreBusy, StoreError
+from root_dash.exceptions import AlreadyRecorded, Malformed, NotRecorded, StoreBusy, StoreError, StoreFull
 
 
 class Problem(JSONResponse):
@@ -30,6 +30,14 @@ def register(app: FastAPI) -> None:
     def not_recorded(request: Request, error: NotRecorded) -> Problem:
         return Problem(404, str(error))
 
+    @app.exception_handler(AlreadyRecorded)
+    def already_recorded(request: Request, error: AlreadyRecorded) -> Problem:
+        return Problem(409, str(error))
+
+    @app.exception_handler(Malformed)
+    def malformed(request: Request, error: Malformed) -> Problem:
+        return Problem(400, str(error))
+
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Problem:
         # `loc` names our own parameters and `msg` our rules; pydantic's `input` and `ctx` hold the caller's.
@@ -47,6 +55,10 @@ def register(app: FastAPI) -> None:
     @app.exception_handler(StoreBusy)
     def busy(request: Request, error: StoreBusy) -> Problem:
         return Problem(503, "the database is held by another process", {"Retry-After": "5"})
+
+    @app.exception_handler(StoreFull)
+    def full(request: Request, error: StoreFull) -> Problem:
+        return Problem(507, "the disk of the database is full", {"Retry-After": "30"})
 
     @app.exception_handler(StoreError)
     def unreadable(request: Request, error: StoreError) -> Problem:

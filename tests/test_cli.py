@@ -67,7 +67,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Pope
     )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()
+        line, elsewhere = process.stdout.readline(), process.stdout.readline()
         assert line.startswith("root-dash: http://127.0.0.1:"), process.stderr and process.stderr.read()
         address, _, token = line.removeprefix("root-dash: ").strip().partition("/?token=")
         yield process, address, token
@@ -94,13 +94,15 @@ BAD_FILES: list[tuple[Callable[[Path], object], str]] = [
 def test_a_file_that_cannot_be_served_is_one_line(make: Callable[[Path], object], text: str, tmp_path: Path) -> None:
     """A missing file, a directory and a foreign file end in one line and exit code 2."""
     make(tmp_path / "x.db")
-    assert text in refused(run(tmp_path, "serve", "x.db"))
+    assert text in refused(run(tmp_path, "serve", "x.db", "--read-only"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "variables", "text"),
     [
-        (["serve"], {}, "there is no database at root-dash.db"),
+        (["serve", "--read-only"], {}, "there is no database at root-dash.db"),
+        (["serve"], {"ROOT_DASH_DB": "missing/x.db"}, "the folder missing does not exist"),
+        (["serve", "--token", "x", "--write-token", "x"], {}, "token and write_token must differ"),
         (["runs"], {"ROOT_DASH_DB": "other.db"}, "there is no database at other.db"),
         (["runs", "nul\ndir/x.db"], {}, "there is no database at nul dir/x.db"),
         (

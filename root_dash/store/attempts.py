@@ -26,11 +26,8 @@ def find(connection: Connection, uid: str) -> Attempt | None:
     row = connection.execute(select(schema.attempts).where(attempts.uid == uid)).first()
     if row is None:
         return None
-    totals = select(func.count(), func.max(frames.seq)).where(frames.attempt_id == row.id)
-    stored, last = connection.execute(totals).one()
-    return Attempt(
-        row.uid, row.started_at, row.ended_at, row.lost, row.pid, row.host, run=row.run_id, frames=stored, last_seq=last
-    )
+    last = connection.scalar(select(func.max(frames.seq)).where(frames.attempt_id == row.id))
+    return Attempt(row.uid, row.started_at, row.ended_at, row.lost, row.pid, row.host, row.run_id, last)
 
 
 def belongs(connection: Connection, attempt: Attempt, run_id: int) -> int | None:
