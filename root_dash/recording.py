@@ -53,8 +53,18 @@ def watch(
             run.log(loss=loss)
     ```
 
-    Under ROOT everything of its step is recorded; of any other optimizer the gradients and the momentum. Several
-    optimizers that share a model's parameters may be given as a sequence, in the order in which they step.
+    Under ROOT everything of its step is recorded; of any other optimizer the gradients and the momentum, and as its
+    update what the weights were moved by, over the learning rate, weight decay included. Several optimizers that share
+    a model's parameters may be given as a sequence, in the order in which they step.
+
+    - A step is an optimizer's: under gradient accumulation its gradient is the sum, after clipping the clipped one.
+    - Under a `GradScaler` gradients are unscaled, and a step that it skips is none. A fused optimizer skips by itself,
+      on the device: such a step counts, and its update is 0.
+    - A frozen layer is none. Once it is unfrozen, or added to an optimizer, it is one, from that step on; an event of
+      kind "layers" tells. A layer without a gradient is missing from the step.
+    - A parameter that several modules share is one layer, under the first of its names.
+    - A compiled model's layers bear the names that they have without.
+    - A step that is given a closure makes its own gradients: they are recorded, its update is not.
 
     Where several processes train, the first one records, and elsewhere the recorder does nothing. Under FSDP2, and of
     DTensors in general, all processes have to call this, which is a collective call then: each measures its shards, and
@@ -90,6 +100,7 @@ def watch(
     except ImportError:
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
+    from root_dash.monitor.appearing import Appearing
     from root_dash.monitor.cadence import Cadence
     from root_dash.monitor.failures import print_to_stderr
     from root_dash.monitor.layers import describe_optimizers, watched_layers
@@ -131,6 +142,7 @@ def watch(
         cadence=asdict(cadence),
         optimizer=describe_optimizers(optimizers),
     )
+    appearing = Appearing(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
     return Recorder(
         optimizers,
         standing.positions,
@@ -140,6 +152,7 @@ def watch(
         max_overhead=max_overhead,
         link=standing.link,
         forwards=not standing.stores,
+        appearing=appearing if standing.link is None else None,
     )
 
 

@@ -165,5 +165,6 @@ def _estimated(group: Group) -> Spectra:
     )
     assert momentum is not None
     assert base is not None
-    statistics = estimated_statistics(momentum, update, group.arrays["lanczos.norm"], *group.shape)
+    orthogonal = update if "lanczos.orthogonalized" in group.arrays else None
+    statistics = estimated_statistics(momentum, orthogonal, group.arrays["lanczos.norm"], *group.shape)
     return momentum, base, np.empty((len(momentum), 0)) if update is None else update, statistics

@@ -58,6 +58,8 @@ class Batch:
     update: Tensor | None = None
     lr: float | Tensor = 0.0
     orthogonalized: bool = False
+    of_base: bool = True
+    """Whether what was orthogonalized is the base, and so the polar error one of the update."""
     shard_of: tuple[int, int] | None = None
 
     @property
@@ -88,6 +90,9 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
         # Row by row: indexing with a list would copy the list to the device and wait for it.
         return tensor if len(rows) == len(parameters) else torch.stack([tensor[row] for row in rows])
 
+    def stacked(matrices: Sequence[Tensor]) -> Tensor:
+        return torch.stack([matrices[row] for row in rows])
+
     momentum = kept(observation.momentum)
     base = None if observation.base is None else kept(observation.base)
     epsilon = None if observation.threshold is None else kept(observation.threshold)
@@ -95,8 +100,8 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
         base, epsilon = outliers_of(momentum, outlier_quantile)
     return Batch(
         positions=tuple(positions[parameters[row]] + observation.pieces[row] for row in rows),
-        gradient=None if observation.gradient is None else kept(observation.gradient),
-        weight_norm=None if observation.weight is None else statistics.norms(kept(observation.weight).flatten(1)),
+        gradient=None if observation.gradient is None else stacked(observation.gradient),
+        weight_norm=None if observation.weight is None else statistics.norms(stacked(observation.weight).flatten(1)),
         momentum=momentum,
         threshold=epsilon,
         base=base,
@@ -227,11 +232,13 @@ def _spectra(batch: Batch) -> dict[str, Tensor]:
     if min(momentum.shape[1:]) > EXACT_UP_TO:
         shown = {"momentum": momentum, "base": base, "update": batch.update}
         estimates = {f"lanczos.{name}": bidiagonals(matrix) for name, matrix in shown.items() if matrix is not None}
+        if batch.update is not None and batch.orthogonalized and batch.of_base:
+            estimates["lanczos.orthogonalized"] = torch.ones_like(momentum[:, 0, 0], dtype=torch.uint8)
         return estimates | {"lanczos.norm": statistics.norms(*_flat(momentum))}
     grams = {"spectra.momentum": statistics.gram(momentum, momentum), "spectra.base": statistics.gram(base, base)}
     if batch.update is not None:
         grams["spectra.update"] = statistics.gram(batch.update, batch.update)
-    if batch.update is not None and batch.orthogonalized:
+    if batch.update is not None and batch.orthogonalized and batch.of_base:
         grams["spectra.cross"] = statistics.gram(base, batch.update)
     return grams
 

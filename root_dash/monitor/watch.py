@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import math
 import os
 import sys
 import time
@@ -21,13 +20,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from root_dash.monitor.budget import Budget, change, next_cadence
+from root_dash.monitor.appearing import Appearing, told
 from root_dash.monitor.cadence import Cadence
-from root_dash.monitor.crowding import Crowding, crowded, leave_out, told
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.foreign import ForeignOptimizer
 from root_dash.monitor.measure import Batch, Measurement, batch_of, batches_of_shards, measure
-from root_dash.monitor.meter import Meter
+from root_dash.monitor.pace import Pace
 from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import Link, Nowhere, Pending, Sink, Writer
@@ -71,7 +69,7 @@ def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
             finally:
                 took = time.perf_counter() - started
                 self._cost += took
-                self._spent += took
+                self._pace.spent += took
 
         return guarded
 
@@ -97,24 +95,23 @@ class Recorder:
         max_overhead: float | None = None,
         link: Link | None = None,
         forwards: bool = False,
+        appearing: Appearing | None = None,
     ) -> None:
-        """`link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing."""
+        """`link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing.
+
+        `appearing` looks for layers that come later; without, they are not recorded.
+        """
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
-        self.left_out = 0
-        """How many recordings of a kind were left out since the store could not keep up."""
         self._positions = dict(positions)
         self._on_cpu = all(parameter.is_cpu for parameter in self._positions)
         if max_overhead is None:
             max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
-        self._budget = Budget(max_overhead, cadence, cadence)
-        self._meter = Meter()
-        self._began = math.nan
-        self._spent = 0.0
+        self._pace = Pace(cadence, max_overhead)
         self._outlier_quantile = outlier_quantile
         self._failures = Failures()
         self._misused = Failures(limit=None)
-        self._crowding = Crowding()
+        self._appearing = appearing
         self._writer = Writer(sink, link)
         self._joins = link is not None
         self._forwards = forwards
@@ -158,6 +155,7 @@ class Recorder:
         self._seal_safely()
         self._closed = True
         atexit.unregister(self._at_exit)
+        self._appearing = None  # it holds the model
         for handle in self._handles:
             handle.remove()
         try:
@@ -187,12 +185,17 @@ class Recorder:
     @property
     def cadence(self) -> Cadence:
         """How often each kind is recorded for the time being: as asked, or less often to keep the budget."""
-        return self._budget.cadence
+        return self._pace.budget.cadence
+
+    @property
+    def left_out(self) -> int:
+        """How many recordings of a kind were left out since the store could not keep up."""
+        return self._pace.left_out
 
     @property
     def overhead(self) -> float:
         """The share of a step's time that recording adds by its own measurement; 0 before it is known."""
-        return self._budget.overhead
+        return self._pace.budget.overhead
 
     @property
     def failures(self) -> int:
@@ -228,7 +231,7 @@ class Recorder:
             return
         foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
         self._handles.append(
-            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before(foreign, bool(args or kwargs)))
+            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before(foreign, _closure(args, kwargs)))
         )
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after(foreign)))
 
@@ -266,31 +269,17 @@ class Recorder:
         try:
             self._seal({}, self.step - 1)
         finally:
-            self._due = self._uncrowded(self._budget.cadence.due(self.step)) | self._asked
+            self._due, events = self._pace.due(self.step, self._writer.fill)
+            self._due |= self._asked
             self._asked = frozenset()
             self._unsealed = bool(self._due) or self._forwards
-        self._settle(due)
-
-    def _uncrowded(self, due: frozenset[Kind]) -> frozenset[Kind]:
-        """What is recorded of the kinds that are due, so that a slow store can keep up."""
-        before, self._crowding = self._crowding, crowded(self._crowding, self._writer.fill)
-        if (text := told(before, self._crowding)) is not None:
-            self._events.append(Event("queue", text, self.step, time.time()))
-        kept, self._crowding = leave_out(self._crowding, due)
-        self.left_out += len(due) - len(kept)
-        return kept
-
-    def _settle(self, due: frozenset[Kind]) -> None:
-        """Hold what the last step's recording cost, of the kinds that were due, against the budget."""
-        now, spent = time.perf_counter(), self._spent
-        step_time, self._began, self._spent = now - self._began - spent, now, 0.0
-        if math.isnan(step_time):
-            return
-        self._meter.charge("statistics" if "statistics" in due else "scalars", max(spent - self._meter.total(), 0.0))
-        for bill in self._meter.settle(step_time):
-            before, self._budget = self._budget, next_cadence(self._budget, bill.costs(), bill.step_time)
-            if self._budget.cadence != before.cadence:
-                self._events.append(Event("cadence", change(before, self._budget), self.step, time.time()))
+        self._events += [*events, *self._pace.settle(due, self.step)]
+        if self._due and self._appearing is not None:
+            layers, places = self._appearing.look(self._positions)
+            self._positions |= places
+            if layers:
+                self._writer.announce(layers)
+                self._events.append(Event("layers", told(layers), self.step, time.time()))
 
     @_guarded("to measure a step")
     def _observe(self, observation: Observation) -> None:
@@ -314,7 +303,8 @@ class Recorder:
     @_guarded("to read the gradients")
     def _before(self, foreign: ForeignOptimizer, closure: bool) -> None:
         if self._due:
-            foreign.before_step(closure=closure)
+            with self._pace.meter.of("statistics", foreign.device):
+                foreign.before_step(self._due, closure=closure)
 
     @_guarded("to measure a step")
     def _after(self, foreign: ForeignOptimizer) -> None:
@@ -325,7 +315,7 @@ class Recorder:
         # Under the user's autocast our matmuls would be done in half precision.
         device = batch.seen.device
         with torch.autocast(device.type, enabled=False):
-            self._measured.append(measure(batch, self._due, lambda kind: self._meter.of(kind, device)))
+            self._measured.append(measure(batch, self._due, lambda kind: self._pace.meter.of(kind, device)))
 
     @_guarded("to hand over a frame")
     def _seal_early(self, optimizers: int) -> None:
@@ -361,11 +351,16 @@ class Recorder:
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
             events=events,
-            bill=self._meter.bill if measured and self._on_cpu else None,
+            bill=self._pace.meter.bill if measured and self._on_cpu else None,
             joins=joins,
         )
-        self._meter.bill.awaits_writer = pending.bill is not None
+        self._pace.meter.bill.awaits_writer = pending.bill is not None
         self._writer.put(pending)
+
+
+def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a step was given a closure; the first of its arguments is the optimizer itself."""
+    return any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
 
 
 def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:

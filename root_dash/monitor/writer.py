@@ -96,8 +96,6 @@ class Pending:
     events: tuple[Event, ...] = ()
     bill: Bill | None = None
     """Where to write what the frame took of the writer's thread; None where nobody asks."""
-    layers: tuple[Layer, ...] = ()
-    """Those that the step is the first to name."""
     joins: bool = False
     """Whether other processes have measured something of the step."""
 
@@ -119,6 +117,7 @@ class Writer:
         self.failures = Failures()
         self._said = -SAID_SECONDS
         self._waiting: deque[Pending] = deque()
+        self._announced: list[Layer] = []
         self._bytes = 0
         self._unstored = 0
         self._closing = False
@@ -147,6 +146,13 @@ class Writer:
             return
         with self._changed:
             self.lost += 1
+
+    def announce(self, layers: Sequence[Layer]) -> None:
+        """Take layers that the sink does not know, before the first frame that names them."""
+        if self._elsewhere():
+            return
+        with self._changed:
+            self._announced.extend(layers)
 
     def put(self, pending: Pending) -> None:
         """Hand a frame over; where the queue is full it is lost and counted. Never blocks for longer than a lock."""
@@ -214,7 +220,7 @@ class Writer:
             joined = self._join(pending, _groups(pending, arrays))
             lost = self.lost
             frame = _assemble(assembler, pending, joined, arrays, seq, lost - self._lost_said)
-            self._append(frame, pending.layers)
+            self._append(frame)
             if pending.bill is not None:
                 kinds = [kind for kind in HEAVIEST_FIRST if kind in frame.kinds]
                 pending.bill.writer = (kinds[0] if kinds else "scalars", time.thread_time() - started)
@@ -234,7 +240,7 @@ class Writer:
             self.lost += joined.lost
         return joined
 
-    def _append(self, frame: Frame, layers: tuple[Layer, ...]) -> None:
+    def _append(self, frame: Frame) -> None:
         """Append to the sink, again and again while it is the store that cannot: a lock is let go, a disk is emptied.
 
         Meanwhile frames wait in the queue and, once it is full, are lost and counted. The frame itself tells of it, as
@@ -245,8 +251,7 @@ class Writer:
         while True:
             last = self._closing
             try:
-                if layers:
-                    self._sink.extend(layers)
+                self._extend()
                 self._sink.append(told)
             except StoreError as error:
                 if last:
@@ -260,6 +265,14 @@ class Writer:
                 pause = min(2 * pause, longest)
             else:
                 return
+
+    def _extend(self) -> None:
+        with self._changed:
+            layers = tuple(self._announced)
+        if layers:
+            self._sink.extend(layers)
+            with self._changed:
+                del self._announced[: len(layers)]
 
     def _say_waiting(self, error: StoreError) -> None:
         if time.monotonic() - self._said >= SAID_SECONDS:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import root_dash
+from root_dash.monitor.cadence import Cadence
 from tests.monitor.training import (
     EVERY_STEP,
     MATRICES,
@@ -29,16 +31,19 @@ from tests.monitor.training import (
 
 @pytest.mark.parametrize("build", [muon, adamw, sgd])
 def test_other_optimizers_show_gradients_and_momentum(build: Build, tmp_path: Path) -> None:
-    """Through their step hooks; what depends on the update is not recorded, rather than wrong."""
+    """Through their step hooks, and as the update what the weights were moved by."""
     store = record(tmp_path / "runs.db", build, 4)
     for name, layer in layers_of(store).items():
         statistics = store.statistics(layer.id)
         for statistic in ("grad_norm", "grad_kurtosis", "momentum_norm", "alignment", "threshold", "outlier_energy"):
             assert np.isfinite(statistics[statistic]), (name, statistic)
-        assert np.isnan(statistics.get("update_norm", np.nan))
+        assert statistics["update_norm"] > 0
         if layer.is_matrix:
-            assert store.spectrum(layer.id).update.size == 0
+            spectrum = store.spectrum(layer.id)
+            assert np.linalg.norm(spectrum.update) == pytest.approx(statistics["update_norm"], rel=1e-3)
             assert store.mask(layer.id).dense().shape == layer.shape
+            assert np.isfinite(statistics["orthogonality_error"]) == (layer.algorithm == "muon")
+            assert np.isnan(statistics["polar_error"])  # nobody clips and orthogonalizes but ROOT
 
 
 def test_the_momentum_of_another_optimizer_is_its_state_after_the_step(tmp_path: Path) -> None:
@@ -51,6 +56,139 @@ def test_the_momentum_of_another_optimizer_is_its_state_after_the_step(tmp_path:
     expected = optimizers[0].state[model.square.weight]["momentum_buffer"].double().norm().item()
     layer = layers_of(store)["square.weight"].id
     assert store.statistics(layer)["momentum_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+class Signs(Optimizer):
+    """An optimizer that nobody knows: it moves by signs, keeps nothing, and names its learning rate as it likes."""
+
+    def __init__(self, params: Iterable[torch.Tensor]) -> None:
+        super().__init__(params, {"size": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Against the sign of the gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["size"] * parameter.grad.sign())
+
+
+def moved(
+    build: Build, path: Path, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, dict[str, float]], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """What was recorded of the last of three steps by layer, and the weights before and after it."""
+    model = Model().to(dtype)
+    optimizers = build(model)
+    with root_dash.watch(model, optimizers, db=path, cadence=EVERY_STEP) as run:
+        train(model, optimizers, 2, run.log)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        run.log(loss=step(model, optimizers, 2))
+    store = root_dash.open(path)
+    statistics = {name: store.statistics(layer.id) for name, layer in layers_of(store).items()}
+    return statistics, {name: (before[name], parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def signs(model: torch.nn.Module) -> list[Optimizer]:
+    """Signs for all."""
+    return [Signs(model.parameters())]
+
+
+def decaying(model: torch.nn.Module) -> list[Optimizer]:
+    """AdamW with a learning rate that is a tensor, as a compiled step wants it."""
+    return [AdamW(model.parameters(), lr=torch.tensor(1e-3), weight_decay=0.5, foreach=False)]
+
+
+SINGLE, DOUBLE, HALF = torch.float32, torch.float64, torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("build", "lr", "dtype"),
+    [(sgd, 1e-2, SINGLE), (sgd, 1e-2, DOUBLE), (adamw, 1e-3, SINGLE), (adamw, 1e-3, HALF), (signs, 1.0, SINGLE)]
+    + [(decaying, 1e-3, SINGLE), (decaying, 1e-3, HALF)],
+)
+def test_the_update_is_what_moved_the_weights(build: Build, lr: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Over the learning rate, weight decay included; where there is no learning rate, as it is."""
+    statistics, weights = moved(build, tmp_path / "runs.db", dtype)
+    for name, (before, after) in weights.items():
+        movement = (before.double() - after.double()).norm().item()
+        assert statistics[name]["update_norm"] == pytest.approx(movement / lr, rel=1e-3), name
+        assert statistics[name]["update_to_weight"] == pytest.approx(movement / before.double().norm().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("adjust", [None, "original", "match_rms_adamw"])
+def test_muon_shows_the_matrix_that_it_orthogonalized(adjust: str | None, tmp_path: Path) -> None:
+    """Its decay and its scaling of the learning rate taken out, and its momentum Nesterov-corrected.
+
+    The weights are moved by that matrix alone: what is recorded is compared with what torch's own step computes of the
+    same momentum.
+    """
+    model = Model()
+    matrices = [parameter for name, parameter in model.named_parameters() if name in MATRICES]
+    options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": adjust, "momentum": 0.8}
+    muon = Muon(matrices, **options)
+    with root_dash.watch(model, muon, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, [muon], 2, run.log)
+        buffers = {p: muon.state[p]["momentum_buffer"].clone() for p in matrices}
+        gradients: dict[torch.Tensor, torch.Tensor] = {}
+        handle = muon.register_step_pre_hook(lambda *_: gradients.update({p: p.grad.clone() for p in matrices}))  # type: ignore[union-attr]
+        run.log(loss=step(model, [muon], 2))
+        handle.remove()
+    store = root_dash.open(tmp_path / "runs.db")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in matrices:
+        layer = layers_of(store)[names[parameter]]
+        # Of a weight of zero the step without decay leaves the orthogonalized matrix alone, at a learning rate of 1.
+        twin = torch.nn.Parameter(torch.zeros_like(parameter))
+        twin.grad = gradients[parameter]
+        alone = Muon([twin], **options | {"lr": 1.0, "weight_decay": 0.0, "adjust_lr_fn": adjust})
+        alone.state[twin]["momentum_buffer"] = buffers[parameter].clone()
+        alone.step()
+        momentum = gradients[parameter].lerp(alone.state[twin]["momentum_buffer"], 0.8)
+        rows, cols = layer.shape
+        scale = 0.2 * max(rows, cols) ** 0.5 if adjust == "match_rms_adamw" else max(1.0, rows / cols) ** 0.5
+        update = -twin.detach().double() / scale
+        statistics = store.statistics(layer.id)
+        assert statistics["update_norm"] == pytest.approx(update.norm().item(), rel=1e-3)
+        assert statistics["momentum_norm"] == pytest.approx(momentum.double().norm().item(), rel=1e-4)
+        short = update if rows <= cols else update.T
+        error = (short @ short.T - torch.eye(len(short))).norm().item() / len(short) ** 0.5
+        assert statistics["orthogonality_error"] == pytest.approx(error, rel=1e-2)
+
+
+def test_a_learning_rate_of_zero_moves_nothing(tmp_path: Path) -> None:
+    """As at the first step of a warm-up: both statistics of the update are 0, and not undefined."""
+    model = Model()
+    optimizers: list[Optimizer] = [SGD(model.parameters(), lr=0.0, momentum=0.9)]
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 2, run.log)
+    store = root_dash.open(tmp_path / "runs.db")
+    for layer in layers_of(store).values():
+        statistics = store.statistics(layer.id)
+        assert statistics["update_norm"] == 0.0
+        assert statistics["update_to_weight"] == 0.0 or statistics["weight_norm"] == 0.0
+
+
+def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where copying the weights at every step would cost too much memory."""
+    monkeypatch.setattr("root_dash.monitor.foreign.WEIGHT_BYTES", 1000)
+    store = record(tmp_path / "runs.db", adamw, 5, Cadence(statistics=1, spectra=2))
+    history = store.history(layers_of(store)["up.weight"].id, "update_norm")
+    assert history.steps.tolist() == [1, 2, 3, 4, 5]
+    assert np.isfinite(history.values).tolist() == [True, True, False, True, False]
+
+
+def test_the_gradient_is_that_before_the_step(tmp_path: Path) -> None:
+    """Some optimizers write into it, and some training loops clear it within the step."""
+    model = Model()
+    named = dict(model.named_parameters())
+    (optimizer,) = sgd(model)
+    expected: list[float] = []
+    optimizer.register_step_pre_hook(lambda *_: expected.append(named["up.weight"].grad.double().norm().item()))  # type: ignore[union-attr]
+    optimizer.register_step_post_hook(lambda *_: model.zero_grad())
+    with root_dash.watch(model, optimizer, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, [optimizer], 3, run.log)
+    store = root_dash.open(tmp_path / "runs.db")
+    recorded = store.history(layers_of(store)["up.weight"].id, "grad_norm").values
+    np.testing.assert_allclose(recorded, expected, rtol=1e-5)
 
 
 def test_a_failure_on_the_training_thread_never_reaches_the_loop(
