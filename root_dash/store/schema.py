@@ -106,6 +106,7 @@ frames = Table(
     Column("cost", Double),
     UniqueConstraint("attempt_id", "seq"),
     Index(None, "run_id", "step"),
+    Index(None, "run_id", "id").ddl_if(dialect="postgresql"),
     sqlite_autoincrement=True,  # a cursor is never given twice, not even after a deletion
 )
 
@@ -170,7 +171,8 @@ scalars = Table(
     "scalars",
     metadata,
     _of("runs"),
-    Column("name", Text, nullable=False),
+    # By code points, as SQLite sorts.
+    Column("name", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
     _of("frames", index=True),
     Column("step", BigInteger, nullable=False),
     Column("value", Double),
@@ -188,6 +190,7 @@ events = Table(
     Column("kind", Text, nullable=False),
     Column("text", Text, nullable=False),
     Column("frame_id", BigInteger),  # the frame that it came with, which may be removed before it; null before schema 3
+    Index(None, "run_id", "id").ddl_if(dialect="postgresql"),
 )
 
 # What `pyramid.py` derives from the recordings so that a view costs the same at any length of a run: never the only
