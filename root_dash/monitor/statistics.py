@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from root_dash.optim.plan import CPU_MULTIPLIES_BFLOAT16
 from root_dash.records import HISTOGRAM_BINS_PER_OCTAVE, HISTOGRAM_OCTAVES, QUANTILE_COUNT, QUANTILE_REACH
 
 LARGEST_COUNT = 32
@@ -107,6 +108,8 @@ def orthogonality_error(update: Tensor) -> Tensor:
     orthogonal and are left out of both the norm and m. NaN where all are.
     """
     short = _short_side(update)
+    if short.dtype == torch.bfloat16 and short.is_cpu and CPU_MULTIPLIES_BFLOAT16:
+        return _half_orthogonality_error(short)
     if short.is_cuda and short.dtype in (torch.bfloat16, torch.float16):
         residual = torch.bmm(short, short.mT, out_dtype=torch.float32)  # exact products at the speed of half precision
     else:
@@ -348,6 +351,22 @@ def _value(keys: Tensor) -> Tensor:
     """The numbers whose `_ordered` bits these are, in float64."""
     keys = keys.int()
     return ((keys ^ ((keys >> 15) & 0x7FFF)) << 16).view(torch.float32).double()
+
+
+def _half_orthogonality_error(short: Tensor) -> Tensor:
+    """`orthogonality_error` of wide bfloat16 updates (L, m, n), in half the time that float32 products take.
+
+    I is subtracted before the one rounding of X Xᵀ - I, which is relative to the residual: the error is off by 2e-4 of
+    itself at most, where a rounded X Xᵀ would not show errors under 0.002.
+    """
+    ones = torch.eye(short.shape[1], dtype=short.dtype).expand(len(short), -1, -1)
+    residual = torch.baddbmm(ones, short, short.mT, beta=-1)
+    squared: Tensor = torch.linalg.vector_norm(residual, dim=(-2, -1), dtype=torch.float32).square()
+    null = torch.zeros(len(short), dtype=torch.int64)
+    if bool((residual.diagonal(dim1=-2, dim2=-1) == -1).any()):  # perhaps rounded
+        null = (short == 0).all(-1).sum(-1)
+    error: Tensor = ((squared - null).clamp(min=0) / (short.shape[1] - null)).sqrt()
+    return error
 
 
 def _short_side(matrix: Tensor) -> Tensor:

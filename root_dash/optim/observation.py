@@ -24,10 +24,10 @@ class Observation:
     """L numbers: which of its parameter's matrices each is; 0 where the parameter is one matrix."""
     algorithm: str
     """`"root"` or `"adamw"`."""
-    gradient: Tensor | None
-    """(L, rows, cols): the gradients as in `p.grad` (not negated under `maximize`); None where they are sharded."""
-    weight: Tensor | None
-    """(L, rows, cols): the weights before the step; None where they are sharded."""
+    gradient: tuple[Tensor, ...] | None
+    """L of (rows, cols): the gradients as in `p.grad` (not negated under `maximize`); None where they are sharded."""
+    weight: tuple[Tensor, ...] | None
+    """L of (rows, cols): the weights before the step; None where they are sharded."""
     momentum: Tensor
     """(L, rows, cols) M: what is about to be orthogonalized; for AdamW its `exp_avg`."""
     threshold: Tensor | None

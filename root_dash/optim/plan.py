@@ -30,7 +30,7 @@ _FACTOR_STEPS = 5
 
 # Whether this CPU has instructions for bfloat16 products; where torch cannot tell, no. Asked once: a compiler, which
 # traces `plan`, cannot ask.
-_CPU_MULTIPLIES_BFLOAT16: bool = any(
+CPU_MULTIPLIES_BFLOAT16: bool = any(
     getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 )
 
@@ -73,7 +73,7 @@ def plan(
         dtype = torch.float64
     mixed = algorithm == "auto" and dtype is None and device == "cpu" and short >= _MIXED_ROWS
     wide = long >= _ASPECT * short
-    if mixed and _CPU_MULTIPLIES_BFLOAT16 and not (wide and steps > _FACTOR_STEPS):
+    if mixed and CPU_MULTIPLIES_BFLOAT16 and not (wide and steps > _FACTOR_STEPS):
         form: Literal["standard", "factor"] = "factor" if wide else "standard"
         first = min(steps, 2 if short >= _TWO_WIDE_STEPS_ROWS else 1)
         squares = torch.bfloat16 if short < _TWO_WIDE_STEPS_ROWS else torch.float32

@@ -148,7 +148,7 @@ def show(
     lr: float | Tensor,
     adjust_lr_fn: AdjustLr,
 ) -> None:
-    """Offer what the step knows of a batch to the observers: views of its own tensors, and weights and gradients."""
+    """Offer what the step knows of a batch to the observers: views of its own tensors, nothing computed or copied."""
     for cut, places in batch.parts():
         transposed = places[0].transposed
 
@@ -162,8 +162,8 @@ def show(
             parameters=tuple(params[place.parameter] for place in places),
             pieces=tuple(place.piece for place in places),
             algorithm="root",
-            gradient=None if gradients is None else torch.stack(list(gradients[cut])),
-            weight=None if weights is None else torch.stack(list(weights[cut])),
+            gradient=None if gradients is None else tuple(gradients[cut]),
+            weight=None if weights is None else tuple(weights[cut]),
             momentum=momentum,
             threshold=None if threshold is None else threshold[cut],
             base=part(base),

@@ -210,6 +210,23 @@ def test_orthogonality_error_equals_its_definition(shape: tuple[int, int]) -> No
         assert error.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24), (128, 512)])
+@pytest.mark.parametrize("size", [0.3, 1e-3])
+def test_orthogonality_error_of_bfloat16_is_that_of_its_entries(shape: tuple[int, int], size: float) -> None:
+    """As far as rounding the residual, not X Xᵀ, goes; dead rows are left out, and rows of 0.02 are not dead."""
+    generator = torch.Generator().manual_seed(4)
+    m, n = sorted(shape)
+    orthonormal = torch.linalg.qr(torch.randn(2, n, m, generator=generator)).Q.mT
+    update = (orthonormal * (1 + size * torch.randn(2, m, 1, generator=generator))).bfloat16()
+    update[1, 3] *= 0.02
+    update[1, 5] = 0
+    for row, error in enumerate(statistics.orthogonality_error(update if shape == (m, n) else update.mT)):
+        x = update[row].double().numpy()
+        x = x[np.abs(x).sum(1) > 0]
+        expected = np.linalg.norm(x @ x.T - np.eye(len(x))) / math.sqrt(len(x))
+        assert error.item() == pytest.approx(expected, rel=1e-3)
+
+
 def test_orthogonality_error_leaves_out_dead_rows() -> None:
     """Rows that are exactly zero have no direction: an orthogonal matrix with dead rows has no error."""
     update = torch.linalg.qr(torch.randn(20, 20, generator=torch.Generator().manual_seed(0))).Q[:8].clone()

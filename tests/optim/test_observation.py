@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,11 @@ class Witness:
         self.seen: list[Observation] = []
 
     def __call__(self, observation: Observation) -> None:
-        self.seen.append(observation)
+        copies = {
+            name: None if of is None else tuple(tensor.clone() for tensor in of)
+            for name, of in (("gradient", observation.gradient), ("weight", observation.weight))
+        }
+        self.seen.append(replace(observation, **copies))
 
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"maximize": True}, MUON, {"lr": torch.tensor(0.01)}])
@@ -107,7 +112,7 @@ def test_equal_shapes_come_together() -> None:
     ]
     for o in witness.seen:
         assert o.gradient is not None
-        assert o.gradient.shape == o.momentum.shape == o.update.shape
+        assert torch.stack(o.gradient).shape == o.momentum.shape == o.update.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
