@@ -32,17 +32,19 @@ async def tail(
 ) -> AsyncIterator[Notice]:
     """The run's frames beyond the cursor, in order; with `follow`, those to come as well, until `stopping` is set.
 
-    The database is asked each `interval` seconds: an idle question is one look-up in an index, and needs no broker.
+    PostgreSQL says when there are new ones. SQLite is asked each `interval` seconds: an idle question is one look-up in
+    an index, and needs no broker.
     """
-    while stopping is None or not stopping.is_set():
-        notices = await asyncio.to_thread(store.frames, run, cursor, _PAGE)
-        for notice in notices:
-            yield notice
-            cursor = notice.id
-        if len(notices) < _PAGE:
-            if not follow:
-                return
-            await asyncio.sleep(interval)
+    with store.following(run) as follower:
+        while stopping is None or not stopping.is_set():
+            notices = await asyncio.to_thread(store.frames, run, cursor, _PAGE)
+            for notice in notices:
+                yield notice
+                cursor = notice.id
+            if len(notices) < _PAGE:
+                if not follow:
+                    return
+                await follower.wait(interval)
 
 
 def _known_run(store: StoreDep, run_id: RunId) -> int:

@@ -43,6 +43,7 @@ from root_dash.store.buckets import Buckets
 from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
 from root_dash.store.engine import identity, open_reader, open_writer, translated
+from root_dash.store.listening import Follower, Listener
 from root_dash.store.migrations import migrate
 from root_dash.store.place import Given, Place, parse
 from root_dash.store.writing import Recording
@@ -64,6 +65,7 @@ class Store:
         self._reopening = threading.Lock()
         self._edges: dict[int, Float64Array] = {}
         self._recordings: list[Recording] = []
+        self._listener = None if isinstance(path, Path) else Listener(path, reader)
 
     @classmethod
     def open(cls, path: Given) -> Self:
@@ -110,6 +112,8 @@ class Store:
         self._closed = True
         for recording in self._recordings:
             recording.close()
+        if self._listener is not None:
+            self._listener.close()
         self._reader.dispose()
         if self._writer is not None:
             # Last, so that SQLite finds no reader of ours and folds the write-ahead log into the file.
@@ -176,6 +180,15 @@ class Store:
             if not found:
                 reading.require_run(connection, run_id)
         return found
+
+    @contextmanager
+    def following(self, run_id: int) -> Iterator[Follower]:
+        """In an event loop, one whose `wait` returns when the run may have frames that were not there before."""
+        if self._listener is None:
+            yield Follower()
+            return
+        with self._listener.following(run_id) as follower:
+            yield follower
 
     def latest(self, run_id: int) -> Notice | None:
         """The run's frame that was stored last, or None while it has none."""
