@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Muon, Optimizer
 
+from root_dash.monitor import statistics
 from root_dash.monitor.displacement import WEIGHT_BYTES, Displacement, displacement, stacked
-from root_dash.monitor.measure import Batch, outliers_of, weight_norms
+from root_dash.monitor.measure import Batch, outliers_of
 from root_dash.optim.batches import matrix_shape
 from root_dash.optim.shards import is_dtensor, local
 from root_dash.records import Kind
@@ -98,7 +99,7 @@ class ForeignOptimizer:
                 gradient = gradient / local(scale).to(gradient.device, non_blocking=True)
             sharded = is_dtensor(parameters[0])
             moved = displacement(self._optimizer, groups[index], parameters) if updates and not sharded else None
-            norms = weight_norms(map(local, parameters))
+            norms = statistics.norms_of([local(parameter).detach() for parameter in parameters])
             shard_of = matrix_shape(parameters[0].shape) if sharded else None
             seen.append(Seen(parameters, groups[index], gradient, norms, shard_of, moved))
         return seen

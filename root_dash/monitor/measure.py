@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -101,7 +101,9 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
     return Batch(
         positions=tuple(positions[parameters[row]] + observation.pieces[row] for row in rows),
         gradient=None if observation.gradient is None else stacked(observation.gradient),
-        weight_norm=None if observation.weight is None else statistics.norms(stacked(observation.weight).flatten(1)),
+        weight_norm=None
+        if observation.weight is None
+        else statistics.norms_of([observation.weight[row] for row in rows]),
         momentum=momentum,
         threshold=epsilon,
         base=base,
@@ -123,7 +125,7 @@ def batches_of_shards(shards: Sequence[ShardObservation], positions: Mapping[Ten
         yield Batch(
             positions=tuple(positions[shard.parameter] + shard.piece for shard in held),
             gradient=torch.stack([shard.gradient for shard in held]),
-            weight_norm=statistics.norms(torch.stack([shard.weight for shard in held]).flatten(1)),
+            weight_norm=statistics.norms_of([shard.weight for shard in held]),
             momentum=torch.stack([shard.momentum for shard in held]),
             update=None
             if first.update is None
@@ -142,11 +144,6 @@ def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tens
     """Base and threshold of momenta (L, rows, cols) at a quantile of |M|: (L, rows, cols) and (L,)."""
     epsilon = threshold(momentum, outlier_quantile)
     return split(momentum, epsilon), epsilon
-
-
-def weight_norms(parameters: Iterable[Tensor]) -> Tensor:
-    """Frobenius norms of L parameters: (L,)."""
-    return torch.stack([torch.linalg.vector_norm(p.detach(), dtype=torch.float64).float() for p in parameters])
 
 
 def measure(batch: Batch, kinds: Collection[Kind], timed: Timed = lambda kind: nullcontext()) -> Measurement:

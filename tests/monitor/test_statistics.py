@@ -199,6 +199,20 @@ def test_alignment_is_the_cosine_at_every_scale() -> None:
     assert columns["alignment"].item() == pytest.approx(g @ m / np.linalg.norm(g) / np.linalg.norm(m), rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (300, 500), (1, 5)])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_norms_of_tensors_apart_are_those_of_the_stack(
+    shape: tuple[int, int], scale: float, dtype: torch.dtype
+) -> None:
+    """Of any size, type and strides, against float64."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = [(torch.randn(shape, generator=generator) * scale).to(dtype) for _ in range(3)]
+    tensors[1] = tensors[1].mT.contiguous().mT
+    expected = [tensor.double().norm().item() for tensor in tensors]
+    assert statistics.norms_of(tensors).tolist() == pytest.approx(expected, rel=3e-6)
+
+
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
 def test_orthogonality_error_equals_its_definition(shape: tuple[int, int]) -> None:
     """On the short side, against float64."""
