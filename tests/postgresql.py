@@ -131,7 +131,7 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                self._connect().close()
+                self.connect().close()
                 return
             except psycopg.OperationalError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
@@ -154,7 +154,7 @@ class Server:
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run a statement as the administrator, and return its rows."""
-        with self._connect(database) as connection:
+        with self.connect(database) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -172,7 +172,8 @@ class Server:
         """Remove a database, whoever uses it."""
         self.execute(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
 
-    def _connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+    def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
+        """A connection as the administrator, every statement on its own."""
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
 
