@@ -68,8 +68,9 @@ def watch(
 
     Where several processes train, the first one records, and elsewhere the recorder does nothing. Under FSDP2, and of
     DTensors in general, all processes have to call this, which is a collective call then: each measures its shards, and
-    the first puts them together and records them. What does not add up is missing: the gradient's quantiles, and what
-    needs the whole momentum where no process has it (AdamW's outliers and spectra).
+    the first puts them together and records them. What does not add up is missing: the gradient's quantiles, what
+    needs the whole momentum where no process has it (AdamW's outliers and spectra), and layers that come later. Each
+    process keeps the budget on its own; what is due in all of them is recorded.
 
     Args:
         model: names the layers.

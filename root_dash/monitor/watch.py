@@ -145,7 +145,7 @@ class Recorder:
             self._log(scalars)
 
     def capture_masks(self) -> None:
-        """Record the exact outlier masks of the next step too, whatever the cadence says."""
+        """Record the exact outlier masks of the next step too, whatever the cadence says; of shards if all call it."""
         self._asked = frozenset({"masks"})
 
     def close(self, timeout: float = DRAIN_SECONDS) -> None:
@@ -179,7 +179,7 @@ class Recorder:
 
     @property
     def lost(self) -> int:
-        """Frames taken that could not be stored."""
+        """Frames taken that could not be stored, or were stored without what another process had to add."""
         return self._writer.lost
 
     @property
