@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
+from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
 from root_dash.records import IntArray
 from root_dash.store.place import Server
 from root_dash.store.schema import APPLICATION_ID, SCHEMA_VERSION, alembic_version, metadata, revision
@@ -258,4 +258,6 @@ def _raise(server: Server, error: Exception, state: str | None, text: str, opera
         raise StoreBusy(f"{server} is busy: {said}") from error
     if (state is None and operational) or (state or "").startswith(("08", "28", "3D")):
         raise StoreNotFound(f"{server} cannot be reached: {said}") from error
+    if state == "53100":
+        raise StoreFull(f"{server}: {said}") from error
     raise StoreError(f"{server}: {said}") from error

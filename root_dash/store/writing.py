@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Insert, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, update
 
 from root_dash.exceptions import AlreadyRecorded, StoreError, StoreMoved
 from root_dash.records import (
     KINDS,
-    QUANTILE_COUNT,
-    TENSORS,
     Attempt,
-    CountArray,
     Frame,
-    Histogram,
-    IntArray,
     Layer,
-    Mask,
-    Quantiles,
     Run,
-    histogram_edges,
-    statistic_names,
 )
-from root_dash.store import attempts, schema, sqlite
-from root_dash.store.counts import pack
-from root_dash.store.encoding import encode, text
+from root_dash.store import attempts, rows, schema, sqlite
 from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, tell, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Place
+from root_dash.store.runs import store_layers, store_run
 from root_dash.store.tally import Tally
-
-Row = dict[str, Any]
 
 
 class Recording:
@@ -64,8 +49,8 @@ class Recording:
             undo.callback(connection.close)
             with connection.begin():
                 lock(connection)
-                self.run, known = _store_run(connection, run, attempt)
-                self.layers = _store_layers(connection, self.run.id, layers)
+                self.run, known = store_run(connection, run, attempt)
+                self.layers = store_layers(connection, self.run.id, layers)
                 self._attempt = attempts.add(connection, attempt, self.run.id) if known is None else known
                 self._derived = Pyramid(connection, self.run.id, self._attempt)
                 self._tally = Tally()
@@ -113,15 +98,15 @@ class Recording:
                     if (known.step, known.time) != (frame.step, frame.time):
                         raise AlreadyRecorded(f"frame {frame.seq} of the attempt is stored already, and another one")
                     return int(known.id)
-                for table, rows in (
-                    (schema.histograms, self._histograms(frame, stored)),
-                    (schema.quantiles, self._quantiles(frame, stored)),
-                    (schema.spectra, self._spectra(frame, stored)),
-                    (schema.masks, self._masks(connection, frame, stored)),
-                    (schema.scalars, self._scalars(frame, stored)),
+                for table, content in (
+                    (schema.histograms, rows.histograms(frame, stored, self._ids)),
+                    (schema.quantiles, rows.quantiles(frame, stored, self._ids)),
+                    (schema.spectra, rows.spectra(frame, stored, self._ids)),
+                    (schema.masks, rows.masks(frame, stored, self._ids, connection, self._tally)),
+                    (schema.scalars, rows.scalars(frame, stored, self.run.id)),
                 ):
-                    insert_rows(connection, table, [tuple(map(row.get, table.c.keys())) for row in rows])
-                events, layers = self._events(frame, stored), self._measured(frame, stored)
+                    insert_rows(connection, table, [tuple(map(row.get, table.c.keys())) for row in content])
+                events, layers = rows.events(frame, stored, self.run.id), rows.measured(frame, stored, self._ids)
                 if events:
                     connection.execute(insert(schema.events), events)
                 if len(layers):
@@ -148,7 +133,7 @@ class Recording:
                 raise ValueError("layers must have a position each, got one twice")
             with connection.begin():
                 lock(connection)
-                stored = _store_layers(connection, self.run.id, new)
+                stored = store_layers(connection, self.run.id, new)
                 self._derived = Pyramid(connection, self.run.id, self._attempt)
             self.layers = (*self.layers, *stored)
             self._ids |= {layer.position: layer.id for layer in stored}
@@ -216,96 +201,6 @@ class Recording:
             raise StoreError(f"the recording to {self._path} is closed")
         return self._connection
 
-    def _place(self, frame: Frame, frame_id: int, position: int) -> Row:
-        try:
-            layer = self._ids[int(position)]
-        except KeyError:
-            raise ValueError(
-                f"frame {frame.seq} names layer position {position}, but the run has {len(self._ids)} layers"
-            ) from None
-        return {"layer_id": layer, "frame_id": frame_id, "step": frame.step}
-
-    def _measured(self, frame: Frame, frame_id: int) -> IntArray:
-        """The ids of the layers that the frame has statistics of."""
-        names = statistic_names("statistics")
-        if frame.statistics.shape != (len(frame.layers), len(names)):
-            raise ValueError(
-                f"statistics must have shape {(len(frame.layers), len(names))}, got {frame.statistics.shape}"
-            )
-        positions = frame.layers.tolist()
-        return np.array([self._place(frame, frame_id, position)["layer_id"] for position in positions], np.int64)
-
-    def _histograms(self, frame: Frame, frame_id: int) -> list[Row]:
-        rows, held = [], []
-        for position, by_tensor in frame.histograms.items():
-            row = self._place(frame, frame_id, position)
-            for tensor in TENSORS:
-                histogram = by_tensor.get(tensor)
-                row[f"{tensor}_counts"] = None
-                row[f"{tensor}_nan"] = None if histogram is None else histogram.nan
-                row[f"{tensor}_inf"] = None if histogram is None else histogram.inf
-                if histogram is not None:
-                    held.append((row, f"{tensor}_counts", _counts(histogram)))
-            rows.append(row)
-        # All of a frame at once: the cost of packing is in its calls.
-        packed = pack(np.stack([counts for _, _, counts in held])) if held else []
-        for (row, name, _), content in zip(held, packed, strict=True):
-            row[name] = content
-        return rows
-
-    def _quantiles(self, frame: Frame, frame_id: int) -> list[Row]:
-        rows = []
-        for position, by_tensor in frame.quantiles.items():
-            row = self._place(frame, frame_id, position)
-            for tensor in TENSORS:
-                quantiles = by_tensor.get(tensor)
-                row[f"{tensor}_values"] = None if quantiles is None else _values(quantiles)
-                row[f"{tensor}_count"] = None if quantiles is None else quantiles.count
-            rows.append(row)
-        return rows
-
-    def _spectra(self, frame: Frame, frame_id: int) -> list[Row]:
-        return [
-            self._place(frame, frame_id, position)
-            | _named(statistics, statistic_names("spectra"))
-            | {name: encode(getattr(spectrum, name), "<f4") for name in ("momentum", "base", "update")}
-            | {"estimated": int(spectrum.estimated)}
-            for position, (spectrum, statistics) in frame.spectra.items()
-        ]
-
-    def _masks(self, connection: Connection, frame: Frame, frame_id: int) -> list[Row]:
-        rows = []
-        for position, (mask, statistics) in frame.masks.items():
-            row = self._place(frame, frame_id, position) | _named(statistics, statistic_names("masks"))
-            row |= _mask_columns(mask)
-            rows.append(row | self._tally.add(connection, row["layer_id"], mask.row_totals, mask.col_totals))
-        return rows
-
-    def _events(self, frame: Frame, frame_id: int) -> list[Row]:
-        return [
-            {
-                "run_id": self.run.id,
-                "step": event.step,
-                "time": event.time,
-                "kind": text(event.kind),
-                "text": text(event.text),
-                "frame_id": frame_id,
-            }
-            for event in frame.events
-        ]
-
-    def _scalars(self, frame: Frame, frame_id: int) -> list[Row]:
-        return [
-            {
-                "run_id": self.run.id,
-                "name": text(name),
-                "frame_id": frame_id,
-                "step": frame.step,
-                "value": float(value),
-            }
-            for name, value in frame.scalars.items()
-        ]
-
 
 @contextmanager
 def _durable(connection: Connection) -> Iterator[None]:
@@ -323,134 +218,3 @@ def _durable(connection: Connection) -> Iterator[None]:
     finally:
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
-
-
-def _insert(connection: Connection, row: Insert) -> int:
-    key = connection.execute(row).inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-def _store_run(connection: Connection, run: Run, attempt: Attempt) -> tuple[Run, int | None]:
-    """The run as it is stored, and the key of an attempt at it that goes on."""
-    columns = schema.runs.c
-    uid = text(run.uid)
-    known = connection.execute(select(columns.id).where(columns.uid == uid)).scalar()
-    if known is not None:
-        # A resumed run: what was said of it first stays.
-        going_on = attempts.belongs(connection, attempt, int(known))
-        if going_on is None:
-            connection.execute(update(schema.runs).where(columns.id == known).values(ended_at=None))  # it trains again
-        return replace(run, id=int(known), ended_at=None), going_on
-    key = _insert(
-        connection,
-        insert(schema.runs).values(
-            uid=uid,
-            name=text(run.name),
-            started_at=run.started_at,
-            ended_at=run.ended_at,
-            config=_json(run.config),
-            cadence=_json(run.cadence),
-            optimizer=_json(run.optimizer),
-            histogram_edges=encode(histogram_edges(), "<f8"),
-            rank=run.rank,
-        ),
-    )
-    return replace(run, id=key), attempts.belongs(connection, attempt, key)
-
-
-def _store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    columns = schema.layers.c
-    known = {
-        row.name: row
-        for row in connection.execute(select(columns.id, columns.name, columns.shape).where(columns.run_id == run_id))
-    }
-    stored = []
-    for layer in layers:
-        name, shape = text(layer.name), json.dumps([int(size) for size in layer.shape])
-        if name not in known:
-            key = _insert(
-                connection,
-                insert(schema.layers).values(
-                    run_id=run_id,
-                    position=layer.position,
-                    name=name,
-                    shape=shape,
-                    algorithm=text(layer.algorithm),
-                ),
-            )
-        elif known[name].shape == shape:
-            key = known[name].id
-        else:
-            raise ValueError(f"layer {name!r} of the run has shape {known[name].shape}, got {shape}")
-        stored.append(replace(layer, name=name, id=int(key)))
-    return tuple(stored)
-
-
-def _counts(histogram: Histogram) -> CountArray:
-    edges = histogram_edges()
-    if histogram.edges is not edges and not np.array_equal(histogram.edges, edges):
-        raise ValueError("a histogram must lie on the run's edges, got others")
-    if histogram.counts.shape != (len(edges) - 1,):
-        raise ValueError(f"a histogram must have {len(edges) - 1} counts, got shape {histogram.counts.shape}")
-    return histogram.counts.astype(np.uint32, casting="same_kind", copy=False)
-
-
-def _values(quantiles: Quantiles) -> bytes:
-    if quantiles.values.shape != (QUANTILE_COUNT,):
-        raise ValueError(f"quantiles must have {QUANTILE_COUNT} values, got shape {quantiles.values.shape}")
-    return encode(quantiles.values, "<f4")
-
-
-def _mask_columns(mask: Mask) -> Row:
-    if mask.row_totals.shape != (mask.rows,) or mask.col_totals.shape != (mask.cols,) or mask.pooled.ndim != 2:
-        raise ValueError(f"a mask of {mask.rows} x {mask.cols} must have as many totals and a two-dimensional map")
-    if mask.largest.shape != (len(mask.largest_values), 2):
-        raise ValueError(f"a mask's largest entries must be {len(mask.largest_values)} pairs, got {mask.largest.shape}")
-    if mask.packed and len(mask.packed) != -(-mask.rows * mask.cols // 8):
-        raise ValueError(
-            f"a packed mask of {mask.rows} x {mask.cols} must be one bit an entry, got {len(mask.packed)} bytes"
-        )
-    if mask.largest.size and not 0 <= mask.largest.min() <= mask.largest.max() < 2**32:
-        raise ValueError("a mask's largest entries must be rows and columns of it")
-    return {
-        "rows": mask.rows,
-        "cols": mask.cols,
-        "pooled_rows": mask.pooled.shape[0],
-        "pooled_cols": mask.pooled.shape[1],
-        "pooled": encode(mask.pooled, "<u4", compress=True),
-        "row_totals": encode(mask.row_totals, "<u4", compress=True),
-        "col_totals": encode(mask.col_totals, "<u4", compress=True),
-        "largest": encode(mask.largest.astype(np.uint32), "<u4"),
-        "largest_values": encode(mask.largest_values, "<f4"),
-        "packed": encode(mask.packed, "|u1", compress=True) if mask.packed else b"",
-    }
-
-
-def _named(statistics: Mapping[str, float], names: tuple[str, ...]) -> Row:
-    unknown = statistics.keys() - set(names)
-    if unknown:
-        raise ValueError(f"there is no such statistic: {', '.join(sorted(unknown))}")
-    return {name: float(statistics.get(name, math.nan)) for name in names}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(_plain(value, 0))
-
-
-def _plain(value: Any, depth: int) -> Any:
-    # What a user passes as a config may hold anything: paths, enums, classes. What JSON lacks is kept as its repr.
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | np.integer):
-        return int(value) if abs(int(value)) < 2**63 else hex(value)  # Python refuses to print very long ones
-    if isinstance(value, float | np.floating):
-        return float(value)
-    if depth < 20 and isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    if depth < 20 and isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth + 1) for item in value]
-    try:
-        return repr(value)
-    except Exception:  # somebody else's code: a config that cannot show itself must not stop a training run
-        return f"<{type(value).__name__}>"
