@@ -209,6 +209,31 @@ def serve(
 
 
 @app.command()
+def sync(
+    spool: Annotated[
+        Path | None, typer.Argument(metavar="[SPOOL]", help="The folder; else ROOT_DASH_SPOOL, root-dash-spool.")
+    ] = None,
+    server: Annotated[str, typer.Option(envvar="ROOT_DASH_SERVER", help="As http://host:8050.")] = "",
+    token: Annotated[str | None, typer.Option(help="Its write token; else ROOT_DASH_WRITE_TOKEN.")] = None,
+) -> None:
+    """Send what runs with `server=` left on this machine, since they were killed or the server was away."""
+    with _one_line():
+        from root_dash.recording import default_spool, sync
+
+        folder = default_spool(spool)
+        if not server:
+            raise RootDashError("give the address of the server: --server http://host:8050")
+        if not folder.is_dir():
+            raise RootDashError(f"there is no folder {folder}")
+        sent = 0
+        for path, frames in sync(folder, server, token):
+            typer.echo(f"sent {frames:,} frames of {path}")
+            sent += 1
+        if not sent:
+            typer.echo(f"nothing waits in {folder}")
+
+
+@app.command()
 def runs(db: Database = None) -> None:
     """List the runs in a database, the newest first."""
     with _one_line():

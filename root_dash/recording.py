@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from root_dash.records import Run
+from root_dash.exceptions import StoreError
+from root_dash.records import Attempt, Layer, Run
 from root_dash.store.lasting import Lasting
 from root_dash.store.place import Place, parse
 from root_dash.store.store import Store
@@ -26,8 +29,10 @@ if TYPE_CHECKING:
     from root_dash.monitor.cadence import Cadence
     from root_dash.monitor.ranks import Which
     from root_dash.monitor.watch import Recorder
+    from root_dash.monitor.writer import Sink
 
 DEFAULT_DB = "root-dash.db"
+DEFAULT_SPOOL = "root-dash-spool"
 
 
 def watch(
@@ -43,6 +48,9 @@ def watch(
     outlier_quantile: float = 0.9,
     max_overhead: float | None = None,
     ranks: Which = "first",
+    server: str | None = None,
+    token: str | None = None,
+    spool: str | os.PathLike[str] | None = None,
 ) -> Recorder:
     """Record every step of an optimizer into a database until the returned recorder is closed.
 
@@ -87,6 +95,11 @@ def watch(
         max_overhead: the share of a step's time that recording may add; where it adds more, the costly kinds are
             recorded less often than `cadence` says, and an event of kind "cadence" tells. Where none is given 0.01 on
             a GPU and 0.03 on a CPU; `math.inf` to keep to the cadence at any cost.
+        server: address of a `root-dash serve` elsewhere to record to instead, as `http://host:8050`. Frames wait on
+            this machine's disk until they are there: a server that is away costs the training nothing.
+        token: its write token; ROOT_DASH_WRITE_TOKEN where none is given.
+        spool: the folder where frames wait, made where it does not exist; ROOT_DASH_SPOOL where none is given, else
+            `root-dash-spool`. What an earlier run left in it is sent, too.
         ranks: `"first"`, or `"all"` for a run of each process: all have to call this then, too. Not for shards.
 
     Raises:
@@ -118,10 +131,14 @@ def watch(
         ("name", name, name is None or isinstance(name, str), "a str"),
         ("config", config, config is None or isinstance(config, Mapping), "a mapping"),
         ("outlier_quantile", outlier_quantile, isinstance(outlier_quantile, float | int), "a number"),
+        ("server", server, server is None or isinstance(server, str), "a str"),
+        ("token", token, token is None or isinstance(token, str), "a str"),
         ("max_overhead", max_overhead, max_overhead is None or isinstance(max_overhead, float | int), "a number"),
     ):
         if not fits:
             raise TypeError(f"{argument} must be {kind}, got {value!r}")
+    if db is not None and server is not None:
+        raise ValueError("give db or server, not both: a server keeps its own database")
     if not 0.0 < outlier_quantile <= 1.0:
         raise ValueError(f"outlier_quantile must be in (0, 1], got {outlier_quantile}")
     if max_overhead is not None and not max_overhead > 0.0:
@@ -144,10 +161,16 @@ def watch(
         optimizer=describe_optimizers(optimizers),
     )
     appearing = Appearing(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
+    sink: Sink = Nowhere()
+    if standing.stores and server is None:
+        sink = Lasting(Store.create(default_place(db)), run, layers, print_to_stderr)
+    elif standing.stores:
+        assert server is not None
+        sink = _remote(run, layers, server, token, default_spool(spool))
     return Recorder(
         optimizers,
         standing.positions,
-        Lasting(Store.create(default_place(db)), run, layers, print_to_stderr) if standing.stores else Nowhere(),
+        sink,
         cadence=cadence,
         outlier_quantile=outlier_quantile,
         max_overhead=max_overhead,
@@ -155,6 +178,50 @@ def watch(
         forwards=not standing.stores,
         appearing=appearing if standing.link is None else None,
     )
+
+
+def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
+    """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
+    from root_dash.monitor.mail import Mail
+    from root_dash.monitor.remote import Delivery, Sender, Spooled, leftovers
+    from root_dash.monitor.spools import hold
+
+    mail = Mail(server, default_token(token))
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        attempt = Attempt(uuid.uuid4().hex, time.time(), pid=os.getpid(), host=platform.node())
+        held = hold(folder / f"{attempt.uid}.db", new=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
+    if held is None:  # nobody else knows the name
+        raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
+    store = Store.create(held.path)
+    recording = store.begin(run, layers, attempt)
+    return Spooled(recording, Sender(Delivery(held, store, mail), leftovers(folder, Store.create, mail), mail))
+
+
+def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) -> Iterator[tuple[Path, int]]:
+    """Send the spools that runs left in a folder, the oldest first; each one's path and frames once they are there.
+
+    Spools of runs that still train are left to them.
+
+    Raises:
+        ValueError: the server's address or the token is none.
+        RootDashError: the server does not answer or refuses the frames, which stay where they are.
+    """
+    from root_dash.monitor.mail import Mail
+    from root_dash.monitor.remote import deliver, leftovers
+
+    mail = Mail(server, default_token(token))
+    try:
+        for delivery in leftovers(default_spool(folder), Store.create, mail):
+            try:
+                yield delivery.path, deliver(delivery)
+            finally:
+                delivery.close()
+    finally:
+        mail.close()
 
 
 def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`
@@ -169,6 +236,23 @@ def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public nam
         StoreForeign: it is not a root-dash database.
     """
     return Store.open(default_place(path))
+
+
+def default_spool(given: str | os.PathLike[str] | None) -> Path:
+    """The folder that was given, else ROOT_DASH_SPOOL, else `root-dash-spool`."""
+    return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL)
+
+
+def default_token(given: str | None) -> str:
+    """The token that was given, else ROOT_DASH_WRITE_TOKEN.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    token = given or os.environ.get("ROOT_DASH_WRITE_TOKEN")
+    if not token:
+        raise ValueError("server needs the write token that `root-dash serve` prints: token, or ROOT_DASH_WRITE_TOKEN")
+    return token
 
 
 def default_place(given: str | os.PathLike[str] | None) -> Place:

@@ -22,6 +22,9 @@ from root_dash.records import QUANTILE_COUNT, TENSORS, Tensor, histogram_edges, 
 LIMIT = 512 * 2**20
 """Bytes of a message, packed or not: an exact mask has a bit per entry, and a frame travels whole."""
 
+ATTEMPTS = "/api/v1/ingest/attempts"
+"""The path below which a server takes attempts."""
+
 MEDIA_TYPE = "application/vnd.msgpack"
 ENCODING = "zstd"
 

@@ -22,11 +22,10 @@ from root_dash.exceptions import AlreadyRecorded, NotRecorded, StoreBusy, StoreE
 from root_dash.records import Attempt
 from root_dash.store import Recording, Store
 
-from .guard import INGEST
 from .parameters import StoreDep
 from .wire import RecordResponse
 
-router = APIRouter(prefix=f"{INGEST}attempts", tags=["ingest"], default_response_class=RecordResponse)
+router = APIRouter(prefix=wire.ATTEMPTS, tags=["ingest"], default_response_class=RecordResponse)
 
 OPEN = 64
 """Attempts that are kept open; of more, the one that sent longest ago is begun anew when it sends again."""

@@ -68,6 +68,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Pope
     try:
         assert process.stdout is not None
         line, elsewhere = process.stdout.readline(), process.stdout.readline()
+        assert elsewhere.startswith("root-dash: record from elsewhere with watch(..., server="), elsewhere
         assert line.startswith("root-dash: http://127.0.0.1:"), process.stderr and process.stderr.read()
         address, _, token = line.removeprefix("root-dash: ").strip().partition("/?token=")
         yield process, address, token

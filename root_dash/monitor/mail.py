@@ -1,0 +1,110 @@
+"""The way to one server: a request, and what its answer means for the one who sends."""
+
+from __future__ import annotations
+
+import httpx2
+import msgspec
+
+from root_dash import wire
+from root_dash.exceptions import RootDashError
+from root_dash.wire import Stored
+
+LONGEST_WAIT = 300.0
+"""Seconds that a server's Retry-After is heeded at most."""
+
+_LATER = (408, 425, 429)  # beside all from 500
+
+
+class Unreachable(RootDashError):
+    """The server does not answer, or not now: it is tried again, after `retry_after` seconds at the earliest."""
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class Refused(RootDashError):
+    """The server will not take what was sent, however often."""
+
+
+class Mail:
+    """Requests to one server, one at a time."""
+
+    def __init__(self, server: str, token: str) -> None:
+        self.server = checked_server(server)
+        if not isinstance(token, str) or not token.strip() or not token.isprintable() or not token.isascii():
+            raise ValueError("token must be the write token that `root-dash serve` prints")
+        # Redirects are not followed: the token is for this server.
+        self._client = httpx2.Client(
+            headers={
+                "Authorization": f"Bearer {token}",
+                "Content-Type": wire.MEDIA_TYPE,
+                "Content-Encoding": wire.ENCODING,
+            },
+            timeout=httpx2.Timeout(60.0, connect=5.0),
+            follow_redirects=False,
+        )
+
+    def begin(self, message: bytes, uid: str) -> Stored:
+        """Begin the attempt, or go on with it; what the server has of it."""
+        stored = self._send("PUT", f"/{uid}", message)
+        if stored is None:
+            raise Refused(f"{self.server} takes no recordings: it is no root-dash of this version")
+        return stored
+
+    def append(self, message: bytes, uid: str) -> Stored | None:
+        """Send a batch; None where the attempt has to be begun again first."""
+        return self._send("POST", f"/{uid}/frames", message)
+
+    def end(self, message: bytes, uid: str) -> Stored | None:
+        """End the attempt; None where the attempt has to be begun again first, since frames are missing."""
+        return self._send("POST", f"/{uid}/end", message)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _send(self, method: str, path: str, message: bytes) -> Stored | None:
+        try:
+            response = self._client.request(method, f"{self.server}{wire.ATTEMPTS}{path}", content=message)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"{self.server} cannot be reached: {reason}") from None
+        status = response.status_code
+        if status in (404, 412):
+            return None
+        if status >= 500 or status in _LATER:
+            asked = response.headers.get("retry-after", "")
+            seconds = min(float(asked), LONGEST_WAIT) if asked.isascii() and asked.isdigit() else 0.0
+            raise Unreachable(f"{self.server} cannot take frames now ({_said(response)})", seconds)
+        if status != 200:
+            raise Refused(f"{self.server} refuses the frames ({_said(response)})")
+        try:
+            return msgspec.json.decode(response.content, type=Stored)
+        except msgspec.DecodeError:
+            raise Unreachable(f"{self.server} answers as no root-dash does") from None
+
+
+def checked_server(server: str) -> str:
+    """The server's address without a slash at its end.
+
+    Raises:
+        ValueError: it is none.
+    """
+    rule = "server must be an address as http://host:8050"
+    try:
+        url = httpx2.URL(server)
+    except (httpx2.InvalidURL, TypeError):
+        raise ValueError(f"{rule}, got {server!r}") from None
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment or url.userinfo:
+        raise ValueError(f"{rule}, got one of scheme {url.scheme!r} and host {url.host!r}")  # the rest may be a secret
+    return server.rstrip("/")
+
+
+def _said(response: httpx2.Response) -> str:
+    """The status, and the problem where there is one."""
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return str(response.status_code)
+    return f"{response.status_code}: {str(detail)[:300]}"

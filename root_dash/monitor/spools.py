@@ -1,0 +1,59 @@
+"""Spool files in a folder: whose turn it is to send one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+_held: set[Path] = set()  # by this process: its locks do not keep itself out
+_lock = threading.Lock()
+
+
+class Hold:
+    """That nobody else sends a spool, until it is released or the process ends, however it does.
+
+    The lock is on a file beside the spool's: on the spool itself, closing it would let go of SQLite's own. It is one of
+    `fcntl.lockf`, which a forked child does not inherit.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let another one have it."""
+        with _lock:
+            if self.path.absolute() in _held:
+                _held.discard(self.path.absolute())
+                os.close(self._descriptor)
+
+    def delete(self) -> None:
+        """Delete the spool, and release it."""
+        for end in ("", "-wal", "-shm"):
+            Path(f"{self.path}{end}").unlink(missing_ok=True)
+        _beside(self.path).unlink(missing_ok=True)
+        self.release()
+
+
+def hold(path: Path, *, new: bool = False) -> Hold | None:
+    """Hold the spool at that path, or None where another one does, or where it is gone and is not to be a `new` one."""
+    with _lock:
+        if path.absolute() in _held:
+            return None
+        descriptor = os.open(_beside(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not new and not path.exists():
+                _beside(path).unlink(missing_ok=True)  # its last holder sent it meanwhile
+                raise BlockingIOError
+        except OSError:
+            os.close(descriptor)
+            return None
+        _held.add(path.absolute())
+        return Hold(path, descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".lock")

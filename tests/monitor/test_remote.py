@@ -1,0 +1,334 @@
+"""Frames to a server far away: all of them arrive, once, whatever happens to the server."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import root_dash
+from root_dash.monitor import remote
+from root_dash.monitor.mail import Mail, Refused, Unreachable
+from root_dash.monitor.remote import Delivery, deliver, leftovers
+from root_dash.monitor.spools import hold
+from root_dash.monitor.watch import Recorder
+from root_dash.recording import sync
+from root_dash.records import Attempt, Frame, Run
+from root_dash.store import Store
+from tests.monitor.servers import WRITE, free_port, serving
+from tests.monitor.training import EVERY_STEP, Model, sgd, train
+from tests.store.frames import make_layers
+from tests.store.test_frames import same_frames, trained
+
+RUN = Run("u" * 32, "far away", 1.7e9, {"lr": 0.1}, {"masks": 3}, {"name": "ROOT"}, rank=1)
+LAYERS = make_layers(6)
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LINGER_SECONDS", 0.02)
+    monkeypatch.setattr(remote, "PAUSE_SECONDS", (0.02, 0.1))
+
+
+def left(folder: Path, frames: int = 4, *, end: bool = True, uid: str = "a" * 32) -> Path:
+    """A spool that a trainer left behind."""
+    folder.mkdir(exist_ok=True)
+    with Store.create(folder / f"{uid}.db") as store:
+        recording = store.begin(replace(RUN, uid=uid), LAYERS, Attempt(uid, 1.7e9, host="far"))
+        for seq in range(frames):
+            recording.append(trained(seq))
+        if end:
+            recording.end(1.8e9, 3)
+    return folder / f"{uid}.db"
+
+
+def arrived(path: Path, run: int = 1) -> list[Frame]:
+    """All frames of a run in the server's database."""
+    with Store.open(path) as store:
+        return [store.frame(notice.id) for notice in store.frames(run)]
+
+
+def remaining(folder: Path) -> list[str]:
+    """What is still in the folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def send(folder: Path, server: str) -> list[int]:
+    """Send what is left in the folder; the frames of each spool."""
+    return [frames for _, frames in sync(folder, server, WRITE)]
+
+
+def start(server: str, folder: Path, token: str = WRITE) -> Recorder:
+    """Watch a model, train it for five steps, and leave the recorder open."""
+    model = Model()
+    optimizers = sgd(model)
+    run = root_dash.watch(model, optimizers, server=server, token=token, spool=folder, name="far", cadence=EVERY_STEP)
+    train(model, optimizers, 5, run.log)
+    return run
+
+
+@pytest.mark.parametrize("batch", [1, 2**22])
+def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame a batch, since each is larger than a batch may be, or all in one; then the spool is deleted."""
+    monkeypatch.setattr(remote, "BATCH_BYTES", batch)
+    left(tmp_path / "spool")
+    with serving(tmp_path / "team.db") as (server, _, app):
+        assert send(tmp_path / "spool", server) == [4]
+        assert app.requests == (6 if batch == 1 else 3)
+    assert all(map(same_frames, arrived(tmp_path / "team.db"), [trained(seq) for seq in range(4)]))
+    assert remaining(tmp_path / "spool") == []
+    with Store.open(tmp_path / "team.db") as store:
+        run = store.run(1)
+        assert (run.frames, run.ended_at, run.lost, run.rank) == (4, 1.8e9, 3 + 0 + 1 + 2 + 3, 1)
+        assert store.attempt("a" * 32).host == "far"
+
+
+def test_a_killed_trainers_run_stays_open(tmp_path: Path) -> None:
+    """All frames arrive and the spool goes, but nobody says that the run ended; one without a beginning just goes."""
+    left(tmp_path / "spool", end=False)
+    Store.create(tmp_path / "spool" / f"{'b' * 32}.db").close()
+    (tmp_path / "spool" / "notes.db").touch()  # nobody's spool
+    with serving(tmp_path / "team.db") as (server, _, _):
+        assert sorted(send(tmp_path / "spool", server)) == [0, 4]
+    with Store.open(tmp_path / "team.db") as store:
+        assert [(run.frames, run.ended_at) for run in store.runs()] == [(4, None)]
+    assert remaining(tmp_path / "spool") == ["notes.db"]
+
+
+def test_training_is_recorded_on_the_server(tmp_path: Path) -> None:
+    """`watch(server=...)`: every step arrives with all its kinds, the run ends, and no spool is left."""
+    with serving(tmp_path / "team.db") as (server, _, _):
+        run = start(server, tmp_path / "spool")
+        run.close()
+        assert (run.stored, run.lost, run.failures) == (5, 0, 0)
+    frames = arrived(tmp_path / "team.db")
+    assert [frame.step for frame in frames] == [1, 2, 3, 4, 5]
+    assert all(len(frame.kinds) == 6 for frame in frames)
+    with Store.open(tmp_path / "team.db") as store:
+        assert store.run(1).ended_at is not None
+    assert remaining(tmp_path / "spool") == []
+
+
+def test_a_server_that_comes_later_gets_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody listens while the run trains; it is said once, and what waits arrives when somebody does."""
+    port = free_port()
+    run = start(f"http://127.0.0.1:{port}", tmp_path / "spool")
+    while "training goes on" not in capfd.readouterr().err:
+        pass
+    with serving(tmp_path / "team.db", port):
+        run.close()
+        # At once after it came up the sender may still have failed its last try: it goes on in the background.
+        while list((tmp_path / "spool").glob("*.db")):
+            pass
+    assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
+    assert "training goes on" not in capfd.readouterr().err
+
+
+def test_a_server_that_hangs_does_not_hold_the_training(tmp_path: Path) -> None:
+    """While the server holds its first answer back all steps are trained and stored in the spool."""
+    with serving(tmp_path / "team.db", held=True) as (server, gate, app):
+        run = start(server, tmp_path / "spool")
+        while app.requests == 0 or run.stored < 5:
+            pass
+        with Store.open(tmp_path / "team.db") as store:
+            assert store.runs() == []
+        gate.set()
+        run.close()
+    assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
+
+
+def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run that ends while the server is away says what waits where; the next run sends it beside its own."""
+    port, folder = free_port(), tmp_path / "spool"
+    script = (
+        "import sys; from pathlib import Path; from tests.monitor.test_remote import start;"
+        "start(sys.argv[1], Path(sys.argv[2])).close()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, f"http://127.0.0.1:{port}", str(folder)],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    (spool,) = folder.glob("*.db")
+    assert f"5 frames are not at http://127.0.0.1:{port} yet" in result.stderr
+    assert f"they are kept in {spool}, and `root-dash sync` or the next run sends them" in result.stderr
+    with serving(tmp_path / "team.db", port) as (server, _, _):
+        run = start(server, folder)
+        run.close()
+        while list(folder.glob("*.db")):
+            pass
+    with Store.open(tmp_path / "team.db") as store:
+        assert sorted(run.frames for run in store.runs()) == [5, 5]
+
+
+def test_a_wrong_token_is_said_once_and_keeps_the_spool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The training goes on, and what was refused is there for a `sync` with the right one."""
+    folder = tmp_path / "spool"
+    with serving(tmp_path / "team.db") as (server, _, _):
+        run = start(server, folder, token="wrong")  # noqa: S106 (none)
+        run.close()
+        said = capfd.readouterr().err
+        assert said.count("refuses the frames (401: the write token is required)") == 2  # once, and at the end why
+        assert (run.stored, run.failures) == (5, 0)
+        assert len(list(folder.glob("*.db"))) == 1
+        assert send(folder, server) == []  # the process still tries itself
+
+
+def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
+    """While one holds a spool, also another process, nobody else gets it; a trainer that lives keeps its own."""
+    path = left(tmp_path / "spool")
+    held = hold(path)
+    assert held is not None
+    assert hold(path) is None
+    script = (
+        "import sys; from pathlib import Path; from root_dash.monitor.spools import hold;"
+        "print(hold(Path(sys.argv[1])))"
+    )
+    other = [sys.executable, "-c", script, str(path)]
+    assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
+    mail = Mail("http://127.0.0.1:1", WRITE)
+    assert list(leftovers(path.parent, Store.create, mail)) == []
+    held.release()
+    held.release()
+    assert [delivery.path for delivery in leftovers(path.parent, Store.create, mail)] == [path]
+    gone = path.with_name(f"{'c' * 32}.db")
+    assert hold(gone) is None
+    mail.close()
+
+
+def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
+    """What it acknowledged and lost with its power is noticed at the end, and what it lost altogether as well."""
+    path = left(tmp_path / "spool")
+    with serving(tmp_path / "team.db") as (server, _, _):
+        mail = Mail(server, WRITE)
+        held = hold(path)
+        assert held is not None
+        delivery = Delivery(held, Store.create(path), mail)
+        assert delivery.advance(ended=False)  # begins
+        assert delivery.advance(ended=False)  # sends all
+        assert not delivery.advance(ended=False)
+        assert delivery.remaining() == 0
+        with sqlite3.connect(tmp_path / "team.db") as connection:
+            for table in ("histograms", "quantiles", "spectra", "masks", "layer_statistics", "scalars"):
+                connection.execute(f"DELETE FROM {table} WHERE frame_id > 2")
+            connection.execute("DELETE FROM frames WHERE id > 2")
+        connection.close()
+        deliver(delivery)
+        assert delivery.done
+        mail.close()
+    assert [frame.seq for frame in arrived(tmp_path / "team.db")] == [0, 1, 2, 3]
+    path = left(tmp_path / "spool")
+    with serving(tmp_path / "new.db") as (server, _, _):
+        assert send(tmp_path / "spool", server) == [4]
+    assert len(arrived(tmp_path / "new.db")) == 4
+
+
+def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
+    """The server is told of a layer before the first frame that names it."""
+    path = tmp_path / f"{'a' * 32}.db"
+    with serving(tmp_path / "team.db") as (server, _, _):
+        mail, held = Mail(server, WRITE), hold(path, new=True)
+        assert held is not None
+        store = Store.create(path)
+        recording = store.begin(RUN, LAYERS[:1], Attempt("a" * 32, 1.7e9))
+        delivery = Delivery(held, store, mail)
+        first = trained(0, ["statistics"])
+        recording.append(replace(first, layers=first.layers[:1], statistics=first.statistics[:1]))
+        while delivery.advance(ended=False):
+            pass
+        recording.extend(LAYERS[1:])
+        recording.append(trained(1, ["statistics"]))
+        recording.end(1.8e9)
+        deliver(delivery)
+        mail.close()
+    assert [len(frame.layers) for frame in arrived(tmp_path / "team.db")] == [1, 6]
+    with Store.open(tmp_path / "team.db") as store:
+        assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS
+
+
+@contextmanager
+def answering(status: int, content: bytes = b"", **headers: str) -> Iterator[str]:
+    """A server of somebody else's that gives one answer to everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "headers", "error", "says"),
+    [
+        (503, b'{"detail": "busy"}', {"Retry_After": "7"}, Unreachable, "cannot take frames now .503: busy"),
+        (507, b"", {"Retry_After": "soon"}, Unreachable, "507"),
+        (429, b"[]", {"Retry_After": "99999"}, Unreachable, "429"),
+        (200, b"<html>", {}, Unreachable, "answers as no root-dash does"),
+        (200, b'{"attempt": "a"}', {}, Unreachable, "answers as no root-dash does"),
+        (404, b"", {}, Refused, "no root-dash of this version"),
+        (302, b"", {"Location": "http://127.0.0.1:1/"}, Refused, "302"),
+        (401, b'{"detail": "the write token is required"}', {}, Refused, "401: the write token is required"),
+        (409, b"", {}, Refused, "409"),
+        (413, b"", {}, Refused, "413"),
+        (422, b"\xff", {}, Refused, "422"),
+    ],
+)
+def test_what_an_answer_means(
+    status: int, content: bytes, headers: dict[str, str], error: type[Exception], says: str
+) -> None:
+    """A server that is busy or full is tried again, when it says so; one that refuses is not asked as often."""
+    with answering(status, content, **headers) as server:
+        mail = Mail(server, WRITE)
+        with pytest.raises(error, match=says) as raised:
+            mail.begin(b"x", "a" * 32)
+        mail.close()
+    asked = {"7": 7.0, "99999": 300.0}.get(headers.get("Retry_After", ""), 0.0)
+    assert getattr(raised.value, "retry_after", 0.0) == asked
+    assert remote._pause(0, raised.value) >= min(asked, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"server": "far:8050"}, "server must be an address as http://host:8050"),
+        ({"server": "http://user:secret@far:8050"}, "server must be an address"),
+        ({"server": "ftp://far"}, "server must be an address"),
+        ({"server": "http://far:8050", "token": "a\nb"}, "token must be the write token"),
+        ({"server": "http://far:8050", "token": None}, "server needs the write token"),
+        ({"server": "http://far:8050", "db": "x.db"}, "give db or server, not both"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: dict[str, str], says: str, tmp_path: Path) -> None:
+    """An address that is none, one with a password in it, which is not repeated, and no token."""
+    model = Model()
+    with pytest.raises(ValueError, match=says) as raised:
+        root_dash.watch(model, sgd(model), **{"token": WRITE, "spool": tmp_path / "spool", **arguments})  # type: ignore[arg-type]
+    assert "secret" not in str(raised.value)
+    assert not (tmp_path / "spool").exists()
