@@ -194,8 +194,7 @@ def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
     assert held is not None
     assert hold(path) is None
     script = (
-        "import sys; from pathlib import Path; from root_dash.monitor.spools import hold;"
-        "print(hold(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from root_dash.monitor.spools import hold;print(hold(Path(sys.argv[1])))"
     )
     other = [sys.executable, "-c", script, str(path)]
     assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
