@@ -62,6 +62,7 @@ class Lasting:
     def close(self) -> None:
         """Let go of the database."""
         self._recording.close()
+        self._store.close()
 
     def _move(self, moved: StoreMoved) -> str:
         """Go on in another file; what there is to say about it."""

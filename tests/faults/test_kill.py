@@ -44,15 +44,14 @@ def last_words(output: bytes) -> tuple[int, int]:
     return int(step), int(pending)
 
 
-def test_kill_9_leaves_whole_frames_and_misses_at_most_two(tmp_path: Path) -> None:
-    """Ten trainers, killed at random moments, into one database: it opens, and every frame in it is complete."""
+def killed(place: Path | str, kills: int, in_flight: int = IN_FLIGHT) -> dict[str, int]:
+    """So many trainers into one database, killed at random moments; the steps that each had taken, by run."""
     moments = np.random.default_rng(0)
-    path = tmp_path / "runs.db"
     taken: dict[str, int] = {}
-    for index in range(KILLS):
+    for index in range(kills):
         name = f"run {index}"
         trainer = subprocess.Popen(
-            [sys.executable, "-c", TRAINER, str(path), name],
+            [sys.executable, "-c", TRAINER, str(place), name],
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
             env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
@@ -63,18 +62,20 @@ def test_kill_9_leaves_whole_frames_and_misses_at_most_two(tmp_path: Path) -> No
         trainer.send_signal(signal.SIGKILL)
         output, _ = trainer.communicate(timeout=30)
         taken[name], pending = last_words(first + output)
-        assert pending <= IN_FLIGHT
+        assert pending <= in_flight
+    return taken
 
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    with root_dash.open(path) as store:
+
+def are_whole(place: Path | str, taken: dict[str, int], in_flight: int = IN_FLIGHT) -> None:
+    """Fail where a frame of those runs is not complete, or more are missing than were on their way."""
+    with root_dash.open(place) as store:
         runs = {run.name: run for run in store.runs()}
         assert set(runs) == set(taken)
         for name, steps in taken.items():
             run, layers = runs[name], store.layers(runs[name].id)
             frames = store.frames(run.id, limit=100_000)
             # One step may have been taken after the trainer's last words.
-            assert steps - IN_FLIGHT <= len(frames) <= steps + 1
+            assert steps - in_flight <= len(frames) <= steps + 1
             assert [frame.seq for frame in frames] == list(range(len(frames)))
             assert [frame.step for frame in frames] == list(range(1, len(frames) + 1))
             for frame in frames:
@@ -86,3 +87,12 @@ def test_kill_9_leaves_whole_frames_and_misses_at_most_two(tmp_path: Path) -> No
                     expected = [frame.step for frame in frames if kind in frame.kinds]
                     assert store.steps(layer.id, kind).tolist() == expected
                 assert np.isfinite(store.history(layer.id, "grad_norm").values).all()
+
+
+def test_kill_9_leaves_whole_frames_and_misses_at_most_two(tmp_path: Path) -> None:
+    """Ten trainers, killed at random moments, into one database: it opens, and every frame in it is complete."""
+    path = tmp_path / "runs.db"
+    taken = killed(path, KILLS)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    are_whole(path, taken)

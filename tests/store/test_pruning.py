@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,39 @@ import pytest
 from root_dash.exceptions import NotRecorded
 from root_dash.records import KINDS
 from root_dash.store import Store, examine, prune
-from tests.store.frames import CADENCE, make_layers, record
+from tests.postgresql import Server
+from tests.store.frames import CADENCE, Place, make_layers, record
 from tests.store.test_doctor import _bad
 
 
-@pytest.fixture
-def path(place: Path | str) -> Path | str:
+def _two_runs(place: Place) -> Place:
     """Two runs of 200 steps, a frame a second."""
     record(place, 200, make_layers(3))
     return record(place, 200, make_layers(3), uid="run-2", seed=1)
+
+
+@pytest.fixture(scope="module")
+def recorded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs in a file, to be copied."""
+    return _two_runs(tmp_path_factory.mktemp("recorded") / "x.db")
+
+
+@pytest.fixture(scope="module")
+def recorded_database(postgres: Server) -> str:
+    """The runs in a database of a server, to be copied."""
+    return _two_runs(postgres.create("with_tables"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.heavy)])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
+    """A copy of them, in either kind of database."""
+    if request.param == "sqlite":
+        yield Path(shutil.copy(request.getfixturevalue("recorded_file"), tmp_path / "x.db"))
+        return
+    server: Server = request.getfixturevalue("postgres")
+    url = server.create(request.getfixturevalue("recorded_database").rpartition("/")[2])
+    yield url
+    server.drop(url)
 
 
 def _content(path: Path | str) -> object:
