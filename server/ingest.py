@@ -36,8 +36,10 @@ WAITING = 16
 ROOM = 2 * wire.LIMIT
 """Bytes of all messages that are on their way in or waiting; what comes on top is sent away for a while."""
 
-BODY_SECONDS = 120.0
-"""How long a message may take to arrive."""
+BODY_SECONDS = 60.0
+"""How long a message may take to arrive, beside a second for every `BODY_RATE` bytes of it."""
+
+BODY_RATE = 2**16
 
 _LATER = {"Retry-After": "2"}
 
@@ -63,12 +65,13 @@ class Inbox:
             raise HTTPException(503, "the server has enough to do: send it later", _LATER)
         self._waiting += 1
         self._bytes += expected
+        patience = BODY_SECONDS + expected / BODY_RATE
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with asyncio.timeout(patience):
                 content = await _body(request, expected)
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work, uid, content)
         except TimeoutError:
-            raise HTTPException(408, f"the message did not arrive within {BODY_SECONDS:g} seconds") from None
+            raise HTTPException(408, f"the message did not arrive within {patience:.0f} seconds") from None
         finally:
             self._waiting -= 1
             self._bytes -= expected

@@ -41,7 +41,7 @@ class Mail:
                 "Content-Type": wire.MEDIA_TYPE,
                 "Content-Encoding": wire.ENCODING,
             },
-            timeout=httpx2.Timeout(60.0, connect=5.0),
+            timeout=httpx2.Timeout(120.0, connect=5.0),
             follow_redirects=False,
         )
 

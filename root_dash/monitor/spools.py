@@ -55,5 +55,13 @@ def hold(path: Path, *, new: bool = False) -> Hold | None:
         return Hold(path, descriptor)
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # in a forked child: a thread of the parent's may have held it
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def _beside(path: Path) -> Path:
     return path.with_suffix(".lock")

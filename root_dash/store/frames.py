@@ -40,13 +40,13 @@ def frame(connection: Connection, cursor: int) -> Frame:
     kinds = reading.to_notice(row).kinds
     rows = {kind: _rows(connection, kind, cursor) if kind in kinds else [] for kind in schema.RECORDINGS}
     names = statistic_names("statistics")
-    values = [[reading.number(value) for value in found[-len(names) :]] for found in rows["statistics"]]
+    values = [found[-len(names) :] for found in rows["statistics"]]
     return Frame(
         seq=row.seq,
         step=row.step,
         time=row.time,
         layers=np.array([found.position for found in rows["statistics"]], np.int64),
-        statistics=np.array(values, np.float32).reshape(-1, len(names)),
+        statistics=np.array(values, np.float32).reshape(-1, len(names)),  # NULL as NaN
         histograms=_histograms(rows["histograms"]),
         quantiles={found.position: _quantiles(found) for found in rows["quantiles"]},
         spectra={found.position: (_spectrum(found), _named(found, "spectra")) for found in rows["spectra"]},

@@ -50,7 +50,7 @@ BEGIN = wire.pack_begin(RUN, LAYERS, ATTEMPT)
 class Server:
     """A guarded server on a database of its own, as a trainer meets it; it can be restarted."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
+    def __init__(self, path: Path | str, **options: Any) -> None:
         self.path = path
         self._settings = Settings(token=SecretStr(READ), write_token=SecretStr(WRITE), **options)
         self.start()
@@ -290,6 +290,24 @@ def test_a_held_database_is_told_apart(server: Server) -> None:
     other.execute("ROLLBACK")
     other.close()
     assert server.append([trained(0)]).status_code == 200
+
+
+@pytest.mark.heavy
+def test_postgresql_takes_recordings(database: str) -> None:
+    """Into PostgreSQL it is the same: bit for bit, again, across a restart, and ended."""
+    server = Server(database)
+    frames = [trained(seq) for seq in range(4)]
+    server.begin()
+    server.append(frames[:2])
+    server.stop()
+    server.start()
+    problem(server.append(frames[1:]), 404)
+    assert server.begin().json()["last_seq"] == 1
+    server.append(frames[1:])
+    assert server.end(End(1.8e9, 0, 3)).json()["ended_at"] == 1.8e9
+    assert all(map(same_frames, server.frames(), frames))
+    assert len(server.frames()) == 4
+    server.stop()
 
 
 class Ingesting(RuleBasedStateMachine):

@@ -61,38 +61,38 @@ def same_frames(a: Frame, b: Frame) -> bool:
 
 
 @pytest.mark.parametrize("kinds", [None, *([kind] for kind in CADENCE)])
-def test_a_frame_comes_back_as_it_was_appended(tmp_path: Path, kinds: list[Any] | None) -> None:
+def test_a_frame_comes_back_as_it_was_appended(place: Path | str, kinds: list[Any] | None) -> None:
     """All kinds together and each alone, bit for bit: NaNs, estimates, events, losses and costs."""
     frames = [trained(seq, kinds) for seq in range(4)]
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, make_layers(6))
         cursors = [recording.append(frame) for frame in frames]
         for cursor, frame in zip(cursors, frames, strict=True):
             assert same_frames(store.frame(cursor), frame)
 
 
-def test_a_tensor_that_was_not_recorded_stays_away(tmp_path: Path) -> None:
+def test_a_tensor_that_was_not_recorded_stays_away(place: Path | str) -> None:
     """A histogram of the gradient alone comes back alone."""
     layers = make_layers(1)
     frame = trained(0, ["histograms"])
     alone: dict[int, dict[Any, Histogram]] = {0: {"gradient": frame.histograms[0]["gradient"]}}
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         cursor = store.begin(RUN, layers).append(replace(frame, histograms=alone, events=()))
         assert store.frame(cursor).histograms[0].keys() == {"gradient"}
         with pytest.raises(NotRecorded, match="no frame 99"):
             store.frame(99)
 
 
-def test_an_attempt_goes_on_after_a_restart(tmp_path: Path) -> None:
+def test_an_attempt_goes_on_after_a_restart(place: Path | str) -> None:
     """Begun again under its uid it is the same attempt, frames stored before are known, and the run's end stays."""
     layers = make_layers(6)
     for times in range(2):
-        with Store.create(tmp_path / "x.db") as store:
+        with Store.create(place) as store:
             recording = store.begin(RUN, layers, ATTEMPT)
             for seq in range(3 + times):
                 recording.append(trained(seq))
             assert store.attempt(ATTEMPT.uid) == replace(ATTEMPT, run=1, last_seq=2 + times)
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         store.begin(RUN, layers, ATTEMPT).end(1.8e9, lost=5)
         store.begin(RUN, layers, ATTEMPT).close()
         assert (store.run(1).ended_at, store.run(1).rank, store.run(1).frames) == (1.8e9, 2, 4)
@@ -106,9 +106,9 @@ def test_an_attempt_goes_on_after_a_restart(tmp_path: Path) -> None:
             store.attempt("b" * 32)
 
 
-def test_another_frame_under_the_same_number_is_refused(tmp_path: Path) -> None:
+def test_another_frame_under_the_same_number_is_refused(place: Path | str) -> None:
     """The frame that is stored stays; the same again is no error."""
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(RUN, make_layers(6))
         cursor = recording.append(trained(1))
         assert recording.append(trained(1)) == cursor
