@@ -226,6 +226,8 @@ class Writer:
                 pending.bill.writer = (kinds[0] if kinds else "scalars", time.thread_time() - started)
         except Exception as error:
             self.failures.add("to store a frame", error)
+            if self.failures.gave_up and self._link is not None:
+                self._link.abandon()  # or others would wait to be heard
             return False
         self._lost_said = lost
         self.failures.clear()

@@ -5,11 +5,13 @@ What is recorded is in the folder's databases, what a process has to say beside 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -188,7 +190,7 @@ def exchange(rank: int, world: int, folder: Path) -> Said:
         outbox.close()
         return {}
     ranks.WAITING_BYTES = 1
-    inbox = Inbox(pair, [1], patience=0.2)
+    inbox = Inbox(pair, [1])
     said: Said = {}
 
     def join(step: int) -> None:
@@ -198,6 +200,7 @@ def exchange(rank: int, world: int, folder: Path) -> Said:
     for step in (1, 2, 3, 4):
         join(step)
     join(6)
+    inbox._patience = 0.2
     join(7)
     join(8)
     inbox.close()
@@ -214,7 +217,7 @@ def killed(rank: int, world: int, folder: Path) -> Said:
     for step in range(8):
         if rank == 1 and step == 4:
             while run.pending:
-                pass
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         give(list(ours.parameters()), drawn(shapes, step))
         steps.step()
@@ -242,6 +245,7 @@ SCENARIOS: dict[str, Callable[[int, int, Path], Said]] = {
 
 def main(names: str, rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(SECONDS * 0.75)  # where the test would give up
     dist.init_process_group(
         "gloo", f"file://{folder}/store", timeout=timedelta(seconds=SECONDS / 2), rank=rank, world_size=world
     )

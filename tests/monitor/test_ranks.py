@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def run(scenarios: str, world: int, folder: Path, codes: tuple[int, ...]) -> Sai
     """Run scenarios on so many processes; what each said, in their order, and what they wrote to stderr as "errors".
 
     Raises:
-        RuntimeError: a process ended otherwise than with its code; with what it wrote.
+        RuntimeError: a process ended otherwise than with its code, or not at all; with what it wrote.
     """
     folder.mkdir()
     command = [sys.executable, "-W", "ignore", "-m", "tests.monitor.ranks", scenarios]
@@ -45,9 +46,15 @@ def run(scenarios: str, world: int, folder: Path, codes: tuple[int, ...]) -> Sai
         with log.open("w") as stderr:
             arguments = [*command, str(rank), str(world), str(folder)]
             processes.append(subprocess.Popen(arguments, env=environment, stderr=stderr))
+    deadline = time.monotonic() + ranks.SECONDS
     try:
-        ended = tuple(process.wait(timeout=ranks.SECONDS) for process in processes)
+        # One that fails leaves the others waiting for it.
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.poll() not in (None, code) for process, code in zip(processes, codes, strict=True)):
+                break
+            time.sleep(0.05)
     finally:
+        ended = tuple(process.poll() for process in processes)
         for process in processes:
             process.kill()
             process.wait()
