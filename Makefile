@@ -1,11 +1,11 @@
-# make demo · make test · make check · make bench: each sets up all it needs, and is quick the second time.
+# make demo · make test · make check · make faults · make bench: each sets up all it needs, and is quick the second time.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check faults bench clean
 .DELETE_ON_ERROR:
 
 # Train the demo model under ROOT with its dashboard beside it: make demo DEMO_ARGS="--steps 200 --no-open"
@@ -23,6 +23,10 @@ check: $(VENV)/.develop
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What `make test` does a few times: 200 trainers and 200 servers are killed; a quarter of an hour
+faults: $(VENV)/.develop
+	KILLS=200 $(BIN)/python -m pytest --capture=no tests/faults/test_kill.py
 
 bench: $(VENV)/.develop
 	@for script in $(filter-out benchmarks/timing.py benchmarks/naive_root.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
