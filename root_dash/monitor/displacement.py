@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Muon, Optimizer
 
-from root_dash.optim.batches import as_matrix
+from root_dash.optim.batches import as_matrix, matrix_shape
+from root_dash.optim.shards import local
 
 WEIGHT_BYTES = 2**30
 """Beyond so many bytes of watched weights an optimizer's updates are taken with the spectra alone, not at every step.
@@ -62,7 +63,7 @@ def displacement(optimizer: Optimizer, group: Mapping[str, Any], parameters: Seq
     if not isinstance(lr, Tensor):
         lr = float(lr)
     if isinstance(optimizer, Muon):
-        rows, cols = before.shape[1:]
+        rows, cols = matrix_shape(parameters[0].shape)  # also where this process holds some of its rows
         decay = lr * group["weight_decay"]
         return Displacement(before, lr * _muon_scale(group.get("adjust_lr_fn"), rows, cols), decay, orthogonalized=True)
     # A copy: a capturable optimizer's schedule writes into the tensor.
@@ -77,5 +78,5 @@ def _muon_scale(adjust: str | None, rows: int, cols: int) -> float:
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """A copy of tensors of one shape as (L, rows, cols)."""
-    return torch.stack([as_matrix(tensor.detach()) for tensor in tensors])
+    """A copy of what is here of tensors of one shape, as (L, rows, cols)."""
+    return torch.stack([as_matrix(local(tensor).detach()) for tensor in tensors])

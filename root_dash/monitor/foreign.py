@@ -48,7 +48,7 @@ class ForeignOptimizer:
     since some optimizers write into it. The momentum is read from the state after the step; torch's Muon's is corrected
     as Nesterov has it, where it does so. Outliers are those of the momentum at the recorder's quantile. The update is
     what the weights were moved by, as `displacement` says. Of parameters that are DTensors each process sees its
-    shards, and none the outliers or the update.
+    shards, and none the outliers.
     """
 
     def __init__(self, optimizer: Optimizer, positions: Mapping[Tensor, int], outlier_quantile: float) -> None:
@@ -94,13 +94,12 @@ class ForeignOptimizer:
         scale = getattr(self._optimizer, "grad_scale", None)
         seen: list[Seen] = []
         for (index, *_), parameters in alike.items():
-            gradient = stacked([local(p.grad) for p in parameters if p.grad is not None])
+            gradient = stacked([p.grad for p in parameters if p.grad is not None])
             if isinstance(scale, Tensor):
                 gradient = gradient / local(scale).to(gradient.device, non_blocking=True)
-            sharded = is_dtensor(parameters[0])
-            moved = displacement(self._optimizer, groups[index], parameters) if updates and not sharded else None
+            moved = displacement(self._optimizer, groups[index], parameters) if updates else None
             norms = statistics.norms_of([local(parameter).detach() for parameter in parameters])
-            shard_of = matrix_shape(parameters[0].shape) if sharded else None
+            shard_of = matrix_shape(parameters[0].shape) if is_dtensor(parameters[0]) else None
             seen.append(Seen(parameters, groups[index], gradient, norms, shard_of, moved))
         return seen
 
@@ -125,7 +124,7 @@ class ForeignOptimizer:
         )
         momenta = [self._momentum(p) for p in seen.parameters]
         if all(momentum is not None for momentum in momenta):
-            momentum = stacked([local(m) for m in momenta if m is not None])
+            momentum = stacked([m for m in momenta if m is not None])
             if isinstance(self._optimizer, Muon) and seen.group["nesterov"]:
                 momentum = seen.gradient.lerp(momentum, seen.group["momentum"])
             batch = replace(batch, momentum=momentum)
@@ -139,7 +138,7 @@ class ForeignOptimizer:
             batch,
             update=moved.update(seen.parameters),
             lr=moved.lr,
-            orthogonalized=moved.orthogonalized,
+            orthogonalized=moved.orthogonalized and seen.shard_of is None,
             of_base=False,
         )
 
