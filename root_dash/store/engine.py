@@ -88,20 +88,16 @@ def insert_or_ignore(connection: Connection, table: Table) -> SqliteInsert | Pos
     return postgres_insert(table) if _of_postgres(connection) else sqlite_insert(table)
 
 
-def lock(connection: Connection, run_id: int | None = None) -> None:
+def lock(connection: Connection, run_id: int | None = None, *, telling: bool = False) -> None:
     """Until the transaction ends be the only one that writes to the run, or that begins a run.
+
+    With `telling` those who listen are told that the run has grown, once the transaction is through.
 
     SQLite's transactions are alone from their start. In PostgreSQL two that wrote to a run at once might become visible
     in another order than that of their cursors, and a follower would never see the one that came late.
     """
     if _of_postgres(connection):
-        postgres.lock(connection, run_id)
-
-
-def tell(connection: Connection, run_id: int) -> None:
-    """Tell those who listen that the run has grown, once the transaction is through."""
-    if _of_postgres(connection):
-        postgres.tell(connection, run_id)
+        postgres.lock(connection, run_id, telling=telling)
 
 
 def _of_postgres(connection: Connection) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     Column,
     Double,
@@ -112,6 +113,10 @@ frames = Table(
 
 
 def _recording(name: str, kind: Kind, *columns: Column[Any], **options: Any) -> Table:
+    # What is computed in 32 bits PostgreSQL keeps in as many; in SQLite every number has 64.
+    numbers: Double[float] = Double()
+    if kind == "statistics":
+        numbers = numbers.with_variant(REAL(), "postgresql")
     # Statistics before BLOBs: SQLite reads a row from its start, and so a history never touches an array's pages.
     return Table(
         name,
@@ -119,7 +124,7 @@ def _recording(name: str, kind: Kind, *columns: Column[Any], **options: Any) -> 
         _of("frames"),
         _of("layers"),
         Column("step", BigInteger, nullable=False),
-        *(Column(statistic, Double) for statistic in statistic_names(kind)),
+        *(Column(statistic, numbers) for statistic in statistic_names(kind)),
         *columns,
         PrimaryKeyConstraint("frame_id", "layer_id"),
         **options,

@@ -21,7 +21,7 @@ from root_dash.records import (
     Run,
 )
 from root_dash.store import attempts, rows, schema, sqlite
-from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, tell, translated
+from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Place
 from root_dash.store.runs import store_layers, store_run
@@ -74,7 +74,7 @@ class Recording:
             self._stay()
             self._tally.forget()  # of a frame that could not be stored
             with translated(self._path), connection.begin():
-                lock(connection, self.run.id)
+                lock(connection, self.run.id, telling=True)
                 stored = connection.execute(
                     insert_or_ignore(connection, schema.frames)
                     .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])
@@ -114,7 +114,6 @@ class Recording:
                     insert_numbers(connection, schema.layer_statistics, keys, frame.statistics)
                     self._derived.keep(stored, frame.step, layers, frame.statistics)
                 self._derived.add(frame.step, frame.kinds)
-                tell(connection, self.run.id)
             self._tally.keep()
             return int(stored)
 
