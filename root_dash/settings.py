@@ -21,6 +21,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+_SECRETS = "/run/secrets"
+
+
 def _as_text(given: Any) -> Any:
     return os.fspath(given) if isinstance(given, os.PathLike) else given
 
@@ -28,7 +31,10 @@ def _as_text(given: Any) -> Any:
 class Settings(BaseSettings):
     """The server's settings: built once, where the process starts, and passed on."""
 
-    model_config = SettingsConfigDict(env_prefix="ROOT_DASH_", frozen=True, extra="ignore")
+    # A container's secrets are files there: root_dash_db, a URL with its password, and root_dash_token.
+    model_config = SettingsConfigDict(
+        env_prefix="ROOT_DASH_", frozen=True, extra="ignore", secrets_dir=_SECRETS if os.path.isdir(_SECRETS) else None
+    )
 
     db: Annotated[str, BeforeValidator(_as_text), Field(repr=False)] = "root-dash.db"
     """The database to show: a path, or a URL, which may hold a password."""
