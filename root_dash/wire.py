@@ -141,9 +141,12 @@ class _PackedBatch(_Strict):
 
 
 class End(_Strict):
-    """That an attempt ended: `lost` frames after the last that was stored, whose `seq` is `last_seq`."""
+    """That an attempt ended: `lost` frames after the last that was stored, whose `seq` is `last_seq`.
 
-    time: float
+    The time is None where nobody saw it end.
+    """
+
+    time: float | None
     lost: _Count
     last_seq: _Count | None
 

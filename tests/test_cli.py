@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from root_dash import __version__
 from root_dash.cli import address_of, app, compose
-from root_dash.records import Run
+from root_dash.records import Attempt, Run
 from root_dash.settings import Settings
 from root_dash.store import Store
 from tests.store.frames import make_frame, make_layers, record
@@ -104,6 +104,10 @@ def test_a_file_that_cannot_be_served_is_one_line(make: Callable[[Path], object]
         (["serve", "--read-only"], {}, "there is no database at root-dash.db"),
         (["serve"], {"ROOT_DASH_DB": "missing/x.db"}, "the folder missing does not exist"),
         (["serve", "--token", "x", "--write-token", "x"], {}, "token and write_token must differ"),
+        (["sync"], {}, "give the address of the server: --server http://host:8050"),
+        (["sync", "--server", "http://far:8050"], {}, "there is no folder root-dash-spool"),
+        (["sync", ".", "--server", "http://far:8050"], {}, "server needs the write token"),
+        (["sync", ".", "--server", "far", "--token", "x"], {}, "server must be an address as http://host:8050"),
         (["runs"], {"ROOT_DASH_DB": "other.db"}, "there is no database at other.db"),
         (["runs", "nul\ndir/x.db"], {}, "there is no database at nul dir/x.db"),
         (
@@ -230,6 +234,24 @@ def test_the_dashboard_answers_what_the_api_does_not(tmp_path: Path) -> None:
         missing = client.get("/api/nope")
         assert (missing.status_code, missing.headers["content-type"]) == (404, "application/problem+json")
         assert client.post("/api/v1/runs").status_code == 405
+
+
+@pytest.mark.heavy
+def test_a_team_server_starts_empty_and_takes_recordings(tmp_path: Path) -> None:
+    """A database that is missing is made; with the write token that it printed or was given, a spool is sent to it."""
+    uid = "a" * 32
+    (tmp_path / "root-dash-spool").mkdir()
+    with Store.create(tmp_path / "root-dash-spool" / f"{uid}.db") as store:
+        recording = store.begin(Run("u", "far", 1.0), make_layers(2), Attempt(uid, 1.0))
+        recording.append(make_frame(0, 0, make_layers(2), np.random.default_rng(0)))
+    with serving(str(tmp_path / "team.db"), **{"ROOT_DASH_WRITE_TOKEN": "w"}) as (_, address, token):
+        arguments = ("sync", "--server", address, "--token")
+        assert "401: the write token is required" in refused(run(tmp_path, *arguments, "x"))
+        assert "403: this token is for looking" in refused(run(tmp_path, *arguments, token))
+        result = run(tmp_path, *arguments, "w")
+        assert (result.returncode, result.stdout) == (0, f"sent 1 frames of root-dash-spool/{uid}.db\n")
+        with urllib.request.urlopen(get(f"{address}/api/v1/runs", token), timeout=20) as answer:  # noqa: S310
+            assert [found["frames"] for found in json.load(answer)] == [1]
 
 
 @pytest.mark.heavy

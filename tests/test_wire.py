@@ -58,7 +58,7 @@ def test_every_float_arrives(value: float) -> None:
 def test_the_beginning_and_the_end_arrive() -> None:
     """The run with its config, the layers and the attempt; and what is said at its end."""
     assert wire.unpack_begin(wire.pack_begin(RUN, make_layers(6), ATTEMPT)) == (RUN, tuple(make_layers(6)), ATTEMPT)
-    for end in (End(1.5, 3, None), End(1.5, 0, 2**63 - 1)):
+    for end in (End(1.5, 3, None), End(None, 0, 4), End(1.5, 0, 2**63 - 1)):
         assert wire.unpack_end(wire.pack_end(end)) == end
 
 

@@ -111,11 +111,10 @@ class Delivery:
             return True
         if ended:
             last = self._acknowledged if self._acknowledged >= 0 else None
-            if attempt.ended_at is not None:
-                end = wire.pack_end(wire.End(attempt.ended_at, attempt.lost, last))
-                if self._mail.end(end, self._uid) is None:
-                    self._begin_again()  # what it had acknowledged may be gone: a machine that lost its power
-                    return True
+            end = wire.pack_end(wire.End(attempt.ended_at, attempt.lost, last))
+            if self._mail.end(end, self._uid) is None:
+                self._begin_again()  # what it had acknowledged may be gone: a machine that lost its power
+                return True
             self._delete()
         return False
 

@@ -137,9 +137,10 @@ class Recording:
             self.layers = (*self.layers, *stored)
             self._ids |= {layer.position: layer.id for layer in stored}
 
-    def end(self, time: float, lost: int = 0) -> None:
+    def end(self, time: float | None, lost: int = 0) -> None:
         """Record that the attempt, and with it the run, ended at that time, in seconds since the epoch.
 
+        None is for one whose end nobody saw: no more frames come, and what there is outlives lost power all the same.
         `lost` counts the frames lost after the last that was stored: no later frame can say so.
         """
         with self._lock, translated(self._path):

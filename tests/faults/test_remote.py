@@ -28,7 +28,8 @@ pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).parents[2]
 WRITE = "write-token"
-FRAMES = 120
+KILLS = 3
+FRAMES = 40 * KILLS
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ROOT_DASH_")} | {
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
@@ -130,14 +131,14 @@ def check(path: Path, frames: int) -> None:
 
 
 def test_a_server_killed_amid_sending_gets_every_frame_once(tmp_path: Path) -> None:
-    """Killed and started again three times while a spool is sent in small batches, it ends with what the spool held."""
+    """Killed and started again, three times while a spool is sent in small batches, it ends with what the spool held."""
     left(tmp_path / "spool", FRAMES)
     port, moments = free_port(), np.random.default_rng(0)
     sender = start("-c", SENDER, f"http://127.0.0.1:{port}", str(tmp_path / "spool"))
     kills = 0
     while sender.poll() is None:
         with serving(tmp_path / "team.db", port) as server:
-            if kills == 3:
+            if kills == KILLS:
                 sender.wait(60)
                 break
             time.sleep(moments.uniform(0.02, 0.2))
@@ -145,7 +146,7 @@ def test_a_server_killed_amid_sending_gets_every_frame_once(tmp_path: Path) -> N
             kills += 1
     output, errors = sender.communicate(timeout=60)
     assert sender.returncode == 0, errors
-    assert kills == 3
+    assert kills == KILLS
     check(tmp_path / "team.db", FRAMES)
     assert list((tmp_path / "spool").iterdir()) == []
 

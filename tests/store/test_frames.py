@@ -39,7 +39,7 @@ def trained(seq: int, kinds: list[Any] | None = None) -> Frame:
         odd = np.frombuffer(b"\x01\x00\xc0\x7f\x00\x00\xa0\xff", np.float32)  # NaNs that carry bits of their own
         spectra[position] = Spectrum(odd, spectrum.base, spectrum.update[:0], estimated=True), statistics
     events = (Event("cadence", "thinner", step - 1, 1.5), Event("cadence", "thicker", step, 2.5))
-    scalars = frame.scalars | ({"odd": float("nan")} if frame.scalars else {})
+    scalars = {**frame.scalars, "odd": float("nan")} if frame.scalars else {}
     whole = replace(frame, spectra=spectra, scalars=scalars, events=events if seq % 2 else (), lost=seq)
     parts = ("histograms", "quantiles", "spectra", "masks")
     return replace(whole, **{name: at_its_step(getattr(whole, name), step) for name in parts})
