@@ -7,7 +7,7 @@ the whole matrix, since it orthogonalized it, is taken as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.columns import piece_widths
 from root_dash.monitor.frames import Group
-from root_dash.records import TENSORS, Event, Float64Array
+from root_dash.records import TENSORS, Event, Float64Array, IntArray
 
-Row = Mapping[str, NDArray[Any]]
-"""The arrays of one layer, named as those of a group but without its first axis."""
+Arrays = dict[str, NDArray[Any]]
 
 GRADIENT_COLUMNS = 9
 """Of a piece: mean, the sums of powers, zeros, maximum and minimum; and NaNs and infinities, which may be left out."""
@@ -31,23 +30,42 @@ _POWERS = np.array([1, 2, 3, 2, 0, 1, 1, 0, 0])
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One layer's row in a group: what one process measured of it."""
+    """What one process measured of L layers, which are some rows of a group."""
 
     group: Group
-    index: int
+    rows: IntArray
 
     def __contains__(self, name: object) -> bool:
         return name in self.group.arrays
 
     def __getitem__(self, name: str) -> NDArray[Any]:
+        """The array of that name, (L, ...)."""
         array = self.group.arrays[name]
-        row: NDArray[Any] = array[self.index] if array.ndim else array
-        return row
+        found: NDArray[Any] = array[self.rows] if array.ndim else np.full(len(self.rows), array)
+        return found
 
     @property
     def entries(self) -> int:
-        """How many entries of the layer it is of."""
+        """How many entries of each layer it is of."""
         return prod(self.group.shape) if self.group.entries is None else self.group.entries
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """L layers that the same processes hold alike: what each measured, and the one that saw them whole, if any."""
+
+    positions: tuple[int, ...]
+    parts: tuple[Held, ...]
+    whole: Held | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the whole layers."""
+        return self.parts[0].group.shape
+
+    def have(self, name: str) -> bool:
+        """Whether all parts have an array of that name."""
+        return all(name in part for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,116 +88,112 @@ def merged(sources: Sequence[Sequence[Group]]) -> list[Group]:
     parts = [[group for group in groups if group.entries is not None] for groups in sources]
     if not any(parts):
         return whole
-    seen_whole = _rows([group for group in whole if "statistics.gradient" not in group.arrays])
-    rows: list[tuple[int, tuple[int, int], Row]] = []
-    for position, held in _complete(parts, "statistics.gradient"):
-        rows.append((position, held[0].group.shape, _statistics(held, seen_whole.get(position, []))))
-    for position, held in _complete(parts, "histograms.gradient"):
-        rows.append((position, held[0].group.shape, _histograms(held)))
-    return whole + _stacked(rows)
+    owned = [group for group in whole if "statistics.gradient" not in group.arrays]
+    statistics = [
+        Group(block.positions, block.shape, _statistics(block))
+        for block in _blocks(parts, owned, "statistics.gradient")
+    ]
+    histograms = [
+        Group(block.positions, block.shape, _histograms(block)) for block in _blocks(parts, [], "histograms.gradient")
+    ]
+    return whole + statistics + histograms
 
 
-def _complete(parts: Sequence[Sequence[Group]], name: str) -> Iterator[tuple[int, list[Held]]]:
-    """Each layer's parts with an array of that name, where they make up the layer; in the order of the layers."""
-    found: dict[int, list[Held]] = {}
-    for groups in parts:
-        for position, rows in _rows([group for group in groups if name in group.arrays]).items():
-            found.setdefault(position, []).append(rows[-1])
-    for position, held in sorted(found.items()):
+def _blocks(parts: Sequence[Sequence[Group]], owned: Sequence[Group], name: str) -> Iterator[Block]:
+    """The layers whose parts with an array of that name make them up."""
+    sources = [[group for group in groups if name in group.arrays] for groups in parts]
+    places = [_places(groups) for groups in sources]
+    owners = _places(owned)
+    alike: dict[tuple[int | None, ...], list[int]] = {}
+    for position in sorted(set().union(*places)):
+        # Which of its groups each process has it in, and the owner.
+        key = tuple(place[position][0] if position in place else None for place in (*places, owners))
+        alike.setdefault(key, []).append(position)
+    for (*indices, owner), positions in alike.items():
+        held = tuple(
+            Held(groups[index], np.array([place[position][1] for position in positions]))
+            for groups, place, index in zip(sources, places, indices, strict=True)
+            if index is not None
+        )
         if sum(part.entries for part in held) == prod(held[0].group.shape):
-            yield position, held
+            rows = np.array([owners[position][1] for position in positions]) if owner is not None else None
+            whole = None if owner is None or rows is None else Held(owned[owner], rows)
+            yield Block(tuple(positions), held, whole)
 
 
-def _rows(groups: Sequence[Group]) -> dict[int, list[Held]]:
-    rows: dict[int, list[Held]] = {}
-    for group in groups:
-        for index, position in enumerate(group.positions):
-            rows.setdefault(position, []).append(Held(group, index))
-    return rows
-
-
-def _statistics(held: Sequence[Held], whole: Sequence[Held]) -> Row:
-    """The sums of a layer's parts, and what was measured of it as a whole."""
-    row: dict[str, NDArray[Any]] = {}
-    if whole:
-        last = whole[-1]
-        row |= {name: last[name] for name in last.group.arrays if name.startswith("statistics.")}
-    row |= _gradient(held)
-    row["statistics.weight_norm"] = _norm(held, "statistics.weight_norm")
-    if all("statistics.momentum" in part for part in held):
-        row |= _momentum(held)
-    if all("statistics.update_norm" in part for part in held):
-        row["statistics.update_norm"] = _norm(held, "statistics.update_norm")
-        row["statistics.lr"] = held[0]["statistics.lr"]
-    return row
-
-
-def _gradient(held: Sequence[Held]) -> Row:
-    """All pieces in one unit, the largest of the parts': what another leaves out then, is nothing beside it."""
-    units = [_scalar(part, "statistics.gradient.unit", 1.0) for part in held]
-    unit = max(units)
-    pieces, widths = [], []
-    for part, own in zip(held, units, strict=True):
-        sums = part["statistics.gradient"].astype(np.float64)
-        padded = np.zeros((len(sums), GRADIENT_COLUMNS))
-        padded[:, : sums.shape[1]] = sums
-        pieces.append(padded * (own / unit) ** _POWERS)
-        widths.append(piece_widths(part.entries, len(sums)))
+def _places(groups: Sequence[Group]) -> dict[int, tuple[int, int]]:
+    """In which group and row each layer is, the last if in several."""
     return {
-        "statistics.gradient": np.concatenate(pieces),
-        "statistics.gradient.widths": np.concatenate(widths),
-        "statistics.gradient.unit": np.asarray(unit),
+        position: (index, row) for index, group in enumerate(groups) for row, position in enumerate(group.positions)
     }
 
 
-def _momentum(held: Sequence[Held]) -> Row:
+def _statistics(block: Block) -> Arrays:
+    """The sums of the parts, and what was measured of the layers as a whole."""
+    arrays: Arrays = {}
+    if block.whole is not None:
+        names = [name for name in block.whole.group.arrays if name.startswith("statistics.")]
+        arrays |= {name: block.whole[name] for name in names}
+    arrays |= _gradient(block.parts)
+    arrays["statistics.weight_norm"] = _norm(block.parts, "statistics.weight_norm")
+    if block.have("statistics.momentum"):
+        arrays |= _momentum(block.parts)
+    if block.have("statistics.update_norm"):
+        arrays["statistics.update_norm"] = _norm(block.parts, "statistics.update_norm")
+        arrays["statistics.lr"] = block.parts[0]["statistics.lr"]
+    return arrays
+
+
+def _gradient(parts: Sequence[Held]) -> Arrays:
+    """All pieces in one unit, the largest of the parts': what another leaves out then, is nothing beside it."""
+    units = [_or(part, "statistics.gradient.unit", np.ones(len(part.rows))) for part in parts]
+    unit = np.max(units, 0)
+    pieces, widths = [], []
+    for part, own in zip(parts, units, strict=True):
+        sums = part["statistics.gradient"].astype(np.float64)
+        padded = np.zeros((*sums.shape[:2], GRADIENT_COLUMNS))
+        padded[..., : sums.shape[2]] = sums
+        pieces.append(padded * (own / unit)[:, None, None] ** _POWERS)
+        widths.append(np.tile(piece_widths(part.entries, sums.shape[1]), (len(sums), 1)))
+    return {
+        "statistics.gradient": np.concatenate(pieces, 1),
+        "statistics.gradient.widths": np.concatenate(widths, 1),
+        "statistics.gradient.unit": unit,
+    }
+
+
+def _momentum(parts: Sequence[Held]) -> Arrays:
     """The same of the angle of gradient and momentum, each in a unit of its own."""
-    units = [part["statistics.momentum.units"] if "statistics.momentum.units" in part else np.ones(2) for part in held]
+    units = [_or(part, "statistics.momentum.units", np.ones((len(part.rows), 2))) for part in parts]
     largest = np.max(units, 0)
     pieces, norms = [], []
-    for part, own in zip(held, units, strict=True):
+    for part, own in zip(parts, units, strict=True):
         sums = part["statistics.momentum"].astype(np.float64)
-        gradient, momentum = own / largest
-        pieces.append(sums * np.array([gradient, momentum, gradient * momentum]))
-        norm = np.sqrt((sums[:, 1] ** 2).sum()) * own[1]
-        norms.append(_scalar(part, "statistics.momentum.norm", norm))
+        ratios = own / largest
+        pieces.append(sums * np.concatenate([ratios, ratios.prod(1, keepdims=True)], 1)[:, None])
+        norm = np.sqrt((sums[..., 1] ** 2).sum(1)) * own[:, 1]
+        norms.append(_or(part, "statistics.momentum.norm", norm))
     return {
-        "statistics.momentum": np.concatenate(pieces),
-        "statistics.momentum.norm": np.asarray(np.linalg.norm(norms)),
+        "statistics.momentum": np.concatenate(pieces, 1),
+        "statistics.momentum.norm": np.linalg.norm(norms, axis=0),
     }
 
 
-def _histograms(held: Sequence[Held]) -> Row:
-    row: dict[str, NDArray[Any]] = {}
-    for tensor in TENSORS:
-        for name in (f"histograms.{tensor}", f"histograms.{tensor}.nonfinite"):
-            if all(name in part for part in held):
-                row[name] = np.asarray(np.sum([part[name] for part in held], 0, dtype=np.int64))
-    return row
+def _histograms(block: Block) -> Arrays:
+    names = [f"histograms.{tensor}{suffix}" for tensor in TENSORS for suffix in ("", ".nonfinite")]
+    return {name: _sum([part[name] for part in block.parts]) for name in names if block.have(name)}
 
 
-def _norm(held: Sequence[Held], name: str) -> NDArray[Any]:
-    """Of the whole, given each part's."""
-    norms: Float64Array = np.array([part[name] for part in held], np.float64)
-    return np.asarray(np.linalg.norm(norms))
+def _sum(arrays: Sequence[NDArray[Any]]) -> IntArray:
+    total: IntArray = np.sum(arrays, 0, dtype=np.int64)
+    return total
 
 
-def _scalar(part: Held, name: str, otherwise: float) -> float:
-    return float(part[name]) if name in part else otherwise
+def _norm(parts: Sequence[Held], name: str) -> Float64Array:
+    """Of the whole, given each part's: (L,)."""
+    norms: Float64Array = np.linalg.norm([part[name].astype(np.float64) for part in parts], axis=0)
+    return norms
 
 
-def _stacked(rows: Sequence[tuple[int, tuple[int, int], Row]]) -> list[Group]:
-    """The rows as groups of what can be stacked."""
-    alike: dict[tuple[object, ...], list[tuple[int, Row]]] = {}
-    for position, shape, row in rows:
-        key = (shape, *sorted((name, array.shape) for name, array in row.items()))
-        alike.setdefault(key, []).append((position, row))
-    return [
-        Group(
-            tuple(position for position, _ in members),
-            shape,
-            {name: np.stack([row[name] for _, row in members]) for name in members[0][1]},
-        )
-        for (shape, *_), members in alike.items()
-        if isinstance(shape, tuple)
-    ]
+def _or(part: Held, name: str, otherwise: Float64Array) -> Float64Array:
+    return part[name].astype(np.float64) if name in part else otherwise
