@@ -18,7 +18,7 @@ from root_dash.store.buckets import FOLDED
 from root_dash.store.engine import open_reader, translated
 from root_dash.store.migrations import older
 from root_dash.store.place import Given, Place, Server, parse
-from root_dash.store.sqlite import connect, sqlite_has_wal_reset_bug
+from root_dash.store.sqlite import connect_reader, sqlite_has_wal_reset_bug
 
 WAL_LIMIT = 256 * 2**20
 """Bytes of write-ahead log beyond which a reader must be holding it open."""
@@ -162,7 +162,7 @@ def _log(path: Path) -> Finding:
 def _integrity(path: Path, thorough: bool) -> Iterator[Finding]:
     check = "integrity_check" if thorough else "quick_check"
     with translated(path):
-        connection = connect(path, "mode=ro", "PRAGMA query_only=ON")
+        connection = connect_reader(path)
         try:
             said = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(5)")]
             lost = connection.execute("PRAGMA foreign_key_check").fetchmany(5)

@@ -76,7 +76,8 @@ def open_writer(path: Path) -> Engine:
         raise StoreNotFound(f"the folder {path.parent} does not exist")
     if path.exists():
         check_file(path, empty_is_ours=True)
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    # The folder too: the write-ahead log lies in it.
+    if not all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists()):
         raise StoreNotFound(f"{path} cannot be written: permission denied")
     engine = make_engine(lambda: connect(path, "mode=rwc", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
     try:
@@ -130,6 +131,8 @@ def translated(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_NOTADB:
             raise StoreForeign(f"{path} is not a root-dash database") from error
         raise StoreError(f"{path}: {cause}") from error
+    except UnicodeDecodeError:
+        raise StoreError(f"{path}: the file is damaged: a text in it is none") from None
     except SQLAlchemyError as error:
         raise StoreError(f"{path}: {error}") from error
 
@@ -164,6 +167,20 @@ def connect(path: Path, query: str, *pragmas: str) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that only reads, also where nothing may be written beside the file."""
+    connection = connect(path, "mode=ro", "PRAGMA query_only=ON")
+    try:
+        connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as error:
+        connection.close()
+        wal = path.with_name(path.name + "-wal")
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or wal.exists():
+            raise
+        return connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON")
     return connection
 
 

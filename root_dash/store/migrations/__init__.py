@@ -19,7 +19,7 @@ from root_dash.store import schema
 from root_dash.store.engine import open_reader
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Given, parse
-from root_dash.store.sqlite import check_file, connect, make_engine, refuse_schema, translated
+from root_dash.store.sqlite import check_file, connect, connect_reader, make_engine, refuse_schema, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def older(path: Path) -> int | None:
     """
     check_file(path)
     with translated(path):
-        connection = connect(path, "mode=ro", "PRAGMA query_only=ON")
+        connection = connect_reader(path)
         try:
             application, version = (
                 int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
