@@ -3,6 +3,7 @@
     python benchmarks/store.py                       # about a minute: 1,000 and 10,000 steps
     python benchmarks/store.py --steps 100000        # ten times as long, 3.6 GB
     python benchmarks/store.py --db FOLDER           # where the databases are made; on the disk that counts
+    python benchmarks/store.py --engine postgresql   # on a server that it starts, as the tests do, with fsync; or both
 
 Every frame holds all statistics of every layer; the insert rates also with one histogram of each, drawn from layers of
 256 x 256. Readers are processes that ask for the views of the dashboard, one after the other, ten times a second.
@@ -17,9 +18,12 @@ import os
 import platform
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -35,13 +39,64 @@ PAUSE = 0.1
 """Seconds between a reader's rounds: as often as the dashboard asks."""
 
 TARGETS = {
-    "rows per second": 15_000,
     "bytes per layer and step": 450,
     "history, statistics": 30,
     "history, histograms": 60,
     "grid": 100,
 }
 """What the store promises; times in milliseconds, at 10,000 steps, on an idle machine."""
+
+ROWS_PER_SECOND = {"sqlite": 15_000, "postgresql": 12_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """Where the databases of one engine are made."""
+
+    engine: str
+    version: str
+    make: Callable[[str], Path | str]
+    """A new database of that name, by its path or its URL."""
+    size: Callable[[Path | str], int]
+    """Its bytes."""
+    remove: Callable[[Path | str], None]
+
+
+@contextmanager
+def databases(engine: str, folder: Path) -> Iterator[Databases]:
+    """Those of an engine. PostgreSQL is a server of our own, on a machine's defaults, until the block ends."""
+    if engine == "sqlite":
+
+        def size(place: Path | str) -> int:
+            return Path(place).stat().st_size
+
+        def remove(place: Path | str) -> None:
+            Path(place).unlink()
+
+        yield Databases(engine, sqlite3.sqlite_version, lambda name: folder / f"{name}.db", size, remove)
+        return
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.postgresql import started
+
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="root-dash-postgresql-") as own:
+        server = started(Path(own), print, {"max_connections": "60"})
+        if server is None:
+            raise SystemExit(1)
+        try:
+            [(empty,)] = server.execute("SELECT pg_database_size('template0')")
+            yield Databases(
+                engine,
+                server.execute("SHOW server_version")[0][0],
+                lambda name: server.create(),
+                lambda place: server.execute("SELECT pg_database_size(current_database())", _name(place))[0][0] - empty,
+                lambda place: server.drop(str(place)),
+            )
+        finally:
+            server.stop()
+
+
+def _name(place: Path | str) -> str:
+    return str(place).rpartition("/")[2]
 
 
 def frames(layers: int, histograms: bool, start: int = 0) -> Iterator[Frame]:
@@ -81,7 +136,7 @@ def views(store: Store, layer: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def read(path: Path, stop: Event, answers: multiprocessing.Queue[list[float]]) -> None:
+def read(path: Path | str, stop: Event, answers: multiprocessing.Queue[list[float]]) -> None:
     """Ask for the views until told to stop; then say how long each answer took."""
     took = []
     with Store.open(path) as store:
@@ -95,9 +150,9 @@ def read(path: Path, stop: Event, answers: multiprocessing.Queue[list[float]]) -
     answers.put(took)
 
 
-def insert_rate(folder: Path, layers: int, seconds: float, histograms: bool) -> dict[str, float]:
+def insert_rate(where: Databases, layers: int, seconds: float, histograms: bool) -> dict[str, float]:
     """Frames appended for so long, one transaction each, beside the readers."""
-    path = folder / f"insert-{int(histograms)}.db"
+    path = where.make(f"insert-{int(histograms)}")
     context = multiprocessing.get_context("spawn")
     stop, answers = context.Event(), context.Queue()
     took = []
@@ -116,7 +171,7 @@ def insert_rate(folder: Path, layers: int, seconds: float, histograms: bool) -> 
             recording.append(frame)
             took.append(time.perf_counter() - start)
         wall, used = sum(took), time.process_time() - used
-        log = path.with_name(path.name + "-wal").stat().st_size
+        log = path.with_name(path.name + "-wal").stat().st_size if isinstance(path, Path) else None
         stop.set()
         waited = sorted(wait for _ in readers for wait in answers.get(timeout=60))
         for reader in readers:
@@ -130,14 +185,13 @@ def insert_rate(folder: Path, layers: int, seconds: float, histograms: bool) -> 
         "processor ms per frame": 1e3 * used / len(took),
         "reads": len(waited),
         "read, p95 ms": 1e3 * float(np.quantile(waited, 0.95)),
-        "write-ahead log, MB": log / 1e6,
-        "bytes per layer and step": path.stat().st_size / layers / (len(took) + 1),
-    }
+        "bytes per layer and step": where.size(path) / layers / (len(took) + 1),
+    } | ({} if log is None else {"write-ahead log, MB": log / 1e6})
 
 
-def read_latencies(folder: Path, layers: int, steps: int, rounds: int = 7) -> dict[str, float]:
+def read_latencies(where: Databases, layers: int, steps: int, rounds: int = 7) -> dict[str, float]:
     """The median time of each view of a run of so many steps."""
-    path = folder / f"read-{steps}.db"
+    path = where.make(f"read-{steps}")
     with Store.create(path) as store:
         recording = begin(store, layers, "read")
         for _, frame in zip(range(steps), frames(layers, False), strict=False):
@@ -147,7 +201,7 @@ def read_latencies(folder: Path, layers: int, steps: int, rounds: int = 7) -> di
         for _, frame in zip(range(min(steps, 10_000)), frames(1, True), strict=False):
             narrow.append(frame)
         narrow.close()
-    found = {"MB": path.stat().st_size / 1e6}
+    found = {"MB": where.size(path) / 1e6}
     with Store.open(path) as store:
         layer = store.layers(1)[layers // 2].id
         asked = views(store, layer) | {
@@ -162,22 +216,45 @@ def read_latencies(folder: Path, layers: int, steps: int, rounds: int = 7) -> di
                 view()
                 took.append(time.perf_counter() - start)
             found[name] = 1e3 * statistics.median(took)
-    path.unlink()
+    where.remove(path)
     return found
 
 
-def table(title: str, columns: dict[str, dict[str, float]]) -> None:
+def table(title: str, columns: dict[str, dict[str, float]], targets: dict[str, int]) -> None:
     """Print one row for each measure, one column for each case."""
     width = max(len(name) for found in columns.values() for name in found)
     print(f"\n{title:<{width}}" + "".join(f"{name:>22}" for name in columns) + f"{'target':>10}")
     for name in next(iter(columns.values())):
         values = "".join(f"{found[name]:>22,.1f}" for found in columns.values())
-        print(f"{name:<{width}}{values}{TARGETS.get(name, ''):>10}")
+        print(f"{name:<{width}}{values}{targets.get(name, ''):>10}")
+
+
+def measure(where: Databases, layers: int, seconds: float, steps: list[int]) -> dict[str, Any]:
+    """Both measurements of one engine, printed; what is kept of them."""
+    targets = TARGETS | {"rows per second": ROWS_PER_SECOND[where.engine]}
+    load = os.getloadavg()[0]
+    inserted = {
+        title: insert_rate(where, layers, seconds, histograms)
+        for title, histograms in (("statistics", False), ("and a histogram", True))
+    }
+    table(f"{where.engine} {where.version}, {READERS} readers, {layers} layers", inserted, targets)
+    latencies = {f"{number:,} steps": read_latencies(where, layers, number) for number in steps}
+    if latencies:
+        table("milliseconds", latencies, targets)
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": load},
+        "version": where.version,
+        "layers": layers,
+        "insert": inserted,
+        "read": latencies,
+    }
 
 
 def main() -> None:
-    """Measure, print the tables, write the JSON."""
+    """Measure, print the tables, write the JSON; what it holds of another engine stays."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", choices=["sqlite", "postgresql", "both"], default="sqlite")
     parser.add_argument("--layers", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=6, help="of inserting, each time")
     parser.add_argument("--steps", type=int, nargs="*", default=[1_000, 10_000], help="of the runs that are read")
@@ -186,25 +263,11 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.db is not None:
         chosen.db.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=chosen.db) as name:
-        folder = Path(name)
-        inserted = {
-            title: insert_rate(folder, chosen.layers, chosen.seconds, histograms)
-            for title, histograms in (("statistics", False), ("and a histogram", True))
-        }
-        table(f"{READERS} readers, {chosen.layers} layers", inserted)
-        latencies = {f"{steps:,} steps": read_latencies(folder, chosen.layers, steps) for steps in chosen.steps}
-        if latencies:
-            table("milliseconds", latencies)
-    result: dict[str, Any] = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "load": os.getloadavg()[0]},
-        "sqlite": sqlite3.sqlite_version,
-        "layers": chosen.layers,
-        "insert": inserted,
-        "read": latencies,
-    }
-    chosen.json.write_text(json.dumps(result, indent=2) + "\n")
+    for engine in ("sqlite", "postgresql") if chosen.engine == "both" else (chosen.engine,):
+        with tempfile.TemporaryDirectory(dir=chosen.db) as name, databases(engine, Path(name)) as where:
+            result = measure(where, chosen.layers, chosen.seconds, chosen.steps)
+        known = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
+        chosen.json.write_text(json.dumps(known | {engine: result}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -88,8 +88,9 @@ def _user() -> pwd.struct_passwd | None:
 class Server:
     """A server of our own with its data in a folder; started, stopped and killed at will, always on the same port."""
 
-    def __init__(self, programs: Path, folder: Path) -> None:
+    def __init__(self, programs: Path, folder: Path, settings: Mapping[str, str] = SETTINGS) -> None:
         self._programs = programs
+        self._settings = settings
         self._user = _user()
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -118,7 +119,7 @@ class Server:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        options = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")]
         self._process = subprocess.Popen(
             [
                 *(str(self._programs / "postgres"), "-D", str(self._data), "-h", "127.0.0.1", "-p", str(self.port)),
@@ -177,17 +178,17 @@ class Server:
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
 
-def started(folder: Path, say: Callable[[str], object]) -> Server | None:
+def started(folder: Path, say: Callable[[str], object], settings: Mapping[str, str] = SETTINGS) -> Server | None:
     """A server in an empty folder, or None where there is none to be had; says in one line what was found."""
     programs, how = obtain()
     if programs is None:
-        say(f"PostgreSQL tests will be skipped: {how}")
+        say(f"no PostgreSQL: {how}")
         return None
-    server = Server(programs, folder)
+    server = Server(programs, folder, settings)
     server.start()
     version = server.execute("SHOW server_version")[0][0].split()[0]
     user = "" if server._user is None else f", as {server._user.pw_name}"
-    say(f"PostgreSQL tests: {version} of {programs} ({how}), started on 127.0.0.1:{server.port}{user}")
+    say(f"PostgreSQL: {version} of {programs} ({how}), started on 127.0.0.1:{server.port}{user}")
     return server
 
 

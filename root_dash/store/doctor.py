@@ -43,15 +43,15 @@ class Finding:
 def examine(path: Given, *, thorough: bool = False) -> list[Finding]:
     """Look at everything, in the order from the file or the server to the runs; nothing is changed.
 
-    With `thorough` SQLite compares every index with its table as well, which reads the whole file more than once; a
-    PostgreSQL server looks after its own files, and is asked how.
+    With `thorough` SQLite compares every index with its table as well, which reads the whole file more than once. A
+    PostgreSQL server looks after its own files, and is asked how; with `thorough` every row is asked for its frame.
     What cannot be opened at all is one finding of level `"error"`; nothing is raised for it.
 
     Raises:
         ValueError: it is a URL of something else than PostgreSQL.
     """
     place = parse(path)
-    return _file(place, thorough) if isinstance(place, Path) else _of_server(place)
+    return _file(place, thorough) if isinstance(place, Path) else _of_server(place, thorough)
 
 
 def _file(path: Path, thorough: bool) -> list[Finding]:
@@ -70,20 +70,21 @@ def _file(path: Path, thorough: bool) -> list[Finding]:
     return found
 
 
-def _of_server(server: Server) -> list[Finding]:
+def _of_server(server: Server, thorough: bool) -> list[Finding]:
     try:
-        return _content(server)
+        return _content(server, thorough)
     except RootDashError as error:
         return [Finding("error", "database", str(error))]
 
 
-def _content(place: Place) -> list[Finding]:
+def _content(place: Place, thorough: bool = False) -> list[Finding]:
     found: list[Finding] = []
     engine = open_reader(place)
     try:
         with translated(place), engine.connect() as connection:
             if isinstance(place, Server):
                 found.extend(_server(connection))
+                found.extend(_orphans(connection) if thorough else ())
             found.extend(_runs(connection))
             found.extend(_pyramid(connection))
     finally:
@@ -102,6 +103,16 @@ def _server(connection: Connection) -> Iterator[Finding]:
         yield Finding("warning", "PostgreSQL", f"{version} runs without fsync: a crash of its machine can damage it")
     yield Finding("ok", "schema", f"version {schema.SCHEMA_VERSION}")
     yield Finding("ok", "integrity", f"the server's own affair; its checksums of pages are {checksums}")
+
+
+def _orphans(connection: Connection) -> Iterator[Finding]:
+    """Rows whose frame is gone: in SQLite its own check finds them."""
+    frames = schema.frames.c
+    for table in (*schema.RECORDINGS.values(), schema.scalars):
+        source = table.outerjoin(schema.frames, frames.id == table.c.frame_id)
+        lost = connection.execute(select(func.count()).select_from(source).where(frames.id.is_(None))).scalar_one()
+        if lost:
+            yield Finding("error", "integrity", f"{lost} rows of {table.name} belong to a row of frames that is gone")
 
 
 def filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:

@@ -241,6 +241,17 @@ def test_views_that_lack_frames_are_found_and_repaired(postgres: Server, databas
     assert _bad(examine(database)) == []
 
 
+def test_rows_without_a_frame_are_found(postgres: Server, database: str) -> None:
+    """The doctor, asked to be thorough, finds rows whose frame is gone: the server does not look for each row."""
+    record(database, 5)
+    _execute(postgres, database, "DELETE FROM frames WHERE step = 3")
+    found = [f.text for f in examine(database, thorough=True) if (f.level, f.what) == ("error", "integrity")]
+    assert found == [
+        "4 rows of layer_statistics belong to a row of frames that is gone",
+        "2 rows of scalars belong to a row of frames that is gone",
+    ]
+
+
 def test_every_command_takes_a_url(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs, doctor, migrate, prune and export work on a URL, given or in the environment, and never repeat it."""
     record(database, 40)
