@@ -30,7 +30,7 @@ IN_FLIGHT = 2
 # has taken and how many of them are not stored yet, is what its parent reports of it. Forking saves importing torch.
 TRAINERS = """
 import json, os, random, signal, sys, time
-import root_dash
+import root_dash, root_dash.recording, root_dash.monitor.ranks, root_dash.monitor.watch
 from root_dash.monitor.cadence import Cadence
 from tests.monitor.training import Model, root, step
 
@@ -116,7 +116,7 @@ def test_kill_9_of_trainers_leaves_whole_frames_and_misses_at_most_two(tmp_path:
 # A trainer records while the server that shows its database is killed and started again: forked, to save the imports.
 SERVERS = """
 import json, os, random, signal, socket, sys, threading, time, urllib.request
-import root_dash
+import root_dash, root_dash.monitor.ranks, root_dash.monitor.watch
 from root_dash.cli import run_server
 from root_dash.exceptions import StoreError
 from root_dash.settings import Settings
