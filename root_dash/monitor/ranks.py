@@ -35,7 +35,7 @@ Which = Literal["first", "all"]
 """Which processes record replicated parameters."""
 
 PATIENCE_SECONDS = 30.0
-"""How long the first process' writer waits for what another measured at a step, before it gives that one up."""
+"""How long the first process' writer waits for what another measured at a step, before it goes on without that one."""
 
 WAITING_BYTES = 64 * 2**20
 """What may have come from other processes and wait for the first process' own frames: the rest waits where it is."""
@@ -164,7 +164,10 @@ class _Sender:
     """Its parts in order, with their bytes."""
     ended: str | None = None
     """Why no more will come."""
+    silent: bool = False
+    """Whether it was waited for in vain, and has not been heard since."""
     told: bool = False
+    """Whether the recording tells that it is missing."""
 
 
 class Inbox:
@@ -187,20 +190,25 @@ class Inbox:
     def join(self, step: int, groups: Sequence[Group]) -> Joined:
         """What was measured at a step by this process and by all others: waits for these, but not for ever.
 
-        Who does not answer in time, or has died, is given up: the layers that it has a part of are missing from then
-        on, and an event says so.
+        Who has died, or does not answer in time, is not waited for again until it is heard again: the layers that it
+        has a part of are missing meanwhile, and events say so.
         """
         deadline = time.monotonic() + self._patience
         sources, events, missing = [groups], list[Event](), False
         for rank, sender in self._senders.items():
             part = self._part(sender, step, deadline)
+            text = None
             if part is not None:
                 sources.append(part.groups)
-                continue
-            missing = missing or not sender.told
-            if sender.ended is not None and not sender.told:
-                sender.told = True
-                text = f"process {rank} {sender.ended}: the layers that it has a part of are no longer recorded"
+                if sender.told:
+                    text = f"process {rank} is heard again: the layers that it has a part of are recorded"
+            else:
+                missing = missing or not sender.told
+                why = sender.ended or (f"was silent for {self._patience:g} s" if sender.silent else None)
+                if why is not None and not sender.told:
+                    text = f"process {rank} {why}: the layers that it has a part of are not recorded"
+            if text is not None:
+                sender.told = part is None
                 print_to_stderr(f"root-dash: {text}; training goes on")
                 events.append(Event("ranks", text, step, time.time()))
         return Joined(merged(sources), tuple(events), lost=int(missing))
@@ -230,11 +238,9 @@ class Inbox:
                     self._taken(sender)
                 if sender.waiting:
                     return self._taken(sender) if sender.waiting[0][0].step == step else None
-                if sender.ended is not None or self._closed:
+                if sender.silent or sender.ended is not None or self._closed:
                     return None
-                if not self._changed.wait(deadline - time.monotonic()):
-                    sender.ended = f"has not told what it measured within {self._patience:g} s"
-                    return None
+                sender.silent = not self._changed.wait(deadline - time.monotonic())
 
     def _taken(self, sender: _Sender) -> Part:
         part, size = sender.waiting.popleft()
@@ -252,7 +258,7 @@ class Inbox:
         except Exception as error:
             reason = f"has sent what cannot be read ({_first_line(error)})"
         with self._changed:
-            sender.ended = sender.ended or reason
+            sender.ended = reason
             self._changed.notify_all()
 
     def _message(self, rank: int) -> Tensor | None:
@@ -271,8 +277,9 @@ class Inbox:
         with self._changed:
             # One may always wait: it may be the very one that is waited for.
             self._changed.wait_for(lambda: self._closed or not sender.waiting or self._bytes + size <= WAITING_BYTES)
-            if not self._closed and sender.ended is None:
+            if not self._closed:
                 sender.waiting.append((part, size))
+                sender.silent = False
                 self._bytes += size
                 self._changed.notify_all()
 

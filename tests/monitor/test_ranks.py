@@ -196,13 +196,15 @@ def test_what_cannot_be_put_together_is_refused_by_all(pair: Said) -> None:
         assert refused["others"].startswith("ranks must watch the same layers where parameters are sharded")
 
 
-def test_nobody_is_waited_for_twice(pair: Said) -> None:
-    """A part that was lost is counted; a process that says no more is given up, once, with an event."""
+def test_a_silent_process_is_not_waited_for_until_it_is_heard_again(pair: Said) -> None:
+    """A part that was lost is counted, and so is one that was waited for in vain; silence and its end are events."""
     heard = pair[0]["exchange"]
-    assert [heard[step][0] for step in ("1", "2", "3", "4", "6", "7", "8")] == [0, 0, 1, 0, 0, 1, 0]
-    told = [text for _, events in heard.values() for text in events]
-    assert len(told) == 1
-    assert told[0].startswith("process 1 has not told what it measured within 0.2 s")
+    assert {step: lost for step, (lost, _) in heard.items() if lost} == {"3": 1, "7": 1}
+    assert {step: events for step, (_, events) in heard.items() if events} == {
+        "7": ["process 1 was silent for 0.2 s: the layers that it has a part of are not recorded"],
+        "9": ["process 1 is heard again: the layers that it has a part of are recorded"],
+    }
+    assert list(heard) == ["1", "2", "3", "4", "6", "7", "8", "9", "10"]
 
 
 def test_a_process_group_may_go_before_the_recorder(three: Said, folder: Path) -> None:
@@ -221,7 +223,7 @@ def test_a_process_that_is_killed_takes_nothing_with_it(pair: Said, folder: Path
     """The other trains on: what both measured is there, then the loss alone, and an event says since when."""
     first = pair[0]
     assert first["killed"]["counts"] == [8, 8, 1, 0]
-    assert first["errors"].count("process 1 is gone: the layers that it has a part of are no longer recorded") == 1
+    assert first["errors"].count("process 1 is gone: the layers that it has a part of are not recorded") == 1
     store = root_dash.open(folder / "2" / "killed.db")
     recorded, layers = only(store)
     assert (recorded.frames, recorded.lost) == (8, 1)
