@@ -186,19 +186,25 @@ def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, f
     from root_dash.monitor.remote import Delivery, Sender, Spooled, leftovers
     from root_dash.monitor.spools import hold
 
-    mail = Mail(server, default_token(token))
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    token = default_token(token)
+    Mail(server, token).close()  # says what is wrong with either, before anything is made
+
+    def begin(layers: Sequence[Layer]) -> tuple[Sink, Sender]:
         attempt = Attempt(uuid.uuid4().hex, time.time(), pid=os.getpid(), host=platform.node())
-        held = hold(folder / f"{attempt.uid}.db", new=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
-    if held is None:  # nobody else knows the name
-        raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
-    store = Store.create(held.path)
-    recording = store.begin(run, layers, attempt)
-    return Spooled(recording, Sender(Delivery(held, store, mail), leftovers(folder, Store.create, mail), mail))
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            held = hold(folder / f"{attempt.uid}.db", new=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
+        if held is None:  # nobody else knows the name
+            raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
+        mail = Mail(server, token)
+        store = Store.create(held.path)
+        recording = store.begin(run, layers, attempt)
+        return recording, Sender(Delivery(held, store, mail), leftovers(folder, Store.create, mail), mail)
+
+    return Spooled(begin, layers)
 
 
 def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) -> Iterator[tuple[Path, int]]:

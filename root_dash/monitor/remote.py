@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from root_dash import wire
-from root_dash.exceptions import NotRecorded, RootDashError
+from root_dash.exceptions import NotRecorded, RootDashError, StoreMoved
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.mail import Mail, Refused, Unreachable
 from root_dash.monitor.spools import Hold, hold
-from root_dash.records import Attempt, Frame, Layer, Notice, Run
+from root_dash.records import Attempt, Event, Frame, Layer, Notice, Run
 
 if TYPE_CHECKING:
     from root_dash.monitor.writer import Sink
@@ -204,6 +206,12 @@ class Sender:
                     f"they are kept in {self._own.path}, and `root-dash sync` or the next run sends them"
                 )
 
+    def leave(self) -> None:
+        """Say that no more frames come, without waiting for those that are left."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
     def _run(self) -> None:
         said = False
         failures = 0
@@ -252,29 +260,56 @@ class Sender:
         return True
 
 
-class Spooled:
-    """The trainer's sink: into the spool, which the sender sends."""
+Begin = Callable[[Sequence[Layer]], "tuple[Sink, Sender]"]
+"""Begins an attempt in a spool of its own: where its frames go, and what sends them."""
 
-    def __init__(self, spool: Sink, sender: Sender) -> None:
-        self._spool = spool
-        self._sender = sender
+
+class Spooled:
+    """The trainer's sink: into a spool, which its sender sends; into another one where that is deleted."""
+
+    def __init__(self, begin: Begin, layers: Sequence[Layer]) -> None:
+        self._begin = begin
+        self._layers = list(layers)
+        self._spool, self._sender = begin(self._layers)
 
     def append(self, frame: Frame) -> object:
         """Store a frame in the spool."""
-        return self._spool.append(frame)
+        try:
+            return self._spool.append(frame)
+        except StoreMoved as error:
+            told = Event("store", self._move(error), frame.step, time.time())
+        return self._spool.append(replace(frame, events=(*frame.events, told)))
 
     def extend(self, layers: Sequence[Layer]) -> object:
         """Take layers that come later."""
-        return self._spool.extend(layers)
+        known = {layer.name for layer in self._layers}
+        self._layers += [layer for layer in layers if layer.name not in known]
+        try:
+            return self._spool.extend(layers)
+        except StoreMoved as error:
+            return self._move(error)
 
     def end(self, time: float, lost: int) -> None:
         """End the attempt in the spool."""
-        self._spool.end(time, lost)
+        try:
+            self._spool.end(time, lost)
+        except StoreMoved as error:
+            self._move(error)
+            self._spool.end(time, lost)
 
     def close(self) -> None:
         """Let go of the spool, and give its last frames some time to arrive."""
         self._spool.close()
         self._sender.close()
+
+    def _move(self, moved: StoreMoved) -> str:
+        """Go on in another spool; what there is to say about it."""
+        old = self._sender
+        self._spool, self._sender = self._begin(self._layers)
+        old.leave()  # it may still read what it has open
+        text = f"{moved}: it goes on in another one, and what was not sent yet may be lost"
+        print_to_stderr(f"root-dash: {text}")
+        return text
 
 
 def deliver(delivery: Delivery) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def left(folder: Path, frames: int = 4, *, end: bool = True, uid: str = "a" * 32
 def arrived(path: Path, run: int = 1) -> list[Frame]:
     """All frames of a run in the server's database."""
     with Store.open(path) as store:
-        return [store.frame(notice.id) for notice in store.frames(run)]
+        return [store.frame(notice.id) for notice in store.frames(run)] if store.runs() else []
 
 
 def remaining(folder: Path) -> list[str]:
@@ -256,6 +257,29 @@ def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
     assert [len(frame.layers) for frame in arrived(tmp_path / "team.db")] == [1, 6]
     with Store.open(tmp_path / "team.db") as store:
         assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS
+
+
+def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where somebody clears the folder while a run trains, it says so and goes on in a new file: later steps arrive."""
+    model = Model()
+    optimizers = sgd(model)
+    folder = tmp_path / "spool"
+    with serving(tmp_path / "team.db") as (server, _, _):
+        run = root_dash.watch(model, optimizers, server=server, token=WRITE, spool=folder, cadence=EVERY_STEP)
+        train(model, optimizers, 3, run.log)
+        while run.pending or len(arrived(tmp_path / "team.db")) < 3:
+            pass
+        shutil.rmtree(folder)
+        train(model, optimizers, 3, run.log)
+        run.close()
+        assert (run.stored, run.lost) == (6, 0)
+    frames = arrived(tmp_path / "team.db")
+    assert [frame.step for frame in frames] == [1, 2, 3, 4, 5, 6]
+    assert [event.kind for event in frames[3].events] == ["store"]
+    assert "it goes on in another one" in capfd.readouterr().err
+    with Store.open(tmp_path / "team.db") as store:
+        assert len(store.runs()) == 1
+        assert store.run(1).ended_at is not None
 
 
 @contextmanager
