@@ -165,6 +165,19 @@ def series(
     return steps, values
 
 
+def costs(connection: Connection, run_id: int) -> tuple[IntArray, Float64Array]:
+    """Steps, ascending, and the seconds that recording took at each: a step may have several frames."""
+    columns = schema.frames.c
+    query = select(columns.attempt_id, columns.step, columns.cost).where(columns.run_id == run_id)
+    attempts, steps, seconds = columns_of(connection, query, np.int64, np.int64, np.float64)
+    found, place = np.unique(steps, return_inverse=True)
+    newest, total = np.zeros(len(found), np.int64), np.zeros(len(found))
+    np.maximum.at(newest, place, attempts)
+    counted = attempts == newest[place]  # a step that was trained again cost what it cost the last time
+    np.add.at(total, place[counted], seconds[counted])
+    return found, total
+
+
 def at_step(
     connection: Connection,
     table: Table,

@@ -172,6 +172,15 @@ class Store(Database):
         kept = shaping.decimate(values, max_points)
         return History(name, steps[kept], values[kept], len(steps))
 
+    def cost(self, run_id: int, max_points: int = 2000) -> History:
+        """The seconds that recording took of the training thread over the steps; what it thinned, events tell."""
+        with self._reading() as connection:
+            steps, values = reading.costs(connection, run_id)
+            if not len(steps):
+                reading.require_run(connection, run_id)
+        kept = shaping.decimate(values, max_points)
+        return History("cost", steps[kept], values[kept], len(steps))
+
     def history(self, layer_id: int, statistic_name: str, max_points: int | None = None) -> History:
         """A statistic of a layer over the steps, of which at most `max_points` that show all extremes."""
         if max_points is not None and max_points < 4:

@@ -22,11 +22,10 @@ class Witness:
         self.seen: list[Observation] = []
 
     def __call__(self, observation: Observation) -> None:
-        copies = {
-            name: None if of is None else tuple(tensor.clone() for tensor in of)
-            for name, of in (("gradient", observation.gradient), ("weight", observation.weight))
-        }
-        self.seen.append(replace(observation, **copies))
+        assert observation.gradient is not None
+        assert observation.weight is not None
+        gradient, weight = (tuple(one.clone() for one in of) for of in (observation.gradient, observation.weight))
+        self.seen.append(replace(observation, gradient=gradient, weight=weight))
 
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"maximize": True}, MUON, {"lr": torch.tensor(0.01)}])

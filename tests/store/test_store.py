@@ -17,6 +17,7 @@ from root_dash.records import (
     TENSORS,
     Frame,
     Histogram,
+    Kind,
     Layer,
     Quantiles,
     Run,
@@ -28,6 +29,7 @@ from root_dash.store import Store
 from tests.store.frames import CADENCE, make_frame, make_layers, record, same
 
 RUN = Run("run-1", "a run", 1.7e9)
+PARTS: tuple[Kind, Kind] = ("statistics", "scalars")
 
 
 def test_every_kind_comes_back_bit_for_bit(place: Path | str) -> None:
@@ -321,6 +323,23 @@ def test_histories_are_thinned_but_keep_their_extremes(place: Path | str) -> Non
         assert len(store.spectra(1, max_points=7)) == 7
         with pytest.raises(ValueError, match="max_points must be at least"):
             store.spectra(1, max_points=0)
+
+
+def test_what_recording_cost_is_kept_by_step(place: Path | str) -> None:
+    """The seconds of all frames of a step are added up, of its newest attempt where it was trained again."""
+    layers = make_layers(1)
+    with Store.create(place) as store:
+        for first, costs in ((0, (1.0, 2.0, 3.0)), (2, (8.0, 9.0))):
+            recording = store.begin(RUN, layers)
+            for seq, seconds in enumerate(costs):
+                for part, kind in enumerate(PARTS):
+                    frame = make_frame(2 * seq + part, first + seq, layers, np.random.default_rng(0), [kind])
+                    recording.append(replace(frame, cost=seconds / 4 * (1 + 2 * part)))
+            recording.close()
+        history = store.cost(recording.run.id)
+        assert (history.steps.tolist(), history.values.tolist(), history.total) == ([0, 1, 2, 3], [1, 2, 8, 9], 4)
+        with pytest.raises(NotRecorded, match="no run 9"):
+            store.cost(9)
 
 
 def test_a_grid_has_a_row_for_every_layer(place: Path | str) -> None:
