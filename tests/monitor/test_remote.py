@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -124,12 +125,12 @@ def test_a_server_that_comes_later_gets_everything(tmp_path: Path, capfd: pytest
     port = free_port()
     run = start(f"http://127.0.0.1:{port}", tmp_path / "spool")
     while "training goes on" not in capfd.readouterr().err:
-        pass
+        time.sleep(0.01)
     with serving(tmp_path / "team.db", port):
         run.close()
         # At once after it came up the sender may still have failed its last try: it goes on in the background.
         while list((tmp_path / "spool").glob("*.db")):
-            pass
+            time.sleep(0.01)
     assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
     assert "training goes on" not in capfd.readouterr().err
 
@@ -139,7 +140,7 @@ def test_a_server_that_hangs_does_not_hold_the_training(tmp_path: Path) -> None:
     with serving(tmp_path / "team.db", held=True) as (server, gate, app):
         run = start(server, tmp_path / "spool")
         while app.requests == 0 or run.stored < 5:
-            pass
+            time.sleep(0.01)
         with Store.open(tmp_path / "team.db") as store:
             assert store.runs() == []
         gate.set()
@@ -147,6 +148,7 @@ def test_a_server_that_hangs_does_not_hold_the_training(tmp_path: Path) -> None:
     assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.heavy
 def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A run that ends while the server is away says what waits where; the next run sends it beside its own."""
     port, folder = free_port(), tmp_path / "spool"
@@ -170,7 +172,7 @@ def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd
         run = start(server, folder)
         run.close()
         while list(folder.glob("*.db")):
-            pass
+            time.sleep(0.01)
     with Store.open(tmp_path / "team.db") as store:
         assert sorted(run.frames for run in store.runs()) == [5, 5]
 
@@ -268,7 +270,7 @@ def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.Ca
         run = root_dash.watch(model, optimizers, server=server, token=WRITE, spool=folder, cadence=EVERY_STEP)
         train(model, optimizers, 3, run.log)
         while run.pending or len(arrived(tmp_path / "team.db")) < 3:
-            pass
+            time.sleep(0.01)
         shutil.rmtree(folder)
         train(model, optimizers, 3, run.log)
         run.close()
@@ -300,7 +302,7 @@ def answering(status: int, content: bytes = b"", **headers: str) -> Iterator[str
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
