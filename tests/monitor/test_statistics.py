@@ -210,7 +210,9 @@ def test_norms_of_tensors_apart_are_those_of_the_stack(
     tensors = [(torch.randn(shape, generator=generator) * scale).to(dtype) for _ in range(3)]
     tensors[1] = tensors[1].mT.contiguous().mT
     expected = [tensor.double().norm().item() for tensor in tensors]
-    assert statistics.norms_of(tensors).tolist() == pytest.approx(expected, rel=1e-5 if dtype == torch.bfloat16 else 1e-6)
+    assert statistics.norms_of(tensors).tolist() == pytest.approx(
+        expected, rel=1e-5 if dtype == torch.bfloat16 else 1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
