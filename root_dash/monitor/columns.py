@@ -1,6 +1,6 @@
 """The statistics of layers, on the host, of the sums over their entries that arrived from the device.
 
-The definitions are those of `root_dash.records.STATISTICS`. Sums come in pieces, as `root_dash.monitor.statistics` took
+The definitions are those of `root_dash.vocabulary`. Sums come in pieces, as `root_dash.monitor.statistics` took
 them, and are added up here in float64. What has no energy to be relative to is 0: a constant has no skew, a zero no
 angle. What is not finite has neither: NaN stays NaN.
 """

@@ -1,0 +1,85 @@
+"""The vocabulary that names every recorded number: kinds, tensors, and the statistics with their definitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, get_args
+
+Kind = Literal["statistics", "histograms", "quantiles", "spectra", "masks", "scalars"]
+"""What a frame can hold; each kind has a cadence and a table of its own."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Tensor = Literal["gradient", "momentum"]
+"""Which tensor's entries a histogram or a set of quantiles describes."""
+
+TENSORS: tuple[Tensor, ...] = get_args(Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A number defined for one layer at one step.
+
+    `kind` says with which recording it comes and so at which cadence: a statistic of kind `"spectra"` exists only at
+    the steps whose spectrum was taken.
+    """
+
+    name: str
+    label: str
+    definition: str
+    kind: Kind = "statistics"
+    log: bool = False
+    """Whether it is best read on a logarithmic axis: positive, over orders of magnitude."""
+
+
+# M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected where that is on), B = clamp(M, -ε, ε)
+# its base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
+STATISTICS: tuple[Statistic, ...] = (
+    Statistic("grad_norm", "gradient norm", "‖G‖, Frobenius", log=True),
+    Statistic("momentum_norm", "momentum norm", "‖M‖, Frobenius", log=True),
+    Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate", log=True),
+    Statistic("weight_norm", "weight norm", "‖W‖, Frobenius, before the step", log=True),
+    Statistic("update_to_weight", "update / weight", "scaled learning rate × ‖X‖ / ‖W‖", log=True),
+    Statistic("grad_abs_max", "largest gradient entry", "max |G|", log=True),
+    Statistic("grad_mean", "gradient mean", "mean of G's finite entries"),
+    Statistic("grad_std", "gradient deviation", "standard deviation of G's finite entries", log=True),
+    Statistic("grad_skewness", "gradient skewness", "third standardized moment of G"),
+    Statistic("grad_kurtosis", "excess kurtosis", "fourth standardized moment of G, less 3"),
+    Statistic("grad_nan", "NaN entries", "entries of G that are NaN"),
+    Statistic("grad_inf", "infinite entries", "entries of G that are ±Inf"),
+    Statistic("grad_zero", "zero entries", "entries of G that are exactly 0"),
+    Statistic("alignment", "alignment", "cosine of G and M"),
+    Statistic("threshold", "threshold ε", "the outlier quantile of |M|", log=True),
+    Statistic("outlier_fraction", "outlier fraction", "share of entries with |M| > ε"),
+    Statistic("outlier_energy", "outlier energy", "‖O‖² / ‖M‖²"),
+    Statistic("base_alignment", "base alignment", "cosine of M and B"),
+    Statistic("orthogonality_error", "orthogonality error", "‖X Xᵀ − I‖ / √m over X's non-zero rows", log=True),
+    Statistic("sigma_max", "largest singular value", "σ₁ of M", "spectra", log=True),
+    Statistic("sigma_min", "smallest singular value", "least σ of M that is not null", "spectra", log=True),
+    Statistic("stable_rank", "stable rank", "‖M‖² / σ₁²", "spectra"),
+    Statistic("effective_rank", "effective rank", "exp of the entropy of σ² / Σσ²", "spectra"),
+    Statistic("condition", "condition number", "σ₁ / least σ of M that is not null", "spectra", log=True),
+    Statistic("polar_error", "polar error", "‖X − UVᵀ‖ / ‖UVᵀ‖, UVᵀ the polar factor of B", "spectra", log=True),
+    Statistic("outlier_row_share", "worst rows' share", "share of the outliers in the worst 1 % of rows", "masks"),
+    Statistic(
+        "outlier_col_share", "worst columns' share", "share of the outliers in the worst 1 % of columns", "masks"
+    ),
+    Statistic("mask_overlap", "mask overlap", "Jaccard index with the mask recorded before", "masks"),
+)
+
+
+@cache
+def statistic(name: str) -> Statistic:
+    """The statistic of that name.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return {s.name: s for s in STATISTICS}[name]
+
+
+@cache
+def statistic_names(kind: Kind) -> tuple[str, ...]:
+    """The names of the statistics that come with a kind, in the order of `STATISTICS`."""
+    return tuple(s.name for s in STATISTICS if s.kind == kind)
