@@ -30,6 +30,13 @@ def find(connection: Connection, uid: str) -> Attempt | None:
     return Attempt(row.uid, row.started_at, row.ended_at, row.lost, row.pid, row.host, row.run_id, last)
 
 
+def beside(connection: Connection) -> list[int]:
+    """The ids of the other processes of this machine that are recording to the database now."""
+    columns = schema.attempts.c
+    query = select(columns.pid).where(columns.ended_at.is_(None), columns.host == text(platform.node())).distinct()
+    return [pid for pid in connection.scalars(query) if pid not in (None, os.getpid()) and _alive(pid)]
+
+
 def belongs(connection: Connection, attempt: Attempt, run_id: int) -> int | None:
     """The key of an attempt that is known already, or None.
 
@@ -57,3 +64,15 @@ def add(connection: Connection, attempt: Attempt, run_id: int) -> int:
     key = connection.execute(insert(schema.attempts).values(row)).inserted_primary_key
     assert key is not None
     return int(key[0])
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return False  # there is no asking elsewhere: the signal 0 would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True

@@ -7,6 +7,7 @@ be somebody else's. What was recorded so far is copied over from the file that i
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +17,9 @@ from pathlib import Path
 
 from root_dash.exceptions import StoreError, StoreFull, StoreMoved
 from root_dash.records import Event, Frame, Layer, Run
+from root_dash.store.doctor import WAL_LIMIT, filesystem, is_network
+from root_dash.store.place import Place
+from root_dash.store.sqlite import sqlite_has_wal_reset_bug
 from root_dash.store.store import Store
 
 
@@ -23,7 +27,7 @@ class Lasting:
     """Appends to one attempt of a run, and to another one in `NAME.2` where the database is gone, and so on.
 
     Used by one thread. `say` is given a sentence for people where that happens; the frame that it happens to holds it
-    as an event of kind "store".
+    as an event of kind "store". So it is with what may damage the database.
     """
 
     def __init__(self, store: Store, run: Run, layers: Sequence[Layer], say: Callable[[str], None]) -> None:
@@ -32,15 +36,33 @@ class Lasting:
         self._layers = list(layers)
         self._say = say
         self._recording = store.begin(run, layers)
+        self._grown = False
+        self._untold: list[str] = []
+        for text in concerns(store.path, self._recording.beside()):
+            self._tell(text)
 
     def append(self, frame: Frame) -> int:
         """Store a frame as `Recording.append` does."""
+        if not self._grown and (size := _log_size(self._store.path)) > WAL_LIMIT:
+            self._grown = True
+            text = f"the write-ahead log of {self._store.path} has {size / 2**20:,.0f} MiB: a reader holds it open"
+            self._tell(f"{text}, and it shrinks when that is closed")
         try:
-            return self._recording.append(frame)
+            return self._append(frame)
         except StoreMoved as error:
-            text = self._move(error)
-        told = Event("store", text, frame.step, time.time())
-        return self._recording.append(replace(frame, events=(*frame.events, told)))
+            self._move(error)
+            return self._append(frame)
+
+    def _append(self, frame: Frame) -> int:
+        """Store a frame with what was not told yet."""
+        events = [Event("store", text, frame.step, time.time()) for text in self._untold]
+        stored = self._recording.append(replace(frame, events=(*frame.events, *events)) if events else frame)
+        self._untold.clear()
+        return stored
+
+    def _tell(self, text: str) -> None:
+        self._untold.append(text)
+        self._say(f"root-dash: {text}")
 
     def extend(self, layers: Sequence[Layer]) -> None:
         """Take layers that come later, as `Recording.extend` does."""
@@ -64,8 +86,8 @@ class Lasting:
         self._recording.close()
         self._store.close()
 
-    def _move(self, moved: StoreMoved) -> str:
-        """Go on in another file; what there is to say about it."""
+    def _move(self, moved: StoreMoved) -> None:
+        """Go on in another file, and tell."""
         assert isinstance(self._store.path, Path)
         path = _beside(self._store.path)
         try:
@@ -82,9 +104,33 @@ class Lasting:
         self._recording, old = store.begin(self._run, self._layers), self._recording
         old.abandon()
         self._store = store
-        text = f"{moved}: it goes on in {path}, {kept}"
-        self._say(f"root-dash: {text}")
-        return text
+        self._tell(f"{moved}: it goes on in {path}, {kept}")
+
+
+def concerns(place: Place, beside: Sequence[int]) -> list[str]:
+    """Sentences on what may damage a database that is about to be recorded to, also by the processes beside this."""
+    if not isinstance(place, Path):
+        return []
+    found = []
+    kind = filesystem(place)
+    if kind is not None and is_network(kind):
+        found.append(
+            f"{place} is on {kind}, which may be shared between machines, where SQLite's locks cannot be relied on: "
+            f"keep it on a local disk"
+        )
+    if beside and sqlite_has_wal_reset_bug():
+        found.append(
+            f"process {beside[0]} records to {place} too, which SQLite {sqlite3.sqlite_version} can damage where two "
+            f"write at once (fixed in 3.51.3): give each run a file of its own"
+        )
+    return found
+
+
+def _log_size(place: Place) -> int:
+    try:
+        return os.stat(f"{place}-wal").st_size if isinstance(place, Path) else 0
+    except OSError:
+        return 0
 
 
 def _beside(path: Path) -> Path:

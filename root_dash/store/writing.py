@@ -170,6 +170,13 @@ class Recording:
                 self._connection.close()
             self._connection = None
 
+    def beside(self) -> list[int]:
+        """The ids of the other processes of this machine that are recording to the database now."""
+        with self._lock, translated(self._path):
+            connection = self._open()
+            with connection.begin():
+                return attempts.beside(connection)
+
     def copy_to(self, path: Path) -> None:
         """Write all that the database holds into a new file, also where it was deleted meanwhile.
 

@@ -82,23 +82,25 @@ def whole(path: Path) -> None:
     connection.close()
 
 
-def test_kill_9_of_trainers_leaves_whole_frames_and_misses_at_most_two(tmp_path: Path) -> None:
-    """Killed at random moments, all into one database: it opens, and every frame in it is complete."""
-    path = tmp_path / "runs.db"
-    words = run(TRAINERS, str(path), str(KILLS))
-    assert len(words) == KILLS
-    whole(path)
+def killed(place: Path | str, kills: int, in_flight: int = IN_FLIGHT) -> dict[str, int]:
+    """Trainers that record to one database until they are killed: by name, how many steps each said to have taken."""
+    words = run(TRAINERS, str(place), str(kills))
+    assert len(words) == kills
+    assert all(pending <= in_flight for _, _, pending in words)
+    return {name: steps for name, steps, _ in words}
+
+
+def are_whole(place: Path | str, taken: dict[str, int], in_flight: int = IN_FLIGHT) -> int:
+    """The frames of all runs, of which each is complete, and no more than those on their way are missing."""
     stored = 0
-    with root_dash.open(path) as store:
+    with root_dash.open(place) as store:
         runs = {run.name: run for run in store.runs()}
-        assert set(runs) == {name for name, _, _ in words}
-        for name, steps, pending in words:
-            assert pending <= IN_FLIGHT
-            run_, layers = runs[name], store.layers(runs[name].id)
-            frames = store.frames(run_.id, limit=100_000)
+        assert set(runs) == set(taken)
+        for name, steps in taken.items():
+            layers, frames = store.layers(runs[name].id), store.frames(runs[name].id, limit=100_000)
             stored += len(frames)
             # One step may have been taken after the trainer's last words.
-            assert steps - pending <= len(frames) <= steps + 1
+            assert steps - in_flight <= len(frames) <= steps + 1
             assert [frame.seq for frame in frames] == list(range(len(frames)))
             assert [frame.step for frame in frames] == list(range(1, len(frames) + 1))
             for frame in frames:
@@ -110,6 +112,15 @@ def test_kill_9_of_trainers_leaves_whole_frames_and_misses_at_most_two(tmp_path:
                     expected = [frame.step for frame in frames if kind in frame.kinds]
                     assert store.steps(layer.id, kind).tolist() == expected
                 assert np.isfinite(store.history(layer.id, "grad_norm").values).all()
+    return stored
+
+
+def test_kill_9_of_trainers_leaves_whole_frames_and_misses_at_most_two(tmp_path: Path) -> None:
+    """Killed at random moments, all into one database: it opens, and every frame in it is complete."""
+    path = tmp_path / "runs.db"
+    taken = killed(path, KILLS)
+    whole(path)
+    stored = are_whole(path, taken)
     sys.stdout.write(f"{KILLS} trainers killed, {stored} frames whole, none of those stored lost\n")
 
 
@@ -117,7 +128,7 @@ def test_kill_9_of_trainers_leaves_whole_frames_and_misses_at_most_two(tmp_path:
 SERVERS = """
 import json, os, random, signal, socket, sys, threading, time, urllib.request
 import root_dash, root_dash.monitor.ranks, root_dash.monitor.watch
-from root_dash.cli import run_server
+from root_dash.serving import run_server
 from root_dash.exceptions import StoreError
 from root_dash.settings import Settings
 from root_dash.store import Store

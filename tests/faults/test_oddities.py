@@ -98,8 +98,8 @@ def test_processes_on_the_same_steps_record_side_by_side(tmp_path: Path) -> None
         assert {first.name, second.name} == {"a", "b"}
         for run in (first, second):
             assert [frame.step for frame in store.frames(run.id)] == list(range(1, 16))
-        values = [store.history(store.layers(run.id)[1].id, "grad_norm").values for run in (first, second)]
-        np.testing.assert_array_equal(*values)
+        left, right = (store.history(store.layers(run.id)[1].id, "grad_norm").values for run in (first, second))
+        np.testing.assert_array_equal(left, right)
 
 
 def test_a_resumed_run_shows_its_latest_attempt_and_keeps_both(tmp_path: Path) -> None:

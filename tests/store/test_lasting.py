@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from root_dash.exceptions import StoreMoved
-from root_dash.records import Layer, Run
+from root_dash.records import Attempt, Layer, Run
 from root_dash.store import Store
 from root_dash.store.lasting import Lasting
 from tests.store.frames import make_frame, make_layers, record
@@ -125,3 +126,28 @@ def test_a_recording_alone_stops_and_says_so(tmp_path: Path) -> None:
             recording.append(make_frame(0, 1, LAYERS, np.random.default_rng(0)))
         with pytest.raises(StoreMoved):
             recording.end(2.0)
+
+
+def test_what_may_damage_the_database_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that records to it, under a SQLite that two can damage; a network's disk; a log that grows."""
+    path, said = tmp_path / "runs.db", list[str]()
+    with Store.create(path) as store:
+        there = Attempt("there", 1.0, pid=os.getppid(), host=platform.node())
+        gone = Attempt("gone", 1.0, pid=2**22 + 1, host=platform.node())  # beyond what Linux gives
+        far = Attempt("far", 1.0, pid=os.getppid(), host="elsewhere")
+        for attempt in (there, gone, far):
+            store.begin(Run(attempt.uid, attempt.uid, 1.0), LAYERS, attempt)
+        for kind, sqlite_is_old in (("ext4", False), ("nfs4", False), ("ext4", True)):
+            monkeypatch.setattr("root_dash.store.lasting.filesystem", lambda path, kind=kind: kind)
+            monkeypatch.setattr("root_dash.store.lasting.sqlite_has_wal_reset_bug", lambda old=sqlite_is_old: old)
+            sink = Lasting(store, Run(f"{kind} {sqlite_is_old}", "run", 1.0), LAYERS, said.append)
+            append(sink, 0, 3)
+        monkeypatch.setattr("root_dash.store.lasting.WAL_LIMIT", 1000)
+        append(sink, 3, 6)
+        sink.end(2.0)
+        told = [event.text for run in reversed(store.runs()) for event in store.events(run.id)]
+    assert [f"root-dash: {text}" for text in sorted(told)] == sorted(said)
+    network, twin, log = said
+    assert f"{path} is on nfs4" in network
+    assert f"process {os.getppid()} records to {path} too" in twin
+    assert f"the write-ahead log of {path} has" in log
