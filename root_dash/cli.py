@@ -1,20 +1,16 @@
-"""The `root-dash` command, and the one place where the parts are put together.
+"""The `root-dash` command; what it serves, `serving.py` puts together.
 
 Importing this module is quick: what a command needs it imports when it runs.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib.util
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-from urllib.parse import quote
 
 import typer
 
@@ -22,11 +18,7 @@ from root_dash import __version__
 from root_dash.exceptions import RootDashError
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
-    from root_dash.server.ingest import Inbox
     from root_dash.settings import Settings
-    from root_dash.store import Store
 
 app = typer.Typer(
     help="A microscope for people who train networks with matrix optimisers.",
@@ -64,110 +56,6 @@ def main() -> None:
     app(prog_name="root-dash")
 
 
-def compose(
-    settings: Settings, store: Store, stopping: threading.Event | None = None, inbox: Inbox | None = None
-) -> ASGIApp:
-    """The whole server as one ASGI application: the API, the dashboard, and the guard in front of both.
-
-    Setting `stopping` ends the streams, and lets a server shut down without waiting for them. Recordings go into the
-    inbox, and are refused where there is none.
-    """
-    from root_dash.frontend.app import mount
-    from root_dash.server.app import create_app
-    from root_dash.server.guard import Guard
-
-    api = create_app(settings, store, stopping, inbox)
-    mount(api, store)
-    return Guard(api, settings)
-
-
-def listen(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say.
-
-    Raises:
-        RootDashError: the port is taken or the host is not one of this machine's.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(2048)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise RootDashError(
-                f"port {settings.port} is taken: name another with --port, or 0 for a free one"
-            ) from None
-        reason = (error.strerror or str(error)).lower()
-        raise RootDashError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from None
-    except UnicodeError:
-        raise RootDashError("cannot listen on that host: it is no host name") from None
-    return listener
-
-
-def address_of(settings: Settings) -> str:
-    """The URL to open, the token in it where there is one."""
-    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (compared with)
-    host = f"[{host}]" if ":" in host else host
-    token = "" if settings.token is None else f"?token={quote(settings.token.get_secret_value(), safe='')}"
-    return f"http://{host}:{settings.port}/{token}"
-
-
-def run_server(settings: Settings, store: Store, *, open_browser: bool = False) -> None:
-    """Serve the store until Ctrl-C or SIGTERM, and print where, and what trainers elsewhere need to send recordings.
-
-    Raises:
-        RootDashError: it cannot listen where the settings say.
-    """
-    import uvicorn
-
-    from root_dash.server.ingest import Inbox
-    from root_dash.store import Store
-
-    listener = listen(settings)
-    settings = settings.model_copy(update={"port": listener.getsockname()[1]})
-    stopping = threading.Event()
-    inbox = None if settings.read_only else Inbox(lambda: Store.create(settings.db))
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            stopping.set()
-            super().handle_exit(sig, frame)
-
-    with listener:
-        config = uvicorn.Config(
-            compose(settings, store, stopping, inbox),
-            http="httptools",  # refuses malformed requests that h11 lets pass
-            access_log=False,  # the first request's line would hold the token
-            log_level="warning",
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=2,
-        )
-        url = address_of(settings)
-        typer.echo(f"root-dash: {url}")
-        if inbox is not None:
-            place, token = url.partition("/?")[0].removesuffix("/"), settings.write_token.get_secret_value()
-            typer.echo(f'root-dash: record from elsewhere with watch(..., server="{place}", token="{token}")')
-        if open_browser:
-            import webbrowser
-
-            threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-        try:
-            Server(config).run(sockets=[listener])
-        except KeyboardInterrupt:
-            pass  # uvicorn has shut down and then raises the signal that it was asked with
-        finally:
-            if inbox is not None:
-                inbox.close()
-
-
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
     """A microscope for people who train networks with matrix optimisers."""
@@ -197,6 +85,7 @@ def serve(
         chosen["read_only"] = read_only or None  # else ROOT_DASH_READ_ONLY
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = _settings(**given, **({"token": None} if no_token else {}))
+        from root_dash.serving import run_server
         from root_dash.store import Store, migrate
 
         done = migrate(settings.db) if Path(settings.db).is_file() else None

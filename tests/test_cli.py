@@ -24,8 +24,9 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from root_dash import __version__
-from root_dash.cli import address_of, app, compose
+from root_dash.cli import app
 from root_dash.records import Attempt, Run
+from root_dash.serving import address_of, compose
 from root_dash.settings import Settings
 from root_dash.store import Store
 from tests.store.frames import make_frame, make_layers, record
