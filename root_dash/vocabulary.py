@@ -38,7 +38,7 @@ class Statistic:
 STATISTICS: tuple[Statistic, ...] = (
     Statistic("grad_norm", "gradient norm", "‖G‖, Frobenius", log=True),
     Statistic("momentum_norm", "momentum norm", "‖M‖, Frobenius", log=True),
-    Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate", log=True),
+    Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate (not ROOT: ‖ΔW‖ / lr)", log=True),
     Statistic("weight_norm", "weight norm", "‖W‖, Frobenius, before the step", log=True),
     Statistic("update_to_weight", "update / weight", "scaled learning rate × ‖X‖ / ‖W‖", log=True),
     Statistic("grad_abs_max", "largest gradient entry", "max |G|", log=True),

@@ -21,8 +21,7 @@ from root_dash.optim.shards import local
 WEIGHT_BYTES = 2**30
 """Beyond so many bytes of watched weights an optimizer's updates are taken with the spectra alone, not at every step.
 
-The copy lives from before the step until after it. At this size, on a GPU, copying and subtracting move 4 GiB through
-its memory.
+The copy lives from before the step until after it.
 """
 
 
@@ -39,12 +38,12 @@ class Displacement:
     orthogonalized: bool = False
 
     def update(self, parameters: Sequence[Tensor]) -> Tensor:
-        """X, (L, rows, cols), of what the weights are now; 0 where the learning rate is: nothing was moved."""
+        """X, (L, rows, cols), of what the weights are now; once. 0 where the learning rate is: nothing was moved."""
         wide = torch.float64 if self.before.dtype == torch.float64 else torch.float32
-        before = self.before.to(wide)
-        moved = before - stacked(parameters)
+        moved = self.before.to(wide)  # the copy itself, where it is wide already: it is used once
         if self.decay is not None:
-            moved -= before * self.decay
+            moved.mul_(1 - self.decay)
+        torch._foreach_sub_(list(moved.unbind()), [as_matrix(parameter.detach()) for parameter in parameters])
         if isinstance(self.lr, Tensor):
             lr = self.lr.to(moved.device, wide, non_blocking=True)
             return moved.div_(torch.where(lr == 0, 1.0, lr))

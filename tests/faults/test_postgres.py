@@ -15,16 +15,13 @@ from tests.postgresql import Server
 
 pytestmark = pytest.mark.heavy
 
-IN_FLIGHT = 16
-"""Frames that may be on their way: a server on a busy machine takes longer for its first ones than a step does."""
-
 PATIENCE = 60.0
 """Seconds until what waits must have been stored: a guard against a test that hangs."""
 
 
 def test_kill_9_of_the_trainer_leaves_whole_frames(database: str) -> None:
     """Trainers that are killed at random moments leave no part of a frame, and miss what was on its way alone."""
-    are_whole(database, killed(database, 2, IN_FLIGHT), IN_FLIGHT)
+    are_whole(database, killed(database, 2))
 
 
 @pytest.mark.parametrize("crash", [False, True])
