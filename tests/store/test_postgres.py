@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,13 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
     assert result.exit_code == 2
     assert "cannot be reached" in result.output
     assert not any(secret in result.output for secret in (PASSWORD, "se%2Fcret", "root_dash:"))
+
+
+def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the driver is missing a URL is refused with the command that installs it."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreError, match=r"PostgreSQL needs psycopg: pip install 'root-dash\[postgres\]'"):
+        Store.open("postgresql://localhost/runs")
 
 
 def test_a_frame_is_never_seen_after_a_later_one(database: str) -> None:

@@ -51,9 +51,9 @@ def _record(store: Store, steps: range) -> None:
     recording.close()
 
 
-def test_rows_that_were_outliers_in_more_than_half_of_the_run(tmp_path: Path) -> None:
+def test_rows_that_were_outliers_in_more_than_half_of_the_run(place: Path | str) -> None:
     """The running counts are those of all the masks stored so far, over a resumed run too."""
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         _record(store, range(5))
         _record(store, range(5, 9))
         rows, cols, entries = _expected(range(9))
@@ -70,9 +70,9 @@ def test_rows_that_were_outliers_in_more_than_half_of_the_run(tmp_path: Path) ->
         assert store.outlier_counts(2).recorded == 9
 
 
-def test_a_frame_that_was_not_stored_is_not_counted(tmp_path: Path) -> None:
+def test_a_frame_that_was_not_stored_is_not_counted(place: Path | str) -> None:
     """What fails after its masks were counted leaves the counts as they were, and counts once when it succeeds."""
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         recording = store.begin(Run("r", "r", 0.0), LAYERS)
         recording.append(_frame(0, 0))
         broken = dataclasses.replace(_frame(1, 1), layers=np.array([0]), statistics=np.zeros((1, 2), np.float32))
@@ -83,9 +83,9 @@ def test_a_frame_that_was_not_stored_is_not_counted(tmp_path: Path) -> None:
         assert store.outlier_counts(1).rows.tolist() == _expected(range(2))[0]
 
 
-def test_without_a_mask_there_are_no_counts(tmp_path: Path) -> None:
+def test_without_a_mask_there_are_no_counts(place: Path | str) -> None:
     """A layer whose masks were never recorded has none, and says so."""
-    with Store.create(tmp_path / "x.db") as store:
+    with Store.create(place) as store:
         store.begin(Run("r", "r", 0.0), LAYERS).close()
         with pytest.raises(NotRecorded, match="has no mask"):
             store.outlier_counts(1)
