@@ -43,7 +43,7 @@ class Displacement:
         moved = self.before.to(wide)  # the copy itself, where it is wide already: it is used once
         if self.decay is not None:
             moved.mul_(1 - self.decay)
-        torch._foreach_sub_(list(moved.unbind()), [as_matrix(parameter.detach()) for parameter in parameters])
+        torch._foreach_sub_(list(moved.unbind()), [as_matrix(local(parameter).detach()) for parameter in parameters])
         if isinstance(self.lr, Tensor):
             lr = self.lr.to(moved.device, wide, non_blocking=True)
             return moved.div_(torch.where(lr == 0, 1.0, lr))

@@ -168,6 +168,8 @@ class _Sender:
     """Whether it was waited for in vain, and has not been heard since."""
     told: bool = False
     """Whether the recording tells that it is missing."""
+    receiving: bool = False
+    """Whether a message of it is on its way."""
 
 
 class Inbox:
@@ -227,6 +229,10 @@ class Inbox:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            # A process whose connection is closed while it sends would wait for ever; none begins now.
+            self._changed.wait_for(
+                lambda: not any(sender.receiving for sender in self._senders.values()), _ENDING_SECONDS
+            )
         for rank in list(self._senders)[:1]:
             _disconnect(self._group, rank)
 
@@ -250,7 +256,7 @@ class Inbox:
 
     def _receive(self, rank: int, sender: _Sender) -> None:
         try:
-            while (message := self._message(rank)) is not None:
+            while (message := self._message(rank, sender)) is not None:
                 self._put(sender, unpacked(message.numpy()), len(message) + _MESSAGE_BYTES)
             reason = "has ended its recording"
         except RuntimeError:  # of the connection
@@ -261,16 +267,23 @@ class Inbox:
             sender.ended = reason
             self._changed.notify_all()
 
-    def _message(self, rank: int) -> Tensor | None:
+    def _message(self, rank: int, sender: _Sender) -> Tensor | None:
         """The next message of a process, None where it has ended: waits for as long as it takes."""
         size = torch.empty(1, dtype=torch.int64)
         self._group.recv([size], rank, _SIZE).wait(_FOREVER)
         if not 0 <= int(size) < _LARGEST:
             raise ValueError(f"a message of {int(size)} bytes")
-        if int(size) == 0:
-            return None
-        message = torch.empty(int(size), dtype=torch.uint8)
-        self._group.recv([message], rank, _BODY).wait(_FOREVER)
+        with self._changed:
+            if int(size) == 0 or self._closed:
+                return None
+            sender.receiving = True
+        try:
+            message = torch.empty(int(size), dtype=torch.uint8)
+            self._group.recv([message], rank, _BODY).wait(_FOREVER)
+        finally:
+            with self._changed:
+                sender.receiving = False
+                self._changed.notify_all()
         return message
 
     def _put(self, sender: _Sender, part: Part, size: int) -> None:

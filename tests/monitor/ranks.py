@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -214,6 +215,25 @@ def exchange(rank: int, world: int, folder: Path) -> Said:
     return said
 
 
+def closing(rank: int, world: int, folder: Path) -> Said:
+    """The first closes while the second is in the middle of sending parts of 8 MiB: which of these went."""
+    pair = dist.new_group(backend="gloo")
+    assert pair is not None
+    large = Group((0,), (2, 3), {"x": np.zeros(2**20)}, 3)
+    said: Said = {}
+    if rank == 1:
+        outbox = Outbox(pair)
+        said["lost"] = [outbox.join(step, [large]).lost for step in range(6)]
+        outbox.close()
+    else:
+        inbox = Inbox(pair, [1])
+        said["joined"] = inbox.join(0, []).lost
+        inbox.close()
+        said["threads"] = sum(thread.name.startswith("root-dash-rank") for thread in threading.enumerate())
+    dist.barrier()
+    return said
+
+
 def killed(rank: int, world: int, folder: Path) -> Said:
     """The second process dies in the middle; the first goes on with what is here of the parameters."""
     ours = fsdp(world)
@@ -222,7 +242,7 @@ def killed(rank: int, world: int, folder: Path) -> Said:
     run = root_dash.watch(ours, steps, db=folder / "killed.db", cadence=EVERY_STEP, max_overhead=math.inf)
     for step in range(8):
         if rank == 1 and step == 4:
-            while run.pending:
+            while run.active and run.pending:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         give(list(ours.parameters()), drawn(shapes, step))
@@ -245,7 +265,7 @@ def destroyed(rank: int, world: int, folder: Path) -> Said:
 
 
 SCENARIOS: dict[str, Callable[[int, int, Path], Said]] = {
-    scenario.__name__: scenario for scenario in (shards, replicas, refusals, exchange, killed, destroyed)
+    scenario.__name__: scenario for scenario in (shards, replicas, refusals, exchange, closing, killed, destroyed)
 }
 
 

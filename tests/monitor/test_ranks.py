@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> Said:
     """What two processes said, of which the second was killed at last."""
-    return run("shards,replicas,refusals,exchange,killed", 2, folder / "2", (0, -signal.SIGKILL))
+    return run("shards,replicas,refusals,exchange,closing,killed", 2, folder / "2", (0, -signal.SIGKILL))
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +205,15 @@ def test_a_silent_process_is_not_waited_for_until_it_is_heard_again(pair: Said) 
         "9": ["process 1 is heard again: the layers that it has a part of are recorded"],
     }
     assert list(heard) == ["1", "2", "3", "4", "6", "7", "8", "9", "10"]
+
+
+def test_who_sends_to_one_that_has_closed_goes_on(pair: Said) -> None:
+    """Even in the middle of a large part: what is not taken any more is counted, and no thread stays behind."""
+    first, second = (said["closing"] for said in pair)
+    assert first == {"joined": 0, "threads": 0}
+    assert second["lost"][0] == 0
+    assert second["lost"][-1] == 1
+    assert pair[1]["errors"].count("process 0 takes no more of what is measured here") == 1
 
 
 def test_a_process_group_may_go_before_the_recorder(three: Said, folder: Path) -> None:
