@@ -35,7 +35,8 @@ class Follower:
             await asyncio.sleep(interval)
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._grown.wait(), self._seconds)
+            async with asyncio.timeout(self._seconds):  # wait_for may swallow that its task is cancelled
+                await self._grown.wait()
         self._grown.clear()  # what comes from here on is heard of again, and what came before is there to be read
 
     def wake(self) -> None:

@@ -162,24 +162,19 @@ def test_followers_are_told(database: str, monkeypatch: pytest.MonkeyPatch) -> N
         rng = np.random.default_rng(0)
         first, second = store.begin(RUN, []), store.begin(Run("run-2", "another", 1.7e9), [])
         seen: list[list[int]] = [[], []]
-        complete = [asyncio.Event(), asyncio.Event()]
 
         async def listen(index: int) -> None:
             async for notice in tail(reader, 1, 0, follow=True):
                 seen[index].append(notice.seq)
                 if len(seen[index]) == 5:
-                    complete[index].set()
+                    return
 
         listening = [asyncio.create_task(listen(index)) for index in range(2)]
         for seq in range(5):
             for recording in (first, second):
                 await asyncio.to_thread(recording.append, make_frame(seq, seq, [], rng, ["scalars"]))
         async with asyncio.timeout(60):
-            for event in complete:
-                await event.wait()
-        for task in listening:
-            task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
+            await asyncio.gather(*listening)
         return seen
 
     with Store.create(database) as store, Store.open(database) as reader:
