@@ -131,7 +131,7 @@ def check(path: Path, frames: int) -> None:
 
 
 def test_a_server_killed_amid_sending_gets_every_frame_once(tmp_path: Path) -> None:
-    """Killed and started again, three times while a spool is sent in small batches, it ends with what the spool held."""
+    """Killed and started again, three times while a spool is sent in small batches, it ends with what that held."""
     left(tmp_path / "spool", FRAMES)
     port, moments = free_port(), np.random.default_rng(0)
     sender = start("-c", SENDER, f"http://127.0.0.1:{port}", str(tmp_path / "spool"))

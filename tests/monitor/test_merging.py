@@ -84,7 +84,7 @@ def assert_same(ours: Frame, theirs: Frame) -> None:
         if name in COUNTED:
             assert mine[name] == single[name] or np.isnan(mine[name]) and np.isnan(single[name]), name
         else:
-            rtol = 5e-6 if name == "grad_kurtosis" else 2e-6
+            rtol = 2e-6
             by = single["grad_std"] if name == "grad_mean" else 1.0 if name in UNITLESS else 0.0
             np.testing.assert_allclose(mine[name], single[name], rtol=rtol, atol=rtol * by, err_msg=name)
     for tensor, histogram in theirs.histograms[3].items():
