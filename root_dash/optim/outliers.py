@@ -6,7 +6,6 @@ clamp(M, -ε, ε) exactly: one operation, and no rounding in B.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -18,7 +17,6 @@ QuantileMethod: TypeAlias = Literal["exact", "histogram", "sampled"]
 QUANTILE_METHODS: tuple[QuantileMethod, ...] = get_args(QuantileMethod)
 
 _SAMPLE = 2**16
-_LARGE = 2**12  # entries from which a matrix is worth a call of its own
 _FEW = 2**16  # entries up to which, off the CPU, the counts of a second radix pass would be larger than the matrix
 
 
@@ -129,15 +127,8 @@ def split(matrix: Tensor, eps: Tensor) -> Tensor:
 
     A matrix whose ε is NaN becomes NaN.
     """
-    if matrix.is_cpu and not torch.compiler.is_compiling() and matrix[:1].numel() >= _LARGE:
-        bounds = eps.tolist()
-        if not any(map(math.isnan, bounds)):  # no order holds for a number and NaN: a clamp may keep either
-            base = torch.empty_like(matrix)
-            for out, entries, bound in zip(base, matrix, bounds, strict=True):
-                torch.clamp(entries, -bound, bound, out=out)  # by numbers: a sixth of the time that tensors take
-            return base
     eps = eps.view(-1, *[1] * (matrix.ndim - 1))
-    return torch.minimum(torch.maximum(matrix, -eps), eps)  # on a CPU a third of the time of a clamp by tensors
+    return torch.maximum(matrix, -eps).clamp_max_(eps)  # on a CPU a third of the time of a clamp between tensors
 
 
 def check_quantile(quantile: float) -> None:
