@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,55 +33,77 @@ from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, build_optimizers, train
 from root_dash.monitor.cadence import Cadence
-from root_dash.monitor.statistics import histogram_counts
+from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.measure import Batch, measure, outliers_of
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import Pending, Writer
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
 
 LAYERS = 100
+SHAPE = (128, 128)
 ENTRIES = 128 * 128
 PAUSE = 0.03  # seconds between frames, as a step would take
 CPU = torch.device("cpu")
 
-Reduced = tuple[torch.Tensor, torch.Tensor]
-"""Statistics (layers, names) and histogram counts (layers, 515) of a step."""
-Log = Callable[[int, Reduced], object]
+DISTINCT = 24
+"""Steps that differ; a longer run goes through them again."""
+
+Log = Callable[[int, "Reduced"], object]
 
 
-def reduced_steps(count: int) -> list[Reduced]:
-    """What a device would have reduced: histograms of normal entries of drifting scale, and statistics like them."""
+@dataclass(frozen=True)
+class Reduced:
+    """What a device would have reduced a step to: our tensors, and for the others what follows from them."""
+
+    tensors: dict[str, torch.Tensor]
+    statistics: np.ndarray  # (layers, names)
+    counts: np.ndarray  # (layers, 515)
+
+
+def reduced_steps() -> list[Reduced]:
+    """Heavy-tailed gradients of drifting scale, their momenta and updates, measured as the recorder does."""
     generator = torch.Generator().manual_seed(0)
+    momentum = torch.zeros(LAYERS, *SHAPE)
     steps = []
-    for step in range(count):
-        scale = 1e-3 * torch.exp(0.3 * torch.randn(LAYERS, 1, generator=generator) - step / count)
-        counts, _, _ = histogram_counts(torch.randn(LAYERS, ENTRIES, generator=generator) * scale)
-        values = torch.randn(LAYERS, len(statistic_names("statistics")), generator=generator).exp()
-        steps.append((values, counts.int()))
+    for step in range(DISTINCT):
+        scale = 1e-3 * torch.exp(0.3 * torch.randn(LAYERS, 1, 1, generator=generator) - step / DISTINCT)
+        normal, *pair = torch.randn(3, LAYERS, *SHAPE, generator=generator).unbind()
+        gradient = normal / torch.stack(pair).square().mean(0).sqrt() * scale  # Student's t, two degrees of freedom
+        momentum = 0.95 * momentum + 0.05 * gradient
+        base, epsilon = outliers_of(momentum, 0.9)
+        update = base / torch.linalg.vector_norm(base, dim=(1, 2), keepdim=True)
+        norm = torch.ones(LAYERS)
+        batch = Batch(tuple(range(LAYERS)), gradient, norm, momentum, epsilon, base, update, 1e-3, orthogonalized=True)
+        tensors = measure(batch, ("statistics", "histograms")).tensors
+        tensors = {f"0.{name}": tensor for name, tensor in tensors.items() if "histograms.momentum" not in name}
+        frame = Assembler().frame(
+            [Group(batch.positions, SHAPE, {name[2:]: tensor.numpy() for name, tensor in tensors.items()})],
+            seq=0, step=step, time=0.0, scalars={}, lost=0, cost=0.0,
+        )  # fmt: skip
+        counts = np.stack([frame.histograms[layer]["gradient"].counts for layer in range(LAYERS)])
+        steps.append(Reduced(tensors, frame.statistics, counts))
     return steps
 
 
 @contextmanager
 def ours(folder: Path) -> Iterator[Log]:
     """A frame as the recorder hands it over."""
-    layers = tuple(Layer(f"blocks.{i}.weight", (128, 128), "root", i) for i in range(LAYERS))
-    sink = Store.create(folder / "runs.db").begin(Run("benchmark", "benchmark", time.time()), layers)
-    writer = Writer(sink)
-    nonfinite = torch.zeros(LAYERS, 2, dtype=torch.int64)
-    layout = ((tuple(range(LAYERS)), (128, 128)),)
+    layers = tuple(Layer(f"blocks.{i}.weight", SHAPE, "root", i) for i in range(LAYERS))
+    store = Store.create(folder / "runs.db")
+    writer = Writer(store.begin(Run("benchmark", "benchmark", time.time()), layers))
+    layout = ((tuple(range(LAYERS)), SHAPE, None),)
 
     def log(step: int, reduced: Reduced) -> None:
-        tensors = {
-            "0.statistics": reduced[0],
-            "0.histograms.gradient": reduced[1],
-            "0.histograms.gradient.nonfinite": nonfinite,
-        }
-        writer.put(Pending(step, time.time(), layout, send(tensors), {}, 0.0))
+        writer.put(Pending(step, time.time(), layout, send(reduced.tensors), {}, 0.0))
 
     yield log
     writer.close(60.0)
     if writer.lost or writer.failures.count:
         raise RuntimeError(f"{writer.lost} frames were lost")
+    if len(store.history(1, "grad_norm").steps) != writer.stored:
+        raise RuntimeError("what was handed over is not there")
+    store.close()
 
 
 @contextmanager
@@ -90,7 +113,7 @@ def tensorboard(folder: Path) -> Iterator[Log]:
     names, edges = statistic_names("statistics"), closed_edges()
 
     def log(step: int, reduced: Reduced) -> None:
-        for layer, (values, counts) in enumerate(zip(reduced[0].tolist(), reduced[1].numpy(), strict=True)):
+        for layer, (values, counts) in enumerate(zip(reduced.statistics.tolist(), reduced.counts, strict=True)):
             for name, value in zip(names, values, strict=True):
                 writer.add_scalar(f"{layer}/{name}", value, step)
             writer.add_histogram_raw(
@@ -134,7 +157,7 @@ def flat(reduced: Reduced, histogram: Callable[[tuple[Any, Any]], object]) -> di
     """A step as one mapping of names to numbers and histograms."""
     names, edges = statistic_names("statistics"), closed_edges()
     logged: dict[str, object] = {}
-    for layer, (values, counts) in enumerate(zip(reduced[0].tolist(), reduced[1].numpy(), strict=True)):
+    for layer, (values, counts) in enumerate(zip(reduced.statistics.tolist(), reduced.counts, strict=True)):
         logged |= {f"{layer}/{name}": value for name, value in zip(names, values, strict=True)}
         logged[f"{layer}/gradient"] = histogram((counts, edges))
     return logged
@@ -154,14 +177,15 @@ WAYS: Mapping[str, Callable[[Path], Any]] = {
 
 def blocked(frames: int) -> dict[str, Any]:
     """Milliseconds of the trainer by frame and bytes by layer and step, for each way that can be imported."""
-    steps = reduced_steps(frames)
+    steps = reduced_steps()
     results: dict[str, Any] = {}
     for name, way in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
             took = []
             try:
                 with way(Path(folder)) as log:
-                    for step, reduced in enumerate(steps, 1):
+                    for step in range(1, frames + 1):
+                        reduced = steps[step % DISTINCT]
                         started = time.perf_counter()
                         log(step, reduced)
                         took.append(1e3 * (time.perf_counter() - started))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, select
 
 from root_dash.records import KINDS, IntArray, Kind, statistic_names
 from root_dash.store import pyramid, schema
@@ -44,6 +44,14 @@ class Parts:
     summaries: Summary
 
 
+# Made once, since it is asked at every frame: to make it took longer than to answer it.
+_OPEN = (
+    select(schema.pyramid_open.c.kind, schema.pyramid_open.c.bucket)
+    .where(schema.pyramid_open.c.run_id == bindparam("run"))
+    .order_by(schema.pyramid_open.c.kind, schema.pyramid_open.c.bucket)
+)
+
+
 class Buckets:
     """One run's pyramid.
 
@@ -69,10 +77,8 @@ class Buckets:
 
     def open_buckets(self) -> dict[Kind, list[int]]:
         """The buckets of level 0 whose rows are not in the pyramid, ascending."""
-        columns = schema.pyramid_open.c
-        query = select(columns.kind, columns.bucket).where(columns.run_id == self.run_id)
         found: dict[Kind, list[int]] = {}
-        for kind, bucket in self.connection.execute(query.order_by(columns.kind, columns.bucket)):
+        for kind, bucket in self.connection.execute(_OPEN, {"run": self.run_id}):
             found.setdefault(KINDS[kind], []).append(bucket)
         return found
 

@@ -8,10 +8,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, insert
+from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
@@ -103,8 +105,12 @@ def give_space_back(engine: Engine, path: Path) -> None:
 def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows of all the table's columns, in their order."""
     # The driver takes them as they are: through SQLAlchemy's own, by name, it is 3 times the work.
-    statement = insert(table).compile(dialect=connection.dialect)
-    connection.exec_driver_sql(str(statement), list(rows))
+    connection.exec_driver_sql(_insertion(table), list(rows))
+
+
+@cache
+def _insertion(table: Table) -> str:
+    return str(insert(table).compile(dialect=dialect()))
 
 
 def identity(path: Path) -> tuple[int, int] | None:

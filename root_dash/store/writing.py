@@ -54,6 +54,11 @@ class Recording:
                 self._attempt = attempts.add(connection, attempt, self.run.id) if known is None else known
                 self._derived = Pyramid(connection, self.run.id, self._attempt)
                 self._tally = Tally()
+                self._insertion = (
+                    insert_or_ignore(connection, schema.frames)
+                    .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])
+                    .returning(schema.frames.c.id)
+                )
             undo.pop_all()
             self._connection: Connection | None = connection
         self._ids = {layer.position: layer.id for layer in self.layers}
@@ -76,9 +81,7 @@ class Recording:
             with translated(self._path), connection.begin():
                 lock(connection, self.run.id, telling=True)
                 stored = connection.execute(
-                    insert_or_ignore(connection, schema.frames)
-                    .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])
-                    .returning(schema.frames.c.id),
+                    self._insertion,
                     {
                         "run_id": self.run.id,
                         "attempt_id": self._attempt,
