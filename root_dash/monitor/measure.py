@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from root_dash.monitor import statistics
+from root_dash.monitor import distribution, statistics
 from root_dash.monitor.lanczos import bidiagonals
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.outliers import split, threshold
@@ -167,7 +167,7 @@ def _histograms(batch: Batch) -> dict[str, Tensor]:
     if batch.gradient is None:
         return tensors  # the shards are counted
     for name, entries in _entries(batch):
-        counts, nan, inf = statistics.histogram_counts(entries)
+        counts, nan, inf = distribution.histogram_counts(entries)
         tensors[f"histograms.{name}"] = counts.int()
         tensors[f"histograms.{name}.nonfinite"] = torch.stack([nan, inf], -1)
     return tensors
@@ -176,7 +176,7 @@ def _histograms(batch: Batch) -> dict[str, Tensor]:
 def _quantiles(batch: Batch) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, entries in _entries(batch):
-        tensors[f"quantiles.{name}"], tensors[f"quantiles.{name}.count"] = statistics.quantiles(entries)
+        tensors[f"quantiles.{name}"], tensors[f"quantiles.{name}.count"] = distribution.quantiles(entries)
     return tensors
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from root_dash.monitor import columns, statistics
-from root_dash.records import Float64Array, histogram_edges, quantile_probabilities
+from root_dash.monitor import columns, distribution, statistics
+from root_dash.records import Float64Array
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 TENSORS = st_numpy.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=FLOATS)
@@ -105,55 +105,6 @@ def test_a_zero_gradient_has_no_skew_and_no_kurtosis() -> None:
     assert all(bool((value == (9 if name == "grad_zero" else 0)).all()) for name, value in columns.items())
 
 
-@given(TENSORS)
-@settings(deadline=None, max_examples=200)
-def test_histogram_counts_every_entry_in_its_bin(entries: np.ndarray) -> None:
-    """Counts equal NumPy's over the same edges, and with the NaNs and infinities sum to the tensor's size."""
-    counts, nan, inf = (t.numpy() for t in statistics.histogram_counts(torch.from_numpy(entries)))
-    edges = histogram_edges()
-    for row, values in enumerate(entries.astype(np.float64)):
-        finite = values[np.isfinite(values)]
-        # Bins mirror each other about zero: closed below on the right side, closed above on the left.
-        positive = np.histogram(finite[finite >= edges[258]], edges[258:])[0]
-        negative = np.histogram(-finite[finite <= -edges[258]], edges[258:])[0][::-1]
-        middle = len(finite) - positive.sum() - negative.sum()
-        np.testing.assert_array_equal(counts[row], [*negative, middle, *positive])
-        assert counts[row].sum() + nan[row] + inf[row] == len(values)
-        assert (nan[row], inf[row]) == (np.isnan(values).sum(), np.isinf(values).sum())
-
-
-def rounded(entries: np.ndarray) -> Float64Array:
-    """Entries to the nearest bfloat16, by arithmetic: 8 significant bits, ties to even; the largest stay finite."""
-    mantissa, exponent = np.frexp(entries.astype(np.float64))
-    exponent = np.maximum(exponent, -125)  # below it are the subnormal numbers
-    limit = float(torch.finfo(torch.bfloat16).max)
-    nearest: Float64Array = np.ldexp(np.rint(np.ldexp(entries.astype(np.float64), 8 - exponent)), exponent - 8)
-    return nearest.clip(-limit, limit)
-
-
-@given(TENSORS)
-@settings(deadline=None, max_examples=200)
-def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> None:
-    """The quantiles are NumPy's of what is finite, rounded to bfloat16, and NaN where nothing is."""
-    values, count = (t.numpy() for t in statistics.quantiles(torch.from_numpy(entries)))
-    for row in range(len(entries)):
-        finite = entries[row][np.isfinite(entries[row])]
-        assert count[row] == len(finite)
-        if len(finite):
-            expected = np.quantile(rounded(finite), quantile_probabilities())
-            np.testing.assert_allclose(values[row], expected.astype(np.float32), rtol=1e-5, atol=1e-30)
-        else:
-            assert np.isnan(values[row]).all()
-
-
-def test_quantiles_are_close_to_those_of_the_entries() -> None:
-    """Rounding to eight bits moves a quantile, tails included, by less than 2^-8 of itself."""
-    entries = heavy_tailed(2, 200_000)
-    values, _ = statistics.quantiles(entries)
-    exact = np.quantile(entries.double().numpy(), quantile_probabilities(), axis=-1).T
-    np.testing.assert_allclose(values.numpy(), exact, rtol=2**-8, atol=1e-7 * 1e-4)
-
-
 def test_every_way_through_a_device_makes_the_same_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other devices do with masks and scales, and in one piece, yields what a CPU does without and in pieces."""
     gradient = heavy_tailed(3, 150_000) * torch.tensor([[1.0], [1e3], [1e-3]]) + 1e-4
@@ -167,8 +118,8 @@ def test_every_way_through_a_device_makes_the_same_of_the_same(monkeypatch: pyte
             | momentum_statistics(gradient, momentum)
             | outlier_statistics(momentum, base, epsilon)
             | {"norms": statistics.norms(gradient)}
-            | dict(zip(("counts", "nan", "inf"), statistics.histogram_counts(gradient), strict=True))
-            | dict(zip(("quantiles", "count"), statistics.quantiles(gradient), strict=True))
+            | dict(zip(("counts", "nan", "inf"), distribution.histogram_counts(gradient), strict=True))
+            | dict(zip(("quantiles", "count"), distribution.quantiles(gradient), strict=True))
         )
 
     here = everything()
@@ -274,6 +225,6 @@ def test_bfloat16_is_measured_as_its_values() -> None:
     for name, value in gradient_statistics(gradient.float()).items():
         np.testing.assert_allclose(gradient_statistics(gradient)[name], value, rtol=1e-6)
     for half, full in zip(
-        statistics.histogram_counts(gradient), statistics.histogram_counts(gradient.float()), strict=True
+        distribution.histogram_counts(gradient), distribution.histogram_counts(gradient.float()), strict=True
     ):
         torch.testing.assert_close(half, full)
