@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -58,9 +59,9 @@ def displacement(optimizer: Optimizer, group: Mapping[str, Any], parameters: Seq
     where a group has no such number, over 1.
     """
     before = stacked(parameters)
-    lr = group.get("lr", 1.0)
+    lr = group.get("lr")
     if not isinstance(lr, Tensor):
-        lr = float(lr)
+        lr = float(lr) if isinstance(lr, Real) else 1.0
     if isinstance(optimizer, Muon):
         rows, cols = matrix_shape(parameters[0].shape)  # also where this process holds some of its rows
         decay = lr * group["weight_decay"]

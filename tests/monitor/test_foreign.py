@@ -92,6 +92,13 @@ def signs(model: torch.nn.Module) -> list[Optimizer]:
     return [Signs(model.parameters())]
 
 
+def unsaid(model: torch.nn.Module) -> list[Optimizer]:
+    """The same with a learning rate that is None, as Transformers' Adafactor has it where it finds its own."""
+    (optimizer,) = signs(model)
+    optimizer.param_groups[0]["lr"] = None
+    return [optimizer]
+
+
 def decaying(model: torch.nn.Module) -> list[Optimizer]:
     """AdamW with a learning rate that is a tensor, as a compiled step wants it."""
     return [AdamW(model.parameters(), lr=torch.tensor(1e-3), weight_decay=0.5, foreach=False)]
@@ -103,7 +110,7 @@ SINGLE, DOUBLE, HALF = torch.float32, torch.float64, torch.bfloat16
 @pytest.mark.parametrize(
     ("build", "lr", "dtype"),
     [(sgd, 1e-2, SINGLE), (sgd, 1e-2, DOUBLE), (adamw, 1e-3, SINGLE), (adamw, 1e-3, HALF), (signs, 1.0, SINGLE)]
-    + [(decaying, 1e-3, SINGLE), (decaying, 1e-3, HALF)],
+    + [(unsaid, 1.0, SINGLE), (decaying, 1e-3, SINGLE), (decaying, 1e-3, HALF)],
 )
 def test_the_update_is_what_moved_the_weights(build: Build, lr: float, dtype: torch.dtype, tmp_path: Path) -> None:
     """Over the learning rate, weight decay included; where there is no learning rate, as it is."""
