@@ -55,9 +55,10 @@ class Appearing:
                 new.append(added)
         return tuple(new), places
 
-    def _flags(self) -> list[bool]:
+    def _flags(self) -> list[tuple[int, bool]]:
+        """Which parameters there are, by id, and which of them are trained."""
         return [
-            parameter.requires_grad
+            (id(parameter), parameter.requires_grad)
             for optimizer in self._optimizers
             for group in optimizer.param_groups
             for parameter in group["params"]

@@ -167,14 +167,18 @@ def test_a_layer_that_is_added_later_is_recorded_from_then_on(tmp_path: Path) ->
         assert layers_of(store)["head.weight~2"].shape == (60, 24)
 
 
-def test_a_new_parameter_of_the_same_name_and_shape_is_the_same_layer(tmp_path: Path) -> None:
-    """As where a head is initialized anew."""
+@pytest.mark.parametrize("added", [True, False], ids=["added", "exchanged"])
+def test_a_new_parameter_of_the_same_name_and_shape_is_the_same_layer(added: bool, tmp_path: Path) -> None:
+    """As where a head is initialized anew, and is given to the optimizer beside the old one or in its place."""
     model = Model()
     optimizer = SGD(model.parameters(), lr=1e-2)
     with root_dash.watch(model, optimizer, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
         train(model, [optimizer], 2, run.log)
         model.head = nn.Linear(24, 50, bias=False)
-        optimizer.add_param_group({"params": [model.head.weight]})
+        if added:
+            optimizer.add_param_group({"params": [model.head.weight]})
+        else:
+            optimizer.param_groups[0]["params"] = list(model.parameters())
         train(model, [optimizer], 2, run.log)
     assert (run.stored, run.failures) == (4, 0)
     with root_dash.open(tmp_path / "runs.db") as store:
