@@ -34,7 +34,9 @@ _MANY = 100_000  # layers, scalars or events
 
 _Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-_Step = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+_Lost = Annotated[int, Meta(ge=0, le=2**31 - 1)]  # a run's are added up, in 64 bits
+_Time = Annotated[float, Meta(ge=0.0, le=2.5e11)]  # seconds since the epoch, of years that calendars have
+_Step = Annotated[int, Meta(ge=-(2**62), le=2**62)]  # so that the ends of its bucket have 64 bits too
 _Name = Annotated[str, Meta(max_length=_NAME)]
 _Text = Annotated[str, Meta(max_length=2**20)]
 _Uid = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -48,7 +50,7 @@ class _Strict(Struct, forbid_unknown_fields=True):
 class _Run(_Strict):
     uid: _Uid
     name: _Name
-    started_at: float
+    started_at: _Time
     config: dict[str, Any]
     cadence: dict[_Name, _Count]
     optimizer: dict[str, Any]
@@ -64,7 +66,7 @@ class _Layer(_Strict):
 
 class _Attempt(_Strict):
     uid: _Uid
-    started_at: float
+    started_at: _Time
     pid: _Count
     host: _Name
 
@@ -112,13 +114,13 @@ class _Event(_Strict):
     kind: _Name
     text: _Text
     step: _Step
-    time: float
+    time: _Time
 
 
 class _Frame(_Strict):
     seq: _Count
     step: _Step
-    time: float
+    time: _Time
     names: Annotated[tuple[_Name, ...], Meta(max_length=256)]
     layers: bytes
     statistics: bytes
@@ -128,7 +130,7 @@ class _Frame(_Strict):
     masks: Annotated[dict[_Index, _Mask], Meta(max_length=_MANY)]
     scalars: Annotated[dict[_Name, float], Meta(max_length=_MANY)]
     events: Annotated[tuple[_Event, ...], Meta(max_length=_MANY)]
-    lost: _Count
+    lost: _Lost
     cost: float
 
 
@@ -146,8 +148,8 @@ class End(_Strict):
     The time is None where nobody saw it end.
     """
 
-    time: float | None
-    lost: _Count
+    time: _Time | None
+    lost: _Lost
     last_seq: _Count | None
 
 

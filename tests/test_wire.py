@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -106,6 +107,9 @@ def wrong(path: tuple[Any, ...], value: Any) -> bytes:
         (("seq",), 2**63, "<= 9223372036854775807"),
         (("seq",), "1", "Expected `int`"),
         (("step",), 1.5, "Expected `int`"),
+        (("time",), math.nan, "Expected `float` >= 0.0"),
+        (("time",), math.inf, "Expected `float` <= 250000000000.0"),
+        (("lost",), 2**31, "<= 2147483647"),
         (("names", 0), "nothing", "no such statistic: nothing"),
         (("layers",), bytes(7), "layers must be whole entries"),
         (("layers",), bytes(48), "must ascend"),

@@ -51,13 +51,15 @@ def store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) -
     """The layers with their ids.
 
     Raises:
-        ValueError: the run has a layer of that name and another shape.
+        ValueError: the run has a layer of that name and another shape, or two of them share a name.
     """
     columns = schema.layers.c
     known = {
         row.name: row
         for row in connection.execute(select(columns.id, columns.name, columns.shape).where(columns.run_id == run_id))
     }
+    if len({text(layer.name) for layer in layers}) < len(layers):
+        raise ValueError("layers must have a name each, got one twice")
     stored = []
     for layer in layers:
         name, shape = text(layer.name), json.dumps([int(size) for size in layer.shape])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -247,6 +248,8 @@ def test_a_server_that_only_shows_refuses(serve: Callable[..., Server]) -> None:
         (BEGIN[:-1], {}, 400),
         (wire.pack_end(End(1.0, 0, None)), {}, 422),
         (wire.pack_begin(RUN, LAYERS, replace(ATTEMPT, uid="b" * 32)), {}, 422),
+        (wire.pack_begin(RUN, [*LAYERS, replace(LAYERS[0], position=6)], ATTEMPT), {}, 422),
+        (wire.pack_begin(replace(RUN, started_at=math.nan), LAYERS, ATTEMPT), {}, 422),
         (zstandard.ZstdCompressor().compress(msgspec.msgpack.encode({"extra": 1})), {}, 422),
     ],
 )
@@ -266,6 +269,16 @@ def test_frames_that_do_not_fit_are_refused(server: Server) -> None:
     server.begin(wire.pack_begin(RUN, LAYERS[:2], ATTEMPT))
     assert "names layer position 2" in problem(server.append([trained(0)]), 422)
     assert server.frames() == []
+
+
+def test_no_message_makes_the_runs_unreadable(server: Server) -> None:
+    """Counts of lost frames that could not be added up are refused, and steps whose bucket would end nowhere."""
+    server.begin()
+    problem(server.append([replace(trained(0), step=2**63 - 1)]), 422)
+    for seq in range(2):
+        problem(server.append([replace(trained(seq), lost=2**63 - 1)]), 422)
+    problem(server.end(End(1.8e9, 2**63 - 1, None)), 422)
+    assert [run.lost for run in server.store.runs()] == [0]
 
 
 def test_attempts_beyond_what_is_kept_open_go_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
