@@ -6,7 +6,7 @@ size, name and number is checked before a record is made of it, and unknown fiel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -27,6 +27,9 @@ ATTEMPTS = "/api/v1/ingest/attempts"
 
 MEDIA_TYPE = "application/vnd.msgpack"
 ENCODING = "zstd"
+
+_DESCRIBED = 2**24
+"""Bytes that what begins or ends an attempt may unpack to: as objects of Python it takes up to 80 times as many."""
 
 _LEVEL = 1  # zstd's quickest: the trainer's cores are the training's
 _NAME = 2**16  # characters
@@ -135,11 +138,7 @@ class _Frame(_Strict):
 
 
 class _Batch(_Strict):
-    frames: Annotated[tuple[_Frame, ...], Meta(max_length=_MANY)]
-
-
-class _PackedBatch(_Strict):
-    frames: Sequence[Raw]
+    frames: Annotated[list[Raw], Meta(max_length=_MANY)]
 
 
 class End(_Strict):
@@ -162,7 +161,7 @@ class Stored(_Strict):
     ended_at: float | None
 
 
-_Message = TypeVar("_Message", _Begin, _Batch, End)
+_Message = TypeVar("_Message", _Begin, _Batch, _Frame, End)
 
 
 def pack_begin(run: records.Run, layers: Sequence[records.Layer], attempt: records.Attempt) -> bytes:
@@ -224,17 +223,17 @@ def pack_frame(frame: records.Frame) -> bytes:
 
 def pack_batch(frames: Iterable[bytes]) -> bytes:
     """A batch of packed frames."""
-    return _pack(_PackedBatch([Raw(frame) for frame in frames]))
+    return _pack(_Batch([Raw(frame) for frame in frames]))
 
 
-def unpack_batch(content: bytes) -> list[records.Frame]:
-    """The frames of a batch.
+def unpack_batch(content: bytes) -> Iterator[records.Frame]:
+    """The frames of a batch, each made when it is asked for: as objects they take many times the memory.
 
     Raises:
         Malformed: it is no batch.
-        ValueError: it is one, but a frame has wrong fields, or arrays that do not fit each other.
+        ValueError: it is one, but a frame has wrong fields, or arrays that do not fit each other: when that is made.
     """
-    return [_to_frame(frame) for frame in _unpack(content, _Batch).frames]
+    return (_to_frame(_decoded(frame, _Frame)) for frame in _unpack(content, _Batch, LIMIT).frames)
 
 
 def pack_end(end: End) -> bytes:
@@ -253,7 +252,7 @@ def unpack_end(content: bytes) -> End:
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoders = {form: msgspec.msgpack.Decoder(form) for form in (_Begin, _Batch, End)}
+_decoders = {form: msgspec.msgpack.Decoder(form) for form in (_Begin, _Batch, _Frame, End)}
 
 
 def _pack(message: Struct) -> bytes:
@@ -261,16 +260,23 @@ def _pack(message: Struct) -> bytes:
     return packed
 
 
-def _unpack(content: bytes, form: type[_Message]) -> _Message:
+def _unpack(content: bytes, form: type[_Message], limit: int = _DESCRIBED) -> _Message:
     try:
         size = zstandard.frame_content_size(content)
-        if not 0 <= size <= LIMIT:
-            raise Malformed(f"a message must say its size and unpack to at most {LIMIT} bytes, got {size}")
+        if not 0 <= size <= limit:
+            raise Malformed(f"a message must say its size and unpack to at most {limit} bytes, got {size}")
         plain = zstandard.ZstdDecompressor().decompress(content, max_output_size=size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Malformed(f"the message cannot be read: {error}") from None
+    return _decoded(plain, form)
+
+
+def _decoded(plain: bytes | Raw, form: type[_Message]) -> _Message:
+    try:
         message: _Message = _decoders[form].decode(plain)  # type: ignore[assignment]  # each decodes its own form
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
-    except (msgspec.DecodeError, zstandard.ZstdError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Malformed(f"the message cannot be read: {error}") from None
     return message
 

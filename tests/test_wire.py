@@ -42,7 +42,7 @@ def test_frames_arrive_bit_for_bit(kinds: list[Any] | None) -> None:
     """All kinds together and each alone: NaNs with their bits, estimates, events, losses."""
     frames = [trained(seq, kinds) for seq in range(3)]
     frames[0].statistics.view(np.uint32)[:1, 3:5] = 0x7FC00001, 0xFFA00000
-    arrived = wire.unpack_batch(wire.pack_batch(map(wire.pack_frame, frames)))
+    arrived = list(wire.unpack_batch(wire.pack_batch(map(wire.pack_frame, frames))))
     assert len(arrived) == 3
     assert all(map(same_frames, arrived, frames))
 
@@ -89,6 +89,27 @@ def test_deeply_nested_configs_are_refused() -> None:
         wire.unpack_begin(zstandard.ZstdCompressor().compress(begin))
 
 
+def test_little_that_unpacks_to_many_objects_is_refused() -> None:
+    """A config of 16 million empty lists travels as a kilobyte, and would take a gigabyte of the server's memory."""
+    nested = b"\xdd" + (2**24).to_bytes(4, "big") + b"\x90" * 2**24
+    begin = b"\x81" + msgspec.msgpack.encode("run") + b"\x81" + msgspec.msgpack.encode("config") + b"\x81\xa1x" + nested
+    content = zstandard.ZstdCompressor().compress(begin)
+    assert len(content) < 1000
+    for unpack in (wire.unpack_begin, wire.unpack_end):
+        with pytest.raises(Malformed, match="at most 16777216 bytes"):
+            unpack(content)
+
+
+def test_frames_are_made_one_at_a_time() -> None:
+    """As objects those of a batch may take many times its size: the first is there before the next is looked at."""
+    frames = wire.unpack_batch(
+        packed({"frames": [plain(wire.pack_batch([wire.pack_frame(trained(0))]))["frames"][0], 1]})
+    )
+    assert same_frames(next(frames), trained(0))
+    with pytest.raises(ValueError, match="Expected `object`, got `int`"):
+        next(frames)
+
+
 def wrong(path: tuple[Any, ...], value: Any) -> bytes:
     """A batch of one frame in which one field is another."""
     batch = plain(wire.pack_batch([wire.pack_frame(trained(1))]))
@@ -129,7 +150,7 @@ def wrong(path: tuple[Any, ...], value: Any) -> bytes:
 def test_wrong_fields_are_refused(path: tuple[Any, ...], value: Any, says: str) -> None:
     """A field too many, a number out of its range, an array of another size: each is named."""
     with pytest.raises(ValueError, match=says):
-        wire.unpack_batch(wrong(path, value))
+        list(wire.unpack_batch(wrong(path, value)))
 
 
 def test_statistics_are_told_by_their_names() -> None:
