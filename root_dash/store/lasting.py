@@ -89,22 +89,36 @@ class Lasting:
     def _move(self, moved: StoreMoved) -> None:
         """Go on in another file, and tell."""
         assert isinstance(self._store.path, Path)
-        path = _beside(self._store.path)
+        path = _made_beside(self._store.path)
         try:
-            self._recording.copy_to(path)
-            kept = "what was recorded before is in it"
-        except StoreFull:
-            path.unlink(missing_ok=True)
-            raise  # nothing is lost yet: the writer tries again when there is room
-        except StoreError as error:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-            kept = f"what was recorded before is lost ({error})"
-        store = Store.create(path)
-        self._recording, old = store.begin(self._run, self._layers), self._recording
+            kept = self._copy_to(path)
+            store = Store.create(path)
+            try:
+                begun = store.begin(self._run, self._layers)
+            except BaseException:
+                store.close()
+                raise
+        except BaseException:
+            for end in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    os.unlink(f"{path}{end}")
+            raise  # nothing is lost yet: the writer tries again
+        self._recording, old = begun, self._recording
         old.abandon()
         self._store = store
         self._tell(f"{moved}: it goes on in {path}, {kept}")
+
+    def _copy_to(self, path: Path) -> str:
+        """Copy what was recorded before into an empty file, and say what came of it; a disk that is full is raised."""
+        try:
+            self._recording.copy_to(path)
+        except StoreFull:
+            raise
+        except StoreError as error:
+            with suppress(OSError):
+                os.truncate(path, 0)
+            return f"what was recorded before is lost ({error})"
+        return "what was recorded before is in it"
 
 
 def concerns(place: Place, beside: Sequence[int]) -> list[str]:
@@ -133,12 +147,27 @@ def _log_size(place: Place) -> int:
         return 0
 
 
-def _beside(path: Path) -> Path:
-    """The first of `NAME.2`, `NAME.3`, ... that is free, of the name without such a number."""
+def _made_beside(path: Path) -> Path:
+    """The first of `NAME.2`, `NAME.3`, ... that is free, made: of two that move at once each has its own.
+
+    Of the name without such a number.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
     stem = path.name
     head, _, tail = stem.rpartition(".")
     if head and tail.isdecimal():
         stem = head
-    candidates = (path.with_name(f"{stem}.{number}") for number in count(2))
-    # A log without its file is one that was deleted, and still written to.
-    return next(free for free in candidates if not any(os.path.lexists(f"{free}{end}") for end in ("", "-wal", "-shm")))
+    for number in count(2):
+        free = path.with_name(f"{stem}.{number}")
+        if any(os.path.lexists(f"{free}{end}") for end in ("-wal", "-shm")):
+            continue  # a log without its file is one that was deleted, and still written to
+        try:
+            os.close(os.open(free, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StoreError(f"{free} cannot be made: {(error.strerror or str(error)).lower()}") from None
+        return free
+    raise AssertionError("there is always a number")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from root_dash.exceptions import StoreMoved
+from root_dash.exceptions import StoreFull, StoreMoved
 from root_dash.records import Attempt, Layer, Run
 from root_dash.store import Store
 from root_dash.store.lasting import Lasting
@@ -115,6 +115,32 @@ def test_it_may_happen_again_and_at_the_end(tmp_path: Path) -> None:
     with Store.open(f"{path}.3") as store:
         assert store.run(1).ended_at == 1.8e9
         assert [layer.name for layer in store.layers(1)] == [*(layer.name for layer in LAYERS), "late.weight"]
+
+
+def test_a_copy_that_could_not_be_gone_on_in_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk is full once all is copied: it is tried again in a file of the same name, and no copy is lost."""
+    path, said = tmp_path / "runs.db", list[str]()
+    sink = begin(path, said)
+    delete(path)
+    create = Store.create
+
+    def fail(path: Path) -> Store:
+        monkeypatch.setattr(Store, "create", create)
+        raise StoreFull(f"{path}: database or disk is full")
+
+    monkeypatch.setattr(Store, "create", fail)
+    with pytest.raises(StoreFull):
+        append(sink, 10, 11)
+    append(sink, 10, 11)
+    sink.end(1.8e9)
+    sink.close()
+    assert [file.name for file in sorted(tmp_path.glob("*")) if not file.name.endswith(("-wal", "-shm"))] == [
+        "runs.db.2"
+    ]
+    with Store.open(f"{path}.2") as store:
+        assert (store.run(1).frames, store.run(1).ended_at) == (11, 1.8e9)
 
 
 def test_a_recording_alone_stops_and_says_so(tmp_path: Path) -> None:
