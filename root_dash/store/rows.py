@@ -101,6 +101,8 @@ def spectra(frame: Frame, frame_id: int, ids: Ids) -> list[Row]:
 def masks(frame: Frame, frame_id: int, ids: Ids, connection: Connection, tally: Tally) -> list[Row]:
     """The rows of the masks table, each with the running counts up to it."""
     rows = []
+    if frame.masks:
+        tally.begin(connection, frame_id)
     for position, (mask, statistics) in frame.masks.items():
         row = key(frame, frame_id, ids, position) | _named(statistics, statistic_names("masks"))
         row |= _mask_columns(mask)

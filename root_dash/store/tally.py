@@ -23,8 +23,27 @@ _COLUMNS = ("recorded", "row_counts", "col_counts")
 class Tally:
     """The running counts of one run's layers. What a frame adds counts once the frame is stored: `keep` says so."""
 
+    run_id: int
+    attempt_id: int
     _kept: dict[int, OutlierCounts] = field(default_factory=dict)
     _open: dict[int, OutlierCounts] = field(default_factory=dict)
+    _kept_frame: int = 0
+    _open_frame: int = 0
+
+    def begin(self, connection: Connection, frame_id: int) -> None:
+        """Begin with the masks of a frame: where another attempt at the run has stored frames since, by the database's.
+
+        The ids of a run's frames ascend as they are stored.
+        """
+        self._open_frame = frame_id
+        if not self._kept:
+            return
+        columns = schema.frames.c
+        others = select(columns.id).where(
+            columns.run_id == self.run_id, columns.id > self._kept_frame, columns.attempt_id != self.attempt_id
+        )
+        if connection.execute(others.limit(1)).first() is not None:
+            self._kept.clear()
 
     def add(self, connection: Connection, layer_id: int, rows: CountArray, cols: CountArray) -> dict[str, Any]:
         """Count a mask of a layer, given its outliers in every row and column; the columns that go with it."""
@@ -37,6 +56,8 @@ class Tally:
 
     def keep(self) -> None:
         """The frame that was counted is stored."""
+        if self._open:
+            self._kept_frame = self._open_frame
         self._kept |= self._open
         self._open.clear()
 

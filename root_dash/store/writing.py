@@ -53,7 +53,7 @@ class Recording:
                 self.layers = store_layers(connection, self.run.id, layers)
                 self._attempt = attempts.add(connection, attempt, self.run.id) if known is None else known
                 self._derived = Pyramid(connection, self.run.id, self._attempt)
-                self._tally = Tally()
+                self._tally = Tally(self.run.id, self._attempt)
                 self._insertion = (
                     insert_or_ignore(connection, schema.frames)
                     .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from root_dash.exceptions import NotRecorded, StoreError
-from root_dash.records import Frame, Layer, Run, outlying
+from root_dash.records import Attempt, Frame, Layer, Run, outlying
 from root_dash.store import Store
 from tests.store.frames import make_frame
 
@@ -68,6 +68,17 @@ def test_rows_that_were_outliers_in_more_than_half_of_the_run(place: Path | str)
         early = store.outlier_counts(1, step=3)
         assert (early.recorded, early.rows.tolist()) == (4, _expected(range(4))[0])
         assert store.outlier_counts(2).recorded == 9
+
+
+def test_two_attempts_that_record_at_once_are_counted_together(place: Path | str) -> None:
+    """As where what was left in one spool is still sent while the run goes on in another."""
+    with Store.create(place) as store:
+        both = [store.begin(Run("r", "r", 0.0), LAYERS, Attempt(uid, 0.0)) for uid in ("a" * 32, "b" * 32)]
+        for step in range(8):
+            both[step // 2 % 2].append(_frame(step, step))
+        counts = store.outlier_counts(1)
+        rows, cols, _ = _expected(range(8))
+        assert (counts.recorded, counts.rows.tolist(), counts.cols.tolist()) == (8, rows, cols)
 
 
 def test_a_frame_that_was_not_stored_is_not_counted(place: Path | str) -> None:
