@@ -141,10 +141,11 @@ class Recording:
             self._ids |= {layer.position: layer.id for layer in stored}
 
     def end(self, time: float | None, lost: int = 0) -> None:
-        """Record that the attempt, and with it the run, ended at that time, in seconds since the epoch.
+        """Record that the attempt ended at that time, in seconds since the epoch, and with it the run.
 
-        None is for one whose end nobody saw: no more frames come, and what there is outlives lost power all the same.
-        `lost` counts the frames lost after the last that was stored: no later frame can say so.
+        But not a run that goes on in a later attempt: what was left of this one may arrive late. None is for one whose
+        end nobody saw: no more frames come, and what there is outlives lost power all the same. `lost` counts
+        the frames lost after the last that was stored: no later frame can say so.
         """
         with self._lock, translated(self._path):
             connection = self._open()
@@ -153,8 +154,12 @@ class Recording:
                 lock(connection, self.run.id)
                 self._derived.finish()
                 ended = {"ended_at": time, "lost": lost}
-                connection.execute(update(schema.attempts).where(schema.attempts.c.id == self._attempt).values(ended))
-                connection.execute(update(schema.runs).where(schema.runs.c.id == self.run.id).values(ended_at=time))
+                columns = schema.attempts.c
+                connection.execute(update(schema.attempts).where(columns.id == self._attempt).values(ended))
+                if time is not None:
+                    later = (columns.run_id == self.run.id) & (columns.id > self._attempt) & columns.ended_at.is_(None)
+                    of_run = (schema.runs.c.id == self.run.id) & ~select(columns.id).where(later).exists()
+                    connection.execute(update(schema.runs).where(of_run).values(ended_at=time))
         self.run = replace(self.run, ended_at=time)
 
     @property

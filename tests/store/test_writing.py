@@ -9,6 +9,7 @@ import pytest
 
 from root_dash.exceptions import StoreError
 from root_dash.records import (
+    Attempt,
     Kind,
     Layer,
     Run,
@@ -54,6 +55,18 @@ def test_a_resumed_run_may_not_change_its_layers_shapes(place: Path | str) -> No
             store.begin(RUN, [Layer("a", (4, 4), "root", 0), Layer("b", (4, 4), "root", 0)])
         store.begin(RUN, [Layer("a", (4, 4), "root", 0), Layer("b", (4, 4), "root", 1)]).close()
         assert [layer.name for layer in store.layers(1)] == ["a", "b"]
+
+
+def test_the_end_of_an_earlier_attempt_is_not_the_runs(place: Path | str) -> None:
+    """What was left of it may arrive while the run goes on, or after it has ended: the last attempt says when."""
+    with Store.create(place) as store:
+        early, late, last = (store.begin(RUN, [], Attempt(uid * 32, 1.7e9)) for uid in "abc")
+        early.end(1.8e9)
+        assert store.run(1).ended_at is None
+        last.end(1.9e9)
+        late.end(None)
+        assert store.run(1).ended_at == 1.9e9
+        assert [store.attempt(uid * 32).ended_at for uid in "abc"] == [1.8e9, None, 1.9e9]
 
 
 def test_a_deleted_or_replaced_file_stops_the_recording(tmp_path: Path) -> None:
