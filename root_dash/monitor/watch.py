@@ -32,6 +32,7 @@ from root_dash.monitor.writer import Link, Nowhere, Pending, Sink, Writer
 from root_dash.optim.calibration import Change
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
+from root_dash.optim.shards import is_dtensor, local
 from root_dash.records import Event, Kind
 
 DRAIN_SECONDS = 60.0
@@ -388,6 +389,9 @@ def _scalar(name: str, value: float | Tensor) -> float | Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"log({name}=...) takes a single number, got a tensor of shape {tuple(value.shape)}")
+        if is_dtensor(value) and not all(placement.is_replicate() for placement in value.placements):
+            raise ValueError(f"log({name}=...) takes a number that is here, got a DTensor: give its full_tensor()")
+        value = local(value)
         # A copy, since the user may go on to write into it.
         return value.detach().reshape(()).to(torch.float64, copy=True)
     return float(value)

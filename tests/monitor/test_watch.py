@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate
 
 import root_dash
 from root_dash.monitor.cadence import Cadence
@@ -197,6 +200,27 @@ def test_a_wrong_log_neither_raises_nor_costs_the_rest(tmp_path: Path, capfd: py
             run.log(loss=loss, vector=torch.ones(3), text="no")  # type: ignore[arg-type]
     assert (run.stored, run.failures) == (5, 10)
     assert capfd.readouterr().err.count("takes a single number, got a tensor of shape (3,)") == 1
+
+
+def test_a_loss_that_is_a_dtensor_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where every process has all of it; of a sum that is still to be made nothing is, and the frame stays."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        model = Model()
+        optimizers = sgd(model)
+        with root_dash.watch(model, optimizers, db=tmp_path / "runs.db") as run:
+            for index in range(4):
+                loss = step(model, optimizers, index).detach()
+                whole, part = (DTensor.from_local(loss, mesh, [place]) for place in (Replicate(), Partial()))
+                run.log(loss=whole, part=part)
+    finally:
+        dist.destroy_process_group()
+    assert (run.stored, run.lost, run.failures) == (4, 0, 4)
+    with root_dash.open(tmp_path / "runs.db") as store:
+        assert store.scalar(1, "loss").values[-1] == pytest.approx(loss.item())
+        assert store.scalar_names(1) == ["loss"]
+    assert "log(part=...) takes a number that is here" in capfd.readouterr().err
 
 
 def test_a_gradient_of_nan_is_recorded_as_such(tmp_path: Path) -> None:
