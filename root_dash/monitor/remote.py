@@ -31,6 +31,9 @@ BATCH_BYTES = 4 * 2**20
 
 BATCH_FRAMES = 256
 
+FRAME_BYTES = wire.LIMIT - 2**10
+"""Of a frame before it is compressed: one that is larger, of billions of entries, travels without its exact masks."""
+
 LINGER_SECONDS = 1.0
 """How long frames may gather before they are sent."""
 
@@ -154,7 +157,7 @@ class Delivery:
             if notice.seq <= self._acknowledged:
                 self._cursor = notice.id
                 continue
-            packed = wire.pack_frame(self._spool.frame(notice.id))
+            packed = _packed(self._spool.frame(notice.id))
             if frames and size + len(packed) > BATCH_BYTES:
                 break
             notices.append(notice)
@@ -168,6 +171,17 @@ class Delivery:
         self.done = True
         self._spool.close()
         self._held.delete()
+
+
+def _packed(frame: Frame) -> bytes:
+    """The frame as it travels; where it leaves its exact masks behind, it says so."""
+    packed = wire.pack_frame(frame)
+    if len(packed) <= FRAME_BYTES:
+        return packed
+    text = f"a frame of {len(packed) / 2**20:,.0f} MiB is too large to be sent: of its masks only the maps are"
+    masks = {at: (replace(mask, packed=b""), statistics) for at, (mask, statistics) in frame.masks.items()}
+    events = (*frame.events, Event("store", text, frame.step, frame.time))
+    return wire.pack_frame(replace(frame, masks=masks, events=events))
 
 
 class Sender:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import root_dash
+from root_dash import wire
 from root_dash.monitor import remote
 from root_dash.monitor.mail import Mail, Refused, Unreachable
 from root_dash.monitor.remote import Delivery, deliver, leftovers
@@ -92,6 +93,28 @@ def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int, monkeypatch: py
         run = store.run(1)
         assert (run.frames, run.ended_at, run.lost, run.rank) == (4, 1.8e9, 3 + 0 + 1 + 2 + 3, 1)
         assert store.attempt("a" * 32).host == "far"
+
+
+def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says so; all else arrives, as do the frames after it."""
+    small, large = trained(0, ["scalars"]), trained(1)
+    monkeypatch.setattr(remote, "FRAME_BYTES", len(wire.pack_frame(large)) - 1)
+    folder = tmp_path / "spool"
+    left(folder, 0, end=False)
+    with Store.create(folder / f"{'a' * 32}.db") as store:
+        recording = store.begin(replace(RUN, uid="a" * 32), LAYERS, Attempt("a" * 32, 1.7e9, host="far"))
+        for frame in (large, replace(small, seq=2)):
+            recording.append(frame)
+    with serving(tmp_path / "team.db") as (server, _, _):
+        assert send(folder, server) == [2]
+    first, second = arrived(tmp_path / "team.db")
+    assert all(not mask.packed for mask, _ in first.masks.values())
+    masks = {at: (replace(mask, packed=large.masks[at][0].packed), found) for at, (mask, found) in first.masks.items()}
+    assert "too large to be sent" in first.events[-1].text
+    assert same_frames(replace(first, masks=masks, events=first.events[:-1]), large)
+    assert same_frames(second, replace(small, seq=2))
 
 
 def test_a_killed_trainers_run_stays_open(tmp_path: Path) -> None:
