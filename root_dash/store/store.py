@@ -306,8 +306,10 @@ class Store(Database):
         """How often each entry of the layer was an outlier, over the run's exact masks: (rows, cols)."""
         counts: CountArray | None = None
         for step in self.steps(layer_id, "masks").tolist():
-            dense = self.mask(layer_id, step).dense()
-            counts = dense.astype(np.uint32) if counts is None else counts + dense
+            mask = self.mask(layer_id, step)
+            if mask.packed:
+                dense = mask.dense()
+                counts = dense.astype(np.uint32) if counts is None else counts + dense
         if counts is None:
-            raise reading.nothing("mask", layer_id, None)
+            raise reading.nothing("exact mask", layer_id, None)
         return counts

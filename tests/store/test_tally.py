@@ -70,6 +70,26 @@ def test_rows_that_were_outliers_in_more_than_half_of_the_run(place: Path | str)
         assert store.outlier_counts(2).recorded == 9
 
 
+def test_masks_of_which_only_the_map_was_kept_are_left_out_of_the_entries(place: Path | str) -> None:
+    """Rows and columns are counted over all masks, entries over the exact ones, of which there may be none."""
+
+    def of_map(seq: int) -> Frame:
+        frame = _frame(seq, seq)
+        masks = {at: (dataclasses.replace(mask, packed=b""), found) for at, (mask, found) in frame.masks.items()}
+        return dataclasses.replace(frame, masks=masks)
+
+    with Store.create(place) as store:
+        recording = store.begin(Run("r", "r", 0.0), LAYERS)
+        recording.append(of_map(0))
+        with pytest.raises(NotRecorded, match="has no exact mask"):
+            store.entry_counts(1)
+        for step in range(1, 4):
+            recording.append(_frame(step, step))
+        recording.append(of_map(4))
+        assert np.array_equal(store.entry_counts(1), _expected(range(1, 4))[2])
+        assert store.outlier_counts(1).recorded == 5
+
+
 def test_two_attempts_that_record_at_once_are_counted_together(place: Path | str) -> None:
     """As where what was left in one spool is still sent while the run goes on in another."""
     with Store.create(place) as store:
