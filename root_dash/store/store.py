@@ -305,11 +305,12 @@ class Store(Database):
     def entry_counts(self, layer_id: int) -> CountArray:
         """How often each entry of the layer was an outlier, over the run's exact masks: (rows, cols)."""
         counts: CountArray | None = None
-        for step in self.steps(layer_id, "masks").tolist():
+        steps = self.steps(layer_id, "masks").tolist()
+        for step in steps:
             mask = self.mask(layer_id, step)
             if mask.packed:
                 dense = mask.dense()
                 counts = dense.astype(np.uint32) if counts is None else counts + dense
         if counts is None:
-            raise reading.nothing("exact mask", layer_id, None)
+            raise reading.nothing("exact mask" if steps else "mask", layer_id, None)
         return counts
