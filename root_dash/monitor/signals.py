@@ -69,7 +69,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _drain(number: int) -> None:
     until = time.monotonic() + TERMINATED_SECONDS
     for writer in list(_open):
-        if not writer.close(max(until - time.monotonic(), 0.0)):
+        if not writer.close(max(until - time.monotonic(), 0.0)) and writer.pending:
             print_to_stderr(f"root-dash: terminated with {writer.pending} frames that could not be stored in time")
     os.kill(os.getpid(), number)
 
