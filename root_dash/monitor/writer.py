@@ -205,13 +205,12 @@ class Writer:
                 self.stored += stored
                 self.lost += not stored
             seq += 1  # also where it failed, so that a gap in the numbers is a frame that was lost
-        try:
-            self._sink.end(time.time(), self.lost - self._lost_said)
-            self._sink.close()
-            if self._link is not None:
-                self._link.close()
-        except Exception as error:
-            self.failures.add("to end the recording", error)
+        closing = [lambda: self._sink.end(time.time(), self.lost - self._lost_said), self._sink.close]
+        for close in closing if self._link is None else [*closing, self._link.close]:
+            try:  # each, whatever became of the others: other processes may wait for the last
+                close()
+            except Exception as error:
+                self.failures.add("to end the recording", error)
 
     def _store(self, assembler: Assembler, pending: Pending, seq: int) -> bool:
         started = time.thread_time()

@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 import root_dash
 from root_dash.exceptions import StoreBusy
 from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.frames import Group
+from root_dash.monitor.merging import Joined
 from root_dash.monitor.watch import Recorder
+from root_dash.monitor.writer import Writer
 from root_dash.records import Frame, Layer
 from tests.monitor.training import (
     EVERY_STEP,
@@ -56,6 +59,37 @@ def test_a_failing_sink_is_shown_once_and_given_up_after_three(capfd: pytest.Cap
     err = capfd.readouterr().err
     assert err.count("Traceback") == 1
     assert err.count("recording is off after 3 failures") == 1
+
+
+class Endless(BrokenSink):
+    """A sink that cannot be told of the end, as where another process holds the database; and a link beside it."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def end(self, time: float, lost: int) -> None:
+        """Refuse."""
+        raise StoreBusy("held by another process")
+
+    def close(self) -> None:
+        """Note that it was closed."""
+        self.closed += 1
+
+    def join(self, step: int, groups: Sequence[Group]) -> Joined:
+        """Nobody to hear."""
+        return Joined([])
+
+    def abandon(self) -> None:
+        """Nobody to wait for."""
+
+
+def test_what_cannot_be_ended_is_closed_all_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    """The sink lets go of its database, and the other processes hear that nothing more comes."""
+    sink, link = Endless(), Endless()
+    writer = Writer(sink, link)
+    assert writer.close(60.0)
+    assert (sink.closed, link.closed, writer.failures.count) == (1, 1, 1)
+    assert "failed to end the recording" in capfd.readouterr().err
 
 
 class LockedSink:
