@@ -343,7 +343,11 @@ def deliver(delivery: Delivery) -> int:
 def leftovers(folder: Path, open_spool: Callable[[Path], Spool], mail: Mail) -> Iterator[Delivery]:
     """The spools in the folder that no living trainer and nobody else sends, the oldest first."""
     for path in found(folder):
-        held = hold(path)
+        try:
+            held = hold(path)
+        except OSError as error:
+            print_to_stderr(f"root-dash: {path} stays as it is: {(error.strerror or str(error)).lower()}")
+            continue
         if held is None:
             continue
         try:
@@ -356,7 +360,15 @@ def leftovers(folder: Path, open_spool: Callable[[Path], Spool], mail: Mail) -> 
 def found(folder: Path) -> Sequence[Path]:
     """The spools in a folder, whoever holds them, the oldest first."""
     paths = [path for path in folder.glob("*.db") if len(path.stem) == 32 and set(path.stem) <= set("0123456789abcdef")]
-    return sorted(paths, key=lambda path: (path.stat().st_mtime, path.name))
+    return sorted(paths, key=lambda path: (_written_at(path), path.name))
+
+
+def _written_at(path: Path) -> float:
+    """When a file was last written to, in seconds since the epoch; 0 of one that is gone by now."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _pause(failures: int, error: Exception) -> float:

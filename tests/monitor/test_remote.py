@@ -213,6 +213,20 @@ def test_a_wrong_token_is_said_once_and_keeps_the_spool(tmp_path: Path, capfd: p
         assert send(folder, server) == []  # the process still tries itself
 
 
+def test_a_spool_that_cannot_be_had_keeps_none_of_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One that another process deletes while the folder is read, and one whose lock cannot be made."""
+    folder = tmp_path / "spool"
+    left(folder)
+    (folder / f"{'b' * 32}.db").symlink_to("gone")
+    shutil.copy(folder / f"{'a' * 32}.db", folder / f"{'c' * 32}.db")
+    (folder / f"{'c' * 32}.lock").mkdir()
+    os.utime(folder / f"{'c' * 32}.db", (1, 1))  # before the other
+    with serving(tmp_path / "team.db") as (server, _, _):
+        assert send(folder, server) == [4]
+    assert len(arrived(tmp_path / "team.db")) == 4
+    assert f"{'c' * 32}.db stays as it is" in capfd.readouterr().err
+
+
 def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
     """While one holds a spool, also another process, nobody else gets it; a trainer that lives keeps its own."""
     path = left(tmp_path / "spool")
