@@ -1,7 +1,8 @@
 """What a scheduler's SIGTERM does to a recording: what is waiting is stored, and then the process ends by the signal.
 
 Without a handler Python ends at once, and what waits in the queue is lost. One is set only where the process has none
-of its own, and the exit status stays that of a process that SIGTERM ended: to whoever sent it nothing has changed.
+of its own, and the exit status stays that of a process that SIGTERM ended. One thing changes: Python runs handlers
+between two of its instructions, so a process that hangs within a call of C no longer ends by SIGTERM, but by SIGKILL.
 """
 
 from __future__ import annotations
