@@ -48,7 +48,7 @@ def route(
     """The view of an address, and its page where that is another one than before."""
     wanted = address.parse(path, search)
     runs = store.runs()
-    picks = [{"value": str(run.id), "label": run.name or run.uid} for run in runs]
+    picks = [{"value": str(run.id), "label": run.title} for run in runs]
     if wanted.page == "newest":
         if runs:
             return ({"page": "newest", "to": address.overview(runs[0].id)}, None, picks, no_update, [], True)

@@ -141,7 +141,7 @@ def runs(db: Database = None) -> None:
         for run in found:
             table.add_row(
                 str(run.id),
-                Text(run.name),
+                Text(run.title),
                 datetime.fromtimestamp(run.started_at).isoformat(" ", "seconds"),
                 str(run.frames),
                 str(run.lost),

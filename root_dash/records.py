@@ -132,6 +132,12 @@ class Run:
     last_step: int | None = None
     last_time: float | None = None
 
+    @property
+    def title(self) -> str:
+        """The name for people, and the rank of a process that is not the first: the runs of all bear one name."""
+        name = self.name or self.uid
+        return f"{name} · rank {self.rank}" if self.rank else name
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

@@ -163,6 +163,16 @@ def test_runs_are_listed(tmp_path: Path) -> None:
     assert lines[2].split()[-3:] == ["0", "2", "ended"]
 
 
+def test_listed_runs_of_several_processes_are_told_apart(tmp_path: Path) -> None:
+    """They bear one name, so the list adds the rank of all but the first."""
+    with Store.create(tmp_path / "x.db") as store:
+        for rank in range(2):
+            store.begin(Run(f"run-{rank}", "a run", float(rank), rank=rank), make_layers())
+    result = CliRunner().invoke(app, ["runs", str(tmp_path / "x.db")], env={"COLUMNS": "200"})
+    assert "a run · rank 1" in result.stdout
+    assert "rank 0" not in result.stdout
+
+
 def test_sets_are_fitted_to_a_recorded_run(tmp_path: Path) -> None:
     """`root-dash calibrate` names every shape and set, of the newest run or the one named, or says why not."""
     path = record(tmp_path / "x.db", 41)

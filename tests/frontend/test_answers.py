@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from root_dash.frontend import answers, app
+from root_dash.records import Run
 from root_dash.store import Store
 from tests.store.frames import make_layers, record
 
@@ -51,6 +52,15 @@ def test_the_root_address_points_to_the_newest_run(store: Store) -> None:
     assert page is None
     assert picks == [{"value": "1", "label": "a run"}]
     assert retry_off is True
+
+
+def test_runs_of_several_processes_are_told_apart(tmp_path: Path) -> None:
+    """They bear one name, so the picker adds the rank of all but the first."""
+    with Store.create(tmp_path / "x.db") as several:
+        for rank in range(2):
+            several.begin(Run(f"run-{rank}", "a run", float(rank), rank=rank), make_layers())
+        _, _, picks, *_ = answers.route(several, "/r/1", "", None, None)
+    assert [pick["label"] for pick in picks] == ["a run · rank 1", "a run"]
 
 
 def test_an_empty_store_says_what_to_run_and_looks_again(tmp_path: Path) -> None:
