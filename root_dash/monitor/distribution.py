@@ -90,7 +90,7 @@ def _counts(index: Tensor, size: int) -> Tensor:
 
 def _rounded(entries: Tensor, finite: Tensor) -> Tensor:
     """Entries in bfloat16, where what is finite stays so, and what is not is infinite."""
-    largest = torch.finfo(torch.bfloat16).max
+    largest = min(torch.finfo(torch.bfloat16).max, torch.finfo(entries.dtype).max)  # float16 ends before
     return entries.clamp(-largest, largest).masked_fill_(~finite, torch.inf).bfloat16()
 
 

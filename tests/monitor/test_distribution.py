@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 
@@ -50,6 +53,17 @@ def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> Non
             np.testing.assert_allclose(values[row], expected.astype(np.float32), rtol=1e-5, atol=1e-30)
         else:
             assert np.isnan(values[row]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_quantiles_of_other_dtypes_leave_out_what_is_not_finite(dtype: torch.dtype) -> None:
+    """Also where the largest bfloat16 is beyond the dtype's own numbers; its own largest number is one."""
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.bfloat16).max)
+    entries = torch.tensor([[math.nan, -math.inf, -1.0, 0.5, largest, math.inf], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
+    values, count = distribution.quantiles(entries.to(dtype))
+    assert count.tolist() == [3, 6]
+    assert [values[0, 32].item(), values[1, 32].item()] == [0.5, 3.5]
+    assert values[0, [0, -1]].tolist() == pytest.approx([-1.0, largest], rel=2**-8)
 
 
 def test_quantiles_are_close_to_those_of_the_entries() -> None:
