@@ -147,8 +147,8 @@ def layer_head(store: Store, view: View) -> tuple[Any, ...]:
         address.overview(run_id),
         address.layer(run_id, layers[place - 1].id),
         address.layer(run_id, layers[(place + 1) % len(layers)].id),
-        first,
-        max(last, first + 1),
+        min(first, last - 1),  # a slider has a way to go, and the newest step is its end
+        last,
         interval,
         at,
         step is None,

@@ -54,6 +54,15 @@ def test_the_root_address_points_to_the_newest_run(store: Store) -> None:
     assert retry_off is True
 
 
+@pytest.mark.parametrize("steps", [0, 1, 6])
+def test_a_layer_with_one_histogram_is_followed(tmp_path: Path, steps: int) -> None:
+    """The slider stands at its end, however few steps it has: short of it the page would let go of the newest."""
+    with Store.open(record(tmp_path / "x.db", steps, make_layers(1))) as short:
+        *_, least, most, _, at, follow = answers.layer_head(short, {"run": 1, "layer": 1, "step": None})
+    assert follow
+    assert least < at == most
+
+
 def test_runs_of_several_processes_are_told_apart(tmp_path: Path) -> None:
     """They bear one name, so the picker adds the rank of all but the first."""
     with Store.create(tmp_path / "x.db") as several:
