@@ -387,11 +387,14 @@ def closed_recorder() -> Recorder:
 
 def _scalar(name: str, value: float | Tensor) -> float | Tensor:
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"log({name}=...) takes a single number, got a tensor of shape {tuple(value.shape)}")
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"log({name}=...) takes a single number, got {value.dtype} of shape {tuple(value.shape)}")
         if is_dtensor(value) and not all(placement.is_replicate() for placement in value.placements):
             raise ValueError(f"log({name}=...) takes a number that is here, got a DTensor: give its full_tensor()")
         value = local(value)
         # A copy, since the user may go on to write into it.
         return value.detach().reshape(()).to(torch.float64, copy=True)
-    return float(value)
+    try:
+        return float(value)
+    except Exception as error:
+        raise ValueError(f"log({name}=...) takes a single number, got a {type(value).__name__}") from error

@@ -199,7 +199,17 @@ def test_a_wrong_log_neither_raises_nor_costs_the_rest(tmp_path: Path, capfd: py
             loss = step(model, optimizers, index)
             run.log(loss=loss, vector=torch.ones(3), text="no")  # type: ignore[arg-type]
     assert (run.stored, run.failures) == (5, 10)
-    assert capfd.readouterr().err.count("takes a single number, got a tensor of shape (3,)") == 1
+    assert capfd.readouterr().err.count("takes a single number, got torch.float32 of shape (3,)") == 1
+
+
+@pytest.mark.parametrize("value", [None, "no", [1.0, 2.0], 10**400, torch.tensor(1j)])
+def test_a_wrong_log_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str], value: object) -> None:
+    """What is shown of it says under which name it was logged, whatever it is."""
+    model = Model()
+    with root_dash.watch(model, root(model), db=tmp_path / "runs.db") as run:
+        run.log(grad_scale=value)  # type: ignore[arg-type]
+    assert run.failures == 1
+    assert "ValueError: log(grad_scale=...) takes a single number, got " in capfd.readouterr().err
 
 
 def test_a_loss_that_is_a_dtensor_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
