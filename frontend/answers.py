@@ -191,7 +191,8 @@ def draw_spectrum(store: Store, view: View, shown: View | None, theme_name: str 
     recorded = _at(store, layer.id, "spectra", _step(shown), lambda at: store.spectrum(layer.id, at))
     sentence = "" if layer.is_matrix else layer_page.NO_SPECTRUM
     drawn = spectrum(recorded, theme(theme_name), algorithm=layer.algorithm, sentence=sentence)
-    return _keep(drawn, layer.id), layer_page.at_step(recorded, "dashed 1 is perfect")
+    hint = "estimated · dashed 1 is perfect" if recorded is not None and recorded.estimated else "dashed 1 is perfect"
+    return _keep(drawn, layer.id), layer_page.at_step(recorded, hint)
 
 
 def draw_errors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 from root_dash.frontend import answers, app
 from root_dash.records import Run
 from root_dash.store import Store
-from tests.store.frames import make_layers, record
+from tests.store.frames import make_frame, make_layers, record
 
 STEPS = 61
 
@@ -174,6 +175,18 @@ def test_spectra_masks_and_errors_of_a_matrix_are_drawn(store: Store, matrix: di
     figure, _ = answers.draw_errors(store, matrix, None, "polar_error", "light")
     own = next(trace for trace in figure.data if trace.name == "ROOT")
     assert np.allclose(own.y, store.history(matrix["layer"], "polar_error").values)
+
+
+@pytest.mark.parametrize("estimated", [True, False])
+def test_estimated_singular_values_are_called_so(tmp_path: Path, estimated: bool) -> None:
+    """Those of a large matrix are no exact ones, and the hint says it."""
+    layers = make_layers(1)
+    frame = make_frame(0, 1, layers, np.random.default_rng(0))
+    spectra = {at: (replace(one, estimated=estimated), numbers) for at, (one, numbers) in frame.spectra.items()}
+    with Store.create(tmp_path / "x.db") as store:
+        store.begin(Run("run-1", "a run", 0.0), layers).append(replace(frame, spectra=spectra))
+        hint = answers.draw_spectrum(store, {"run": 1, "layer": 1}, None, "light")[1]
+    assert ("estimated" in hint) == estimated
 
 
 def test_before_its_first_recording_a_kind_shows_that_one(tmp_path: Path) -> None:
