@@ -123,7 +123,9 @@ def draw_map(
     run, layers, grid = store.run(run_id), store.layers(run_id), store.grid(run_id, name)
     losses = [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar]
     drawn = loss_map(losses, grid, chosen, theme(theme_name), nonfinite=nonfinite(store, run_id))
-    return _keep(drawn, run_id), overview.summary(run, layers), overview.hint(chosen, grid.shown, grid.total)
+    thinned = any(event.kind == "cadence" for event in store.events(run_id))
+    sentence = overview.summary(run, layers, thinned=thinned)
+    return _keep(drawn, run_id), sentence, overview.hint(chosen, grid.shown, grid.total)
 
 
 # A layer's page

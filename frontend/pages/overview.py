@@ -52,8 +52,8 @@ def page(statistic: str) -> Any:
     )
 
 
-def summary(run: Run, layers: Sequence[Layer]) -> str:
-    """One sentence that says what is recorded, and whether any of it was lost."""
+def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
+    """One sentence that says what is recorded, whether its budget made that rarer, and whether any of it was lost."""
     groups: dict[str, list[Layer]] = {}
     for layer in sorted(layers, key=lambda layer: layer.algorithm != "root"):
         groups.setdefault(layer.algorithm, []).append(layer)
@@ -67,7 +67,8 @@ def summary(run: Run, layers: Sequence[Layer]) -> str:
         for algorithm, held in groups.items()
     )
     lost = "none lost" if run.lost == 0 else f"{count(run.lost)} lost"
-    parts = [who or "no layers", cadence(run), f"{plural(run.frames, 'frame')}, {lost}"]
+    rarer = "at times less often, to keep the budget" if thinned else ""
+    parts = [who or "no layers", cadence(run), rarer, f"{plural(run.frames, 'frame')}, {lost}"]
     return "; ".join(part for part in parts if part) + "."
 
 

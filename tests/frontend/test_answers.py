@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from root_dash.frontend import answers, app
-from root_dash.records import Run
+from root_dash.records import Event, Run
 from root_dash.store import Store
 from tests.store.frames import make_frame, make_layers, record
 
@@ -175,6 +175,19 @@ def test_spectra_masks_and_errors_of_a_matrix_are_drawn(store: Store, matrix: di
     figure, _ = answers.draw_errors(store, matrix, None, "polar_error", "light")
     own = next(trace for trace in figure.data if trace.name == "ROOT")
     assert np.allclose(own.y, store.history(matrix["layer"], "polar_error").values)
+
+
+@pytest.mark.parametrize("kind", ["cadence", "layers"])
+def test_the_top_line_says_that_recording_was_thinned(tmp_path: Path, kind: str) -> None:
+    """What is recorded is then less than the cadence that it names; other events say nothing of the kind."""
+    layers = make_layers(1)
+    frame = make_frame(0, 1, layers, np.random.default_rng(0))
+    with Store.create(tmp_path / "x.db") as store:
+        run = Run("run-1", "a run", 0.0, cadence={"statistics": 1})
+        store.begin(run, layers).append(replace(frame, events=(Event(kind, "every 8 steps", 1, 0.0),)))
+        view = {"page": "overview", "run": 1}
+        _, sentence, _ = answers.draw_map(store, answers.Nonfinite(), view, None, "grad_norm", "light")
+    assert ("statistics every step; at times less often, to keep the budget;" in sentence) == (kind == "cadence")
 
 
 @pytest.mark.parametrize("estimated", [True, False])
