@@ -11,7 +11,7 @@ from typing import TypeAlias
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-_SCHEMES = ("postgresql", "postgresql+psycopg")
+_SCHEMES = ("postgresql", "postgresql+psycopg", "postgres")  # the last is libpq's other name
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")  # of one letter it is a drive of Windows
 _MARKED = "://"
 

@@ -18,7 +18,7 @@ def test_a_path_is_a_path(given: str | Path) -> None:
     assert parse(given) == Path(given)
 
 
-@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg", "postgres"])
 def test_a_url_shows_neither_user_nor_password(scheme: str) -> None:
     """A URL of PostgreSQL is a server whose text says host, port and database alone, and whose password is kept."""
     place = parse(f"{scheme}://me:s3cr%2Ft%40@db.example:5433/runs?password=other&sslmode=require")
