@@ -215,7 +215,7 @@ def _statistics(batch: Batch) -> dict[str, Tensor]:
         sums |= statistics.outlier_sums(momentum, base) | {"threshold": batch.threshold.float()}
     if batch.update is not None:
         lr = batch.lr if isinstance(batch.lr, Tensor) else torch.tensor(batch.lr)
-        sums |= {"update_norm": statistics.norms(*_flat(batch.update)), "lr": lr.double()}
+        sums |= {"update_norm": statistics.norms(*_flat(batch.update)), "lr": lr.double().reshape(())}
         if batch.orthogonalized:
             sums["orthogonality_error"] = statistics.orthogonality_error(batch.update)
     return {f"statistics.{name}": tensor for name, tensor in sums.items()}

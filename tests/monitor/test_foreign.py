@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import root_dash
+from root_dash import ROOT
 from root_dash.monitor.cadence import Cadence
 from tests.monitor.training import (
     EVERY_STEP,
@@ -27,6 +28,27 @@ from tests.monitor.training import (
     step,
     train,
 )
+
+
+def _root_at(lr: float | torch.Tensor) -> Build:
+    return lambda model: [ROOT(ROOT.param_groups(model), lr=lr)]
+
+
+def _adamw_at(lr: float | torch.Tensor) -> Build:
+    return lambda model: [AdamW(model.parameters(), lr=lr)]
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("at", [_root_at, _adamw_at])
+def test_a_learning_rate_in_a_tensor_is_recorded_as_its_number(
+    at: Callable[[float | torch.Tensor], Build], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Of either shape that a tensor of one number has, under ROOT and under another optimizer."""
+    plain = record(tmp_path / "plain.db", at(0.01), 2)
+    held = record(tmp_path / "tensor.db", at(torch.full(shape, 0.01)), 2)
+    for layer in plain.layers(1):
+        ours, theirs = (store.history(layer.id, "update_to_weight").values for store in (held, plain))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3)
 
 
 @pytest.mark.parametrize("build", [muon, adamw, sgd])
