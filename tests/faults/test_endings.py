@@ -116,9 +116,8 @@ with run:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
-    """Ctrl-C or SIGTERM, where the first waits for a sink that is stuck."""
+def stuck() -> subprocess.Popen[bytes]:
+    """A trainer whose frames are taken and never stored."""
     trainer = subprocess.Popen(
         [sys.executable, "-c", STUCK],
         cwd=ROOT,
@@ -128,6 +127,13 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     )
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == b"ready\n"
+    return trainer
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM, where the first waits for a sink that is stuck."""
+    trainer = stuck()
     trainer.send_signal(number)
     time.sleep(0.5)
     assert trainer.poll() is None
@@ -139,15 +145,7 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
 
 def test_ctrl_c_waits_no_longer_than_seconds_and_says_what_is_missing() -> None:
     """Where a sink is stuck: the frames that could not be stored are told on stderr."""
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", STUCK],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert trainer.stdout is not None
-    trainer.stdout.readline()
+    trainer = stuck()
     trainer.send_signal(signal.SIGINT)
     _, err = trainer.communicate(timeout=30)
     assert trainer.returncode == -signal.SIGINT
