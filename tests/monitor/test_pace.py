@@ -1,0 +1,80 @@
+"""What is due at a step: the cadence, thinned to the budget, and what was asked for."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import root_dash
+from root_dash.monitor.cadence import Cadence
+from tests.monitor.training import EVERY_STEP, MATRICES, Model, layers_of, root, train
+
+
+def test_a_budget_that_cannot_be_kept_thins_every_kind_and_says_so(tmp_path: Path) -> None:
+    """Recording never costs nothing: of a hundred and more steps the later ones are recorded less often."""
+    path = tmp_path / "runs.db"
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=path, cadence=EVERY_STEP, max_overhead=1e-12) as run:
+        train(model, optimizers, 120, run.log)
+        # Bills come in when the writer has stored their frames; a step more settles what has come in by now.
+        while run.pending > 1:
+            time.sleep(0.01)
+        train(model, optimizers, 5, run.log)
+        thinned, overhead = run.cadence, run.overhead
+    assert all(interval > 1 for interval in asdict(thinned).values())
+    assert overhead > 0
+    assert (run.lost, run.failures) == (0, 0)
+    store = root_dash.open(path)
+    (recorded,) = store.runs()
+    events = store.events(recorded.id)
+    assert {event.kind for event in events} == {"cadence"}
+    assert "statistics every" in events[0].text
+    steps = store.steps(layers_of(store)["square.weight"].id, "statistics").tolist()
+    first = next(event.step for event in events)
+    assert steps[: first - 1] == list(range(1, first))  # as asked until then
+    assert not set(range(first + 1, first + 3)) <= set(steps)
+
+
+def test_an_infinite_budget_records_every_step(tmp_path: Path) -> None:
+    """However much it costs."""
+    path = tmp_path / "runs.db"
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=path, cadence=EVERY_STEP, max_overhead=math.inf) as run:
+        train(model, optimizers, 120, run.log)
+        assert run.cadence == EVERY_STEP
+    store = root_dash.open(path)
+    assert store.steps(layers_of(store)["square.weight"].id, "masks").tolist() == list(range(1, 121))
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(0.0, ValueError), (-1.0, ValueError), (math.nan, ValueError), ("1 %", TypeError)],
+)
+def test_what_is_no_budget_is_refused(value: Any, error: type[Exception], tmp_path: Path) -> None:
+    """Before anything is recorded."""
+    model = Model()
+    with pytest.raises(error, match="max_overhead must be"):
+        root_dash.watch(model, root(model), db=tmp_path / "runs.db", max_overhead=value)
+    assert not (tmp_path / "runs.db").exists()
+
+
+def test_masks_are_captured_on_demand(tmp_path: Path) -> None:
+    """`capture_masks` adds the exact masks of the next step alone, also where the cadence has none."""
+    model = Model()
+    optimizers = root(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=Cadence(masks=0)) as run:
+        train(model, optimizers, 2, run.log)
+        run.capture_masks()
+        train(model, optimizers, 2, run.log)
+    with root_dash.open(tmp_path / "runs.db") as store:
+        layer = layers_of(store)[MATRICES[0]]
+        assert store.steps(layer.id, "masks").tolist() == [3]
+        assert store.mask(layer.id).dense().mean() == pytest.approx(store.statistics(layer.id, 3)["outlier_fraction"])
+        assert store.outlier_counts(layer.id).recorded == 1
