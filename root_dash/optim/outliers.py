@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from root_dash.optim.radix import Combine, bucket_center, partition_neighbours, radix_neighbours
+from root_dash.optim.radix import Combine, bucket_center, partition_neighbours, radix_neighbours, topk_neighbours
 
 QuantileMethod: TypeAlias = Literal["exact", "histogram", "sampled"]
 QUANTILE_METHODS: tuple[QuantileMethod, ...] = get_args(QuantileMethod)
@@ -52,7 +52,7 @@ def threshold(matrices: Tensor, quantile: float, method: QuantileMethod = "exact
     if flat.is_cpu and not torch.compiler.is_compiling():
         pair = partition_neighbours(flat, rank)
     elif n <= _FEW:
-        pair = _topk_neighbours(flat.abs(), rank)
+        pair = topk_neighbours(flat, rank)
     else:
         pair = radix_neighbours(flat, rank, n, coarse=method == "histogram")
     return _between(pair, weight, method)
@@ -98,13 +98,6 @@ def _between(pair: Tensor, weight: float, method: QuantileMethod) -> Tensor:
         return lower
     # lerp makes NaN of the infinite.
     return torch.where(upper.isinf(), upper, lower.lerp(upper, weight))
-
-
-def _topk_neighbours(magnitude: Tensor, rank: int) -> Tensor:
-    """What `radix_neighbours` does, for batches of small matrices (L, n): both are the ends of the few largest."""
-    largest = magnitude.topk(magnitude.shape[1] - rank, dim=1, sorted=False).values
-    pair = largest.topk(min(2, largest.shape[1]), dim=1, largest=False).values.expand(-1, 2)
-    return pair.masked_fill(largest.amax(1, keepdim=True).isnan(), torch.nan)
 
 
 def _stride(n: int, columns: int) -> int:
