@@ -89,15 +89,24 @@ def checked_server(server: str) -> str:
     """The server's address without a slash at its end.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or it says more than where the server is. What may be a secret in it is not repeated.
     """
     rule = "server must be an address as http://host:8050"
+    got = "one that may hold a secret" if any(mark in server for mark in "@?#") else repr(server)
     try:
         url = httpx2.URL(server)
-    except (httpx2.InvalidURL, TypeError):
-        raise ValueError(f"{rule}, got {server!r}") from None
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment or url.userinfo:
-        raise ValueError(f"{rule}, got one of scheme {url.scheme!r} and host {url.host!r}")  # the rest may be a secret
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"{rule}, got {got}: {error}" if got == repr(server) else f"{rule}, got {got}") from None
+    for broken, what in (
+        (url.scheme not in ("http", "https"), "which begins with http:// or https://"),
+        (not url.host or any(letter.isspace() for letter in server), "which names a host"),
+        (url.port is not None and not 0 < url.port < 2**16, "its port from 1 to 65535"),
+        ("@" in server, "without a user and password"),
+        ("?" in server or "#" in server, "without a query or fragment: the token is an argument of its own"),
+        (url.path.strip("/"), "without a path"),
+    ):
+        if broken:
+            raise ValueError(f"{rule}, {what}, got {got}")
     return server.rstrip("/")
 
 
