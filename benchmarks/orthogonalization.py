@@ -19,9 +19,10 @@ from timing import CAVEAT, CLOCKS, environment, interleaved, ratio, summary, wri
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from root_dash.optim.adanewton import fit
+from root_dash.optim.adanewton import FINE_LIMIT, FINE_NOISE, LIMIT, NOISE, fit
 from root_dash.optim.coefficients import CONTRACTING, MUON, ROBUST, Coefficients, Normalization, resolve
 from root_dash.optim.orthogonalize import orthogonalize
+from root_dash.optim.plan import is_fine, plan
 
 Shape: TypeAlias = tuple[int, int]
 Make: TypeAlias = Callable[[Shape, torch.Generator], Tensor]
@@ -90,18 +91,20 @@ SPECTRA: dict[str, Make] = {
 }
 
 
-def coefficients(name: str, shape: Shape, make: Make) -> tuple[tuple[Coefficients, ...], Normalization]:
-    """A set and the normalization that it is made for."""
+def coefficients(name: str, shape: Shape, make: Make, fine: bool) -> tuple[tuple[Coefficients, ...], Normalization]:
+    """A set and the normalization that it is made for, in arithmetic that is fine (`plan.is_fine`) or not."""
     if name == "cubic":
         return ((1.5, -0.5, 0.0),) * STEPS, "frobenius"
     if name == "quintic":
         return (CONTRACTING,) * STEPS, "frobenius"
     if name == "robust":
-        return resolve(name, STEPS), "schatten8"
+        return resolve(name, STEPS, fine=fine), "schatten8"
     if name == "fitted":
         others = [make(shape, torch.Generator().manual_seed(seed)) for seed in (1, 2)]
         return fit(
-            [torch.linalg.eigvalsh(M @ M.mT).clamp(min=0).sqrt().numpy() for M in others]
+            [torch.linalg.eigvalsh(M @ M.mT).clamp(min=0).sqrt().numpy() for M in others],
+            limit=FINE_LIMIT if fine else LIMIT,
+            noise=FINE_NOISE if fine else NOISE,
         ).coefficients, "schatten8"
     return resolve(name, STEPS, shape), "frobenius"
 
@@ -124,6 +127,10 @@ def labels(shape: Shape) -> tuple[str, ...]:
     return ("default", "float32", "bfloat16") if shape in FEW else ("default",)
 
 
+def _is_fine(shape: Shape, dtype: torch.dtype | None, device: torch.device) -> bool:
+    return is_fine(plan(min(shape), max(shape), STEPS, dtype, "auto", torch.float32, device.type))
+
+
 def accuracy(device: torch.device) -> dict[str, Any]:
     """The numbers by dtype, spectrum, set and shape."""
     results: dict[str, Any] = {}
@@ -133,9 +140,14 @@ def accuracy(device: torch.device) -> dict[str, Any]:
             matrix = make(shape, torch.Generator().manual_seed(0)).float()
             squares, u = torch.linalg.eigh(matrix.double() @ matrix.double().mT)
             factor = (u / squares.sqrt()) @ (u.mT @ matrix.double())
-            sets = {name: coefficients(name, shape, make) for name in SETS if name != "fitted" or shape != LARGE}
-            for name, (triples, normalization) in sets.items():
-                for label in labels(shape):
+            names = [name for name in SETS if name != "fitted" or shape != LARGE]
+            arithmetic = {label: _is_fine(shape, DTYPES[label], device) for label in labels(shape)}
+            sets = {
+                fine: {name: coefficients(name, shape, make, fine) for name in names}
+                for fine in set(arithmetic.values())
+            }
+            for label, fine in arithmetic.items():
+                for name, (triples, normalization) in sets[fine].items():
                     update = orthogonalize(matrix.to(device), triples, normalization=normalization, dtype=DTYPES[label])
                     by_shape = results.setdefault(label, {}).setdefault(spectrum, {}).setdefault(name, {})
                     by_shape[f"{shape[0]}x{shape[1]}"] = measures(update.cpu(), factor)

@@ -17,20 +17,20 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.optim.adanewton import LIMIT, NOISE, TOP, fit, infimum, supremum
+from root_dash.optim.adanewton import fit
 from root_dash.optim.background import Job, to_host
+from root_dash.optim.bounds import Bounds, Form
 from root_dash.optim.coefficients import Coefficients, Normalization, check_normalization, resolve
 from root_dash.optim.spectra import Array, polar_error, random_spectra
 
 Shape: TypeAlias = tuple[int, int]
-Form: TypeAlias = Literal["adaptive", "adanewton"]
 Proposal: TypeAlias = list[float]
 """A set that may be adopted, as plain numbers: its coefficients, step by step, then the mean polar errors on held-out
 spectra before and after, and its supremum with noise."""
@@ -40,11 +40,6 @@ PAPER_MIXTURE = (1.0, 3.0)
 EVEN_MIXTURE = (1.0, 1.0)
 REAL_MIXTURE = (1.0, 0.0)
 
-# What no σ may exceed with noise between the steps, and, for a triple that is repeated, after any number of them up to
-# twenty. No single triple is both steep at zero and calm at one: Muon's reaches 1.20.
-LIMITS: dict[Form, float] = {"adaptive": 1.06, "adanewton": 1.3}
-_HORIZON = 20
-_BOTTOM = 1e-3  # from here up to the largest, no σ may be turned round
 _GAIN, _LEAST = 0.01, 1e-3  # relative and absolute: a change for less is not worth an event
 _ANCHOR = 0.02  # spectra drift: more weight on what none of the fitted ones holds than a fit gives by itself
 _RANDOM, _RANDOM_HELD = 4, 2
@@ -79,6 +74,7 @@ class _Line:
     """What is known of one shape."""
 
     coefficients: tuple[Coefficients, ...]
+    fine: bool  # what the set may rely on
     spectra: list[Array] = field(default_factory=list)  # of the run, the newest first
     offered: int = 0
     patience: int = 1  # turns from one calibration to the next
@@ -128,6 +124,7 @@ class Calibration:
         if form not in get_args(Form):
             raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
         check_normalization(normalization)
+        resolve(form, steps)  # refuses steps that there is no set for
         lag = max(1, every // 2) if lag is None else lag
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every!r}")
@@ -141,7 +138,6 @@ class Calibration:
         self.form, self.steps, self.normalization = form, steps, normalization
         self.every, self.lag, self.reservoir = every, lag, reservoir
         self.mixture = (float(real), float(random))
-        self.start = resolve(form, steps)
         self._lines: dict[Shape, _Line] = {}
 
     @property
@@ -149,10 +145,19 @@ class Calibration:
         """The number of numbers in a `Proposal`."""
         return 3 * self.steps + 3
 
-    def coefficients(self, shape: Shape) -> tuple[Coefficients, ...]:
-        """The set that matrices of a shape are stepped with."""
+    def coefficients(self, shape: Shape, *, fine: bool = False) -> tuple[Coefficients, ...]:
+        """The set that matrices of a shape are stepped with, in arithmetic that is `fine` (`plan.is_fine`) or not.
+
+        Where it no longer is, or not for all matrices of the shape, a set that relies on it gives way to the start.
+        """
         line = self._lines.get(_short_first(shape))
-        return self.start if line is None else line.coefficients
+        if line is None:
+            return self._start(fine)
+        if line.fine and not fine:
+            line.fine = False
+            if not self._bounds(fine).hold(line.coefficients):
+                line.coefficients = self._start(fine)
+        return line.coefficients
 
     def due(self, step: int) -> bool:
         """Whether matrices are to be offered at a step."""
@@ -167,7 +172,7 @@ class Calibration:
             line.pending is None and (now or line.offered == 0 or step >= line.offered + line.patience * self.every)
         )
 
-    def offer(self, step: int, shape: Shape, base: Tensor, *, now: bool = False) -> None:
+    def offer(self, step: int, shape: Shape, base: Tensor, *, fine: bool = False, now: bool = False) -> None:
         """Begin a calibration of a shape on one matrix of it, where it `wants` one.
 
         `base` (m, n) is what is about to be orthogonalized. It may change as soon as this returns, and no device is
@@ -179,7 +184,7 @@ class Calibration:
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
         arrived = to_host(wide @ wide.mT)
-        self._begin(step, shape, lambda: _singular_values(arrived()), now=now)
+        self._begin(step, shape, lambda: _singular_values(arrived()), fine=fine, now=now)
 
     def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
         """The same of a matrix whose singular values are known already."""
@@ -211,7 +216,7 @@ class Calibration:
         changes = []
         for given, proposal in proposals.items():
             shape = _short_first(given)
-            line = self._lines.setdefault(shape, _Line(self.start))
+            line = self._line(shape)
             stays = proposal is None and len(line.spectra) > 1  # with one there was nothing to fit to yet
             line.patience = min(2 * line.patience, _PATIENCE) if stays else 1
             if proposal is None:
@@ -222,7 +227,7 @@ class Calibration:
                 )
             numbers = [float(number) for number in proposal]
             after = tuple((numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, 3 * self.steps, 3))
-            if not _bounded(self.form, after):
+            if not self._bounds(line.fine).hold(after):
                 continue
             changes.append(Change(step, shape, line.coefficients, after, *numbers[-3:]))
             line.coefficients = after
@@ -264,48 +269,62 @@ class Calibration:
         self.__init__(state["form"], state["steps"], mixture=tuple(state["mixture"]), **options)  # type: ignore[misc]
         self.load_state_dict(state)
 
-    def _begin(self, step: int, shape: Shape, spectrum: Callable[[], Array | None], *, now: bool = False) -> None:
+    def _line(self, shape: Shape, fine: bool = False) -> _Line:
+        return self._lines.setdefault(shape, _Line(self._start(fine), fine))
+
+    def _begin(
+        self, step: int, shape: Shape, spectrum: Callable[[], Array | None], *, fine: bool = False, now: bool = False
+    ) -> None:
         shape = _short_first(shape)
-        line = self._lines.setdefault(shape, _Line(self.start))
         if not self.wants(step, shape, now=now):
             return
-        known, current = tuple(line.spectra[: self.reservoir - 1]), line.coefficients
+        line = self._line(shape, fine)
+        known, current, fine = tuple(line.spectra[: self.reservoir - 1]), line.coefficients, line.fine
 
         def compute() -> _Outcome:
             newest = spectrum()
             if newest is None:
                 return _Outcome(None, None)
-            return _Outcome(newest, self._propose(shape, [newest, *known], current))
+            return _Outcome(newest, self._propose(shape, [newest, *known], current, fine))
 
         line.offered, line.pending = step, Job(compute)
 
-    def _propose(self, shape: Shape, spectra: list[Array], current: tuple[Coefficients, ...]) -> Proposal | None:
+    def _propose(
+        self, shape: Shape, spectra: list[Array], current: tuple[Coefficients, ...], fine: bool
+    ) -> Proposal | None:
         """A set fitted to part of the spectra that is better than the current one on the rest; None if it is not."""
         held, fitted = spectra[::3], [spectrum for i, spectrum in enumerate(spectra) if i % 3]
         if not fitted:
             return None
         random, random_held = _random(shape)
         weights = [self.mixture[0] / len(fitted)] * len(fitted) + [self.mixture[1] / len(random)] * len(random)
-        known = fitted + random
+        known, start, bounds = fitted + random, self._start(fine), self._bounds(fine)
         found = fit(
             known,
             steps=self.steps,
             shared=self.form == "adanewton",
             start=current,
             normalization=self.normalization,
-            limit=LIMIT if self.form == "adaptive" else LIMITS[self.form],
-            weights=[w / max(self._error(self.start, s), 1e-3) ** 2 for w, s in zip(weights, known, strict=True)],
+            limit=bounds.aim,
+            noise=bounds.noise,
+            weights=[w / max(self._error(start, s), 1e-3) ** 2 for w, s in zip(weights, known, strict=True)],
             anchor=_ANCHOR,
-            horizon=self.steps if self.form == "adaptive" else max(_HORIZON, self.steps),
+            horizon=bounds.horizon,
         ).coefficients
         before, after = (float(np.mean([self._error(c, s) for s in held])) for c in (current, found))
-        if not (before - after >= max(_GAIN * before, _LEAST) and _bounded(self.form, found)):
+        if not (before - after >= max(_GAIN * before, _LEAST) and bounds.hold(found)):
             return None
         if self.mixture[1] > 0:  # nor may random matrices be worse off than at the start
-            at_start, now = (np.mean([self._error(c, s) for s in random_held]) for c in (self.start, found))
+            at_start, now = (np.mean([self._error(c, s) for s in random_held]) for c in (start, found))
             if now > at_start:
                 return None
-        return [number for triple in found for number in triple] + [before, after, _reach(self.form, found)]
+        return [number for triple in found for number in triple] + [before, after, bounds.reach(found)]
+
+    def _start(self, fine: bool) -> tuple[Coefficients, ...]:
+        return resolve(self.form, self.steps, fine=fine)
+
+    def _bounds(self, fine: bool) -> Bounds:
+        return Bounds(self.form, self.steps, fine)
 
     def _error(self, coefficients: Sequence[Coefficients], spectrum: Array) -> float:
         return polar_error(coefficients, spectrum, self.normalization)
@@ -316,17 +335,6 @@ def _random(shape: Shape) -> tuple[list[Array], list[Array]]:
     """Random spectra of a shape, to fit to and to hold out: always the same."""
     spectra = random_spectra(shape, _RANDOM + _RANDOM_HELD, np.random.default_rng(shape))
     return spectra[:_RANDOM], spectra[_RANDOM:]
-
-
-def _reach(form: Form, coefficients: tuple[Coefficients, ...]) -> float:
-    if form == "adaptive":
-        return supremum(coefficients, noise=NOISE)
-    steps = len(coefficients)
-    return max(supremum(coefficients[:1] * k, noise=NOISE) for k in range(steps, max(_HORIZON, steps) + 1))
-
-
-def _bounded(form: Form, coefficients: tuple[Coefficients, ...]) -> bool:
-    return _reach(form, coefficients) <= LIMITS[form] and infimum(coefficients, _BOTTOM, TOP, NOISE) > 0
 
 
 def _short_first(shape: Shape) -> Shape:
@@ -350,6 +358,7 @@ def _pack(shape: Shape, line: _Line) -> dict[str, Any]:
     return {
         "shape": list(shape),
         "coefficients": [list(triple) for triple in line.coefficients],
+        "fine": line.fine,
         "spectra": [_tensor(spectrum) for spectrum in line.spectra],
         "patience": line.patience,
         "offered": line.offered,
@@ -367,6 +376,7 @@ def _unpack(packed: Mapping[str, Any]) -> tuple[Shape, _Line]:
     pending = packed["pending"]
     return (int(rows), int(cols)), _Line(
         coefficients=tuple((float(a), float(b), float(c)) for a, b, c in packed["coefficients"]),
+        fine=bool(packed.get("fine", False)),  # absent before it was told apart
         spectra=[_array(spectrum) for spectrum in packed["spectra"]],
         patience=int(packed["patience"]),
         offered=int(packed["offered"]),

@@ -235,7 +235,7 @@ def _advanced(
 def _orthogonalized(batch: Batch, base: Tensor, options: Options) -> Orthogonalized:
     return newton_schulz(
         base,
-        options["sets"](batch.shape, batch.device),
+        options["sets"](batch),
         normalization=options["normalization"],
         eps=options["eps"],
         dtype=options["ns_dtype"],

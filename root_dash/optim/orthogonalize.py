@@ -234,7 +234,7 @@ def _open(
 ) -> tuple[Tensor, Tensor, _Opening]:
     """Bring X to the scale in which the first product is taken, and take it: X, its scale, the opening.
 
-    `"schatten8"` leaves the division by 1.01 ‖X‖_S8 to the first step. Its lower bound by the power-mean inequality,
+    `"schatten8"` leaves the division by 1.003 ‖X‖_S8 to the first step. Its lower bound by the power-mean inequality,
     m^(-3/8) ‖X‖_F, keeps a zero matrix from being divided by zero. Float16 lacks the range for entries of A² up to
     16 m n²; X is brought to the Frobenius norm m^(1/4), whatever the spectrum entries between those of 1/m and m.
     """

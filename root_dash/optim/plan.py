@@ -5,6 +5,7 @@ Nothing here looks at a matrix' values, nor at how many matrices share a batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -86,3 +87,12 @@ def plan(
         return tuple(Stage("gram", length, dtype, dtype) for length in lengths or [0])
     dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
     return (Stage("standard", steps, dtype, dtype),)
+
+
+def is_fine(stages: Sequence[Stage]) -> bool:
+    """Whether X keeps its bits until the first step is taken: a σ near the end of a set's range must not be rounded.
+
+    On diagonal matrices of 16 rows, whose roundings do not average out, sets for which 0.2 to 0.4 % between the steps
+    is too much end at 2e3 to 2e10 in bfloat16, and at 1.0625 or below in float16 or with a first step in float32.
+    """
+    return stages[0].dtype != torch.bfloat16

@@ -6,7 +6,7 @@ For a matrix parameter θ with gradient G, learning rate η, weight decay λ, mo
     M_t = μ m_t + (1 - μ) G_t under Nesterov, else m_t
     ε_t = the q-quantile of |M_t|
     B_t = clamp(M_t, -ε_t, ε_t)                              the base; the outliers are M_t - B_t
-    X_0 = B_t / (1.01 ‖B_t‖_S8)                              or B_t / ‖B_t‖_F
+    X_0 = B_t / (1.003 ‖B_t‖_S8)                             or B_t / ‖B_t‖_F
     X_k = a_k X_{k-1} + b_k X_{k-1} X_{k-1}ᵀ X_{k-1} + c_k (X_{k-1} X_{k-1}ᵀ)² X_{k-1}      k = 1..K
     θ_t = (1 - η λ) θ_{t-1} - η s(m, n) X_K
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from root_dash.optim.arguments import ONLINE
-from root_dash.optim.batches import batches_of, whole
+from root_dash.optim.batches import Batch, batches_of, whole
 from root_dash.optim.calibration import Calibration, Change
 from root_dash.optim.coefficients import Coefficients, resolve
 from root_dash.optim.outliers import split
 from root_dash.optim.pieces import Layout, pieces
+from root_dash.optim.plan import is_fine, plan
 from root_dash.optim.shards import groups_of, of_the_first
 from root_dash.optim.step import Sets, cut_of
 
@@ -34,7 +35,7 @@ class CoefficientSets:
 
     def __init__(self) -> None:
         self._calibrations: dict[int, Calibration] = {}
-        self._tensors: dict[tuple[int, Shape, torch.device], Tensor] = {}
+        self._tensors: dict[tuple[int, Shape, torch.device, bool], Tensor] = {}
         self._observers: OrderedDict[int, ChangeObserver] = OrderedDict()
 
     def register_observer(self, observer: ChangeObserver) -> RemovableHandle:
@@ -46,12 +47,13 @@ class CoefficientSets:
     def of(self, index: int, group: Mapping[str, Any]) -> Sets:
         """The sets that the group is stepped with: as tensors, which a captured graph reads, where it is capturable."""
 
-        def triples(shape: Shape, device: torch.device) -> Sequence[Coefficients] | Tensor:
+        def triples(batch: Batch) -> Sequence[Coefficients] | Tensor:
+            fine = _is_fine(group, batch.shape, batch.dtype, batch.device)
             if not group["capturable"]:
-                return self._triples(index, group, shape)
-            key = (index, shape, device)
+                return self._triples(index, group, batch.shape, fine)
+            key = (index, batch.shape, batch.device, fine)
             if key not in self._tensors:
-                self._tensors[key] = torch.tensor(self._triples(index, group, shape), device=device)
+                self._tensors[key] = torch.tensor(self._triples(index, group, batch.shape, fine), device=batch.device)
             return self._tensors[key]
 
         return triples
@@ -103,7 +105,8 @@ class CoefficientSets:
             return
         group["turn"] += 1
         for shape, base in _bases(group, state, step, group["turn"], partial(calibration.wants, now=now)):
-            calibration.offer(step, shape, base, now=now)
+            fine = _is_fine(group, shape, base.dtype, base.device)
+            calibration.offer(step, shape, base, fine=fine, now=now)
 
     def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Keep what the calibrations have learned in their groups, each as a string.
@@ -124,15 +127,15 @@ class CoefficientSets:
 
     def _refresh(self, index: int, group: Mapping[str, Any]) -> None:
         """Write the present sets into the tensors that hold them: a captured graph goes on reading those."""
-        for (of, shape, _), tensor in self._tensors.items():
+        for (of, shape, _, fine), tensor in self._tensors.items():
             if of == index:
-                tensor.copy_(torch.tensor(self._triples(index, group, shape)))
+                tensor.copy_(torch.tensor(self._triples(index, group, shape, fine)))
 
-    def _triples(self, index: int, group: Mapping[str, Any], shape: Shape) -> Sequence[Coefficients]:
+    def _triples(self, index: int, group: Mapping[str, Any], shape: Shape, fine: bool) -> Sequence[Coefficients]:
         calibration = self._calibration(index, group)
         if calibration is not None:
-            return calibration.coefficients(shape)
-        return resolve(group["ns_coefficients"], group["ns_steps"], shape)
+            return calibration.coefficients(shape, fine=fine)
+        return resolve(group["ns_coefficients"], group["ns_steps"], shape, fine=fine)
 
     def _calibration(self, index: int, group: Mapping[str, Any]) -> Calibration | None:
         choice = group["ns_coefficients"]
@@ -147,6 +150,11 @@ class CoefficientSets:
                 mixture=group["calibration_mixture"],
             )
         return self._calibrations[index]
+
+
+def _is_fine(group: Mapping[str, Any], shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the group's products leave matrices of a shape and dtype their bits until the first step is taken."""
+    return is_fine(plan(min(shape), max(shape), group["ns_steps"], group["ns_dtype"], "auto", dtype, device.type))
 
 
 def _numbers(tensor: Tensor) -> dict[str, list[float]]:

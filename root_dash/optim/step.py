@@ -27,8 +27,8 @@ from root_dash.optim.orthogonalize import Orthogonalized, newton_schulz
 from root_dash.optim.outliers import QuantileMethod, split, threshold
 from root_dash.optim.pieces import Layout
 
-Sets: TypeAlias = Callable[[tuple[int, int], torch.device], Sequence[Coefficients] | Tensor]
-"""The coefficient set of a shape (m, n), m <= n: triples, or a tensor (K, 3) on that device."""
+Sets: TypeAlias = Callable[[Batch], Sequence[Coefficients] | Tensor]
+"""The coefficient set of a batch of matrices: triples, or a tensor (K, 3) on their device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def root(
         epsilon, base = cut.of(M)
         result = newton_schulz(
             M if base is None else base,
-            sets(batch.shape, batch.device),
+            sets(batch),
             normalization=normalization,
             eps=eps,
             dtype=ns_dtype,

@@ -26,7 +26,7 @@ def polar_error(matrix: Array, update: Array) -> float:
 def newton_schulz(matrix: Array, triples: Triples, normalization: str) -> Array:
     """U p(S / norm) Vᵀ, p the composed polynomial."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    s = s / (1.01 * np.sum(s**8) ** 0.125 if normalization == "schatten8" else np.sqrt(np.sum(s**2)))
+    s = s / (1.003 * np.sum(s**8) ** 0.125 if normalization == "schatten8" else np.sqrt(np.sum(s**2)))
     for a, b, c in triples:
         s = a * s + b * s**3 + c * s**5
     return np.asarray((u * s) @ vt)

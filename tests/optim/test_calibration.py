@@ -14,7 +14,7 @@ from torch import Tensor
 from root_dash.optim import ROOT
 from root_dash.optim.adanewton import infimum, polar_error, supremum
 from root_dash.optim.calibration import EVEN_MIXTURE, REAL_MIXTURE, Calibration, Change
-from root_dash.optim.coefficients import MUON, PAPER, ROBUST, Coefficients, resolve
+from root_dash.optim.coefficients import MUON, PAPER, ROBUST, ROBUST_FINE, Coefficients, resolve
 
 DEFAULT: dict[str, Any] = {"form": "adaptive", "steps": 5}
 WIDE = (24, 96)
@@ -104,6 +104,50 @@ def test_due_every_so_many_steps() -> None:
     assert [step for step in range(100) if calibration.due(step)] == [30, 60, 90]
 
 
+def finely_fitted() -> Calibration:
+    """A calibration that has adopted a set which relies on fine arithmetic."""
+    calibration = Calibration("adaptive", 5, every=2)
+    calibration.offer(2, SQUARE, base(2, SQUARE), fine=True)
+    calibration.apply(3, {SQUARE: [*np.ravel(ROBUST_FINE), 0.2, 0.1, 1.057]})
+    return calibration
+
+
+def test_a_set_may_rely_on_fine_arithmetic() -> None:
+    """Offered from there, a shape starts from the set for it and may adopt what bfloat16 could not bear; so resumed."""
+    assert Calibration("adaptive", 5).coefficients(SQUARE, fine=True) == ROBUST_FINE
+    assert supremum(ROBUST_FINE, noise=0.012) > 1.06
+    calibration = finely_fitted()
+    assert calibration.coefficients(SQUARE, fine=True) == ROBUST_FINE
+    assert resumed(calibration).coefficients(SQUARE, fine=True) == ROBUST_FINE
+    calibration.load_state_dict({})
+    changes = []
+    for step in range(4, 20):
+        changes += calibration.adopt(step)
+        calibration.offer(step, WIDE, base(step), fine=True)
+    assert changes[0].before == ROBUST_FINE
+    for change in changes:
+        assert change.supremum == supremum(change.after, noise=0.004) <= 1.06
+
+
+def test_coarse_arithmetic_takes_such_a_set_back() -> None:
+    """Asked for in bfloat16 once, perhaps on another device, the shape starts anew and never relies on more again."""
+    for calibration in (finely_fitted(), resumed(finely_fitted())):
+        assert calibration.coefficients(SQUARE) == ROBUST
+        assert calibration.coefficients(SQUARE, fine=True) == ROBUST
+        assert calibration.apply(5, {SQUARE: [*np.ravel(ROBUST_FINE), 0.2, 0.1, 1.057]}) == []
+
+
+def test_an_older_state_relies_on_nothing() -> None:
+    """One that says nothing of arithmetic goes on with its set, in any."""
+    state = finely_fitted().state_dict()
+    for shape in state["shapes"]:
+        del shape["fine"]
+        shape["coefficients"] = [list(triple) for triple in ROBUST]
+    calibration = Calibration("adaptive", 5, every=2)
+    calibration.load_state_dict(state)
+    assert calibration.coefficients(SQUARE, fine=True) == calibration.coefficients(SQUARE) == ROBUST
+
+
 def test_it_knows_singular_values_as_it_knows_matrices() -> None:
     """Offering the spectrum is offering the matrix, up to the rounding of the Gram matrix."""
     by_matrix, by_spectrum = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
@@ -141,7 +185,7 @@ def test_a_set_out_of_bounds_is_refused(form: Any, triples: tuple[Coefficients, 
     calibration = Calibration(form, 5)
     numbers = [number for triple in triples for number in triple]
     assert calibration.apply(1, {WIDE: [*numbers, 0.5, 0.1, 1.0]}) == []
-    assert calibration.coefficients(WIDE) == calibration.start
+    assert calibration.coefficients(WIDE) == resolve(form, 5)
 
 
 def test_what_one_process_found_others_can_apply() -> None:

@@ -61,7 +61,7 @@ def test_steps_follow_the_formulas(
         expected = root_steps(
             weight,
             gradients,
-            resolve(name, steps),
+            resolve(name, steps, fine=True),  # as float64 is
             lr=0.03,
             weight_decay=0.2,
             momentum=0.9,

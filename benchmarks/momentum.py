@@ -1,0 +1,130 @@
+"""How far updates end from the polar factor while the demo trains: python benchmarks/momentum.py [--steps 1000]
+
+The tiny preset is trained under ROOT with its defaults, the coefficients fitted online. At the first and every
+20th step the update that ROOT makes of each base is measured, and the base given to the others as well, as their users
+would run them: torch.optim.Muon's own function, and the paper's set and Polar Express in bfloat16, all
+divided by the Frobenius norm. The reference is the polar factor on the base's range by an SVD in float64. Written as
+JSON beside this file: the mean polar error per kind of layer, what it would be in exact arithmetic, and the largest
+singular value of all updates of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from timing import environment, write_json
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
+
+from root_dash.demo.model import GPT
+from root_dash.demo.text import standard_library
+from root_dash.demo.train import PRESETS, build_optimizers, train
+from root_dash.optim import ROOT
+from root_dash.optim.calibration import Change
+from root_dash.optim.coefficients import MUON, Coefficients, resolve
+from root_dash.optim.observation import Observation
+from root_dash.optim.orthogonalize import orthogonalize
+from root_dash.optim.spectra import polar_error
+
+EVERY = 20
+STEPS = 5
+OTHERS = ("muon", "paper", "polar_express")
+CPU = torch.device("cpu")
+
+Errors = dict[str, dict[str, list[float]]]
+
+
+class Watcher:
+    """What is kept of a run: errors by kind of layer and contender, changes of sets, and the largest σ."""
+
+    def __init__(self, model: GPT) -> None:
+        self.kinds = {p: name.split(".")[-2] for name, p in model.named_parameters()}
+        self.measured: Errors = defaultdict(lambda: defaultdict(list))
+        self.exact: Errors = defaultdict(lambda: defaultdict(list))
+        self.largest = 0.0
+        self.changes: list[Change] = []
+        self.step = 1
+
+    def __call__(self, seen: Observation) -> None:
+        if seen.algorithm != "root":
+            return
+        self.largest = max(self.largest, float(torch.linalg.matrix_norm(seen.update.float(), 2).max()))
+        if self.step != 1 and self.step % EVERY:
+            return
+        bases = seen.momentum if seen.base is None else seen.base
+        for parameter, base, update in zip(seen.parameters, bases.clone(), seen.update, strict=True):
+            kind = self.kinds[parameter]
+            u, sigma, v = torch.linalg.svd(base.double(), full_matrices=False)
+            alive = sigma > sigma[0] * max(base.shape) * torch.finfo(torch.float32).eps
+            factor = u[:, alive] @ v[alive]
+            self.measured[kind]["ours"].append(distance(update, factor))
+            for name in OTHERS:
+                triples = resolve(name, STEPS, (min(base.shape), max(base.shape)))
+                self.measured[kind][name].append(distance(other(name, base, triples), factor))
+                self.exact[kind][name].append(polar_error(triples, sigma[alive].numpy(), "frobenius"))
+
+
+def distance(update: Tensor, factor: Tensor) -> float:
+    """‖X − UVᵀ‖_F / ‖UVᵀ‖_F."""
+    return float((update.double() - factor).norm() / factor.norm())
+
+
+def other(name: str, base: Tensor, triples: tuple[Coefficients, ...]) -> Tensor:
+    """The update that another method makes of a base."""
+    if name == "muon":
+        return _zeropower_via_newtonschulz(base, MUON, STEPS, 1e-7)
+    return orthogonalize(base, triples, normalization="frobenius", dtype=torch.bfloat16)
+
+
+def measure(steps: int) -> dict[str, Any]:
+    """The numbers of a run."""
+    torch.manual_seed(0)
+    preset = PRESETS["tiny"]
+    model = GPT(preset.shape)
+    (optimizer,) = build_optimizers(model, "root", preset)
+    assert isinstance(optimizer, ROOT)
+    watcher = Watcher(model)
+    optimizer.register_observer(watcher)
+    optimizer.register_change_observer(watcher.changes.append)
+    for state in train(model, [optimizer], standard_library(), preset, steps, lambda **_: None, CPU):
+        watcher.step = state.step + 1
+        if state.step % 100 == 0:
+            print(f"step {state.step}: loss {state.loss:.3f}, largest σ so far {watcher.largest:.4f}", flush=True)
+    means = {
+        f"{label}": {kind: {name: math.fsum(v) / len(v) for name, v in by.items()} for kind, by in errors.items()}
+        for label, errors in (("polar_error", watcher.measured), ("polar_error_in_exact_arithmetic", watcher.exact))
+    }
+    changes = [{"step": c.step, "shape": c.shape, "from": c.error_before, "to": c.error_after} for c in watcher.changes]
+    return {"steps": steps, **means, "largest_singular_value": watcher.largest, "changes": changes}
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """Contenders by kinds of layer, and what ours is of Muon's."""
+    errors = results["polar_error"]
+    print(f"\n{'mean polar error':<18}" + "".join(f"{kind:>9}" for kind in errors))
+    for name in ("ours", *OTHERS):
+        print(f"{name:<18}" + "".join(f"{by[name]:>9.4f}" for by in errors.values()))
+    print(f"{'ours / muon':<18}" + "".join(f"{by['ours'] / by['muon']:>9.3f}" for by in errors.values()))
+    print(f"largest σ of all updates: {results['largest_singular_value']:.4f}")
+    for change in results["changes"]:
+        print(
+            f"new coefficients for {change['shape']} at step {change['step']}: "
+            f"{change['from']:.4f} -> {change['to']:.2g}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--steps", type=int, default=PRESETS["tiny"].steps)
+    arguments = parser.parse_args()
+    results = measure(arguments.steps)
+    print_table(results)
+    print("written to", write_json(__file__, "tiny", {"environment": environment(CPU), **results}))
+
+
+if __name__ == "__main__":
+    main()
