@@ -157,12 +157,14 @@ def migrate(db: Database = None) -> None:
     with _one_line():
         settings = _of(db)
         from root_dash.store import migrate as bring_up_to_date
+        from root_dash.store import parse
+        from root_dash.store.schema import SCHEMA_VERSION
 
         done = bring_up_to_date(settings.db)
         typer.echo(
-            "it is up to date"
+            f"{parse(settings.db)} is up to date, at schema {SCHEMA_VERSION}"
             if done is None
-            else f"schema {done.before} is now {done.after}; the file as it was: {done.backup}"
+            else f"{done.path} was at schema {done.before} and is at {done.after} now; a copy as it was: {done.backup}"
         )
 
 

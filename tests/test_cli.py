@@ -29,6 +29,7 @@ from root_dash.records import Attempt, Run
 from root_dash.serving import address_of, compose
 from root_dash.settings import Settings
 from root_dash.store import Store
+from root_dash.store.schema import SCHEMA_VERSION
 from tests.store.frames import make_frame, make_layers, record
 
 COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "root_dash.cli"]
@@ -105,6 +106,11 @@ def test_a_file_that_cannot_be_served_is_one_line(make: Callable[[Path], object]
         (["serve", "--read-only"], {}, "there is no database at root-dash.db"),
         (["serve"], {"ROOT_DASH_DB": "missing/x.db"}, "the folder missing does not exist"),
         (["serve", "--token", "x", "--write-token", "x"], {}, "token and write_token must differ"),
+        (
+            ["serve", "/proc/x.db"],
+            {},
+            "/proc/x.db cannot be made, no such file or directory: give a path in a folder that",
+        ),
         (["sync"], {}, "give the address of the server: --server http://host:8050"),
         (["sync", "--server", "http://far:8050"], {}, "there is no folder root-dash-spool"),
         (["sync", ".", "--server", "http://far:8050"], {}, "server needs the write token"),
@@ -191,7 +197,7 @@ def test_a_database_is_kept_in_order(tmp_path: Path) -> None:
     """It is examined, exported, pruned only where that is said, and up to date; mistakes are one line."""
     path = record(tmp_path / "x.db", 20)
     run = CliRunner().invoke
-    assert run(app, ["migrate", str(path)]).stdout.strip() == "it is up to date"
+    assert run(app, ["migrate", str(path)]).stdout == f"{path} is up to date, at schema {SCHEMA_VERSION}\n"
     examined = run(app, ["doctor", str(path)])
     assert examined.exit_code == 0
     assert "error" not in {line.split()[0] for line in examined.stdout.splitlines()}

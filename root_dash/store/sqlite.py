@@ -78,9 +78,7 @@ def open_writer(path: Path) -> Engine:
         raise StoreNotFound(f"the folder {path.parent} does not exist")
     if path.exists():
         check_file(path, empty_is_ours=True)
-    # The folder too: the write-ahead log lies in it.
-    if not all(os.access(place, os.W_OK) for place in (path, path.parent) if place.exists()):
-        raise StoreNotFound(f"{path} cannot be written: permission denied")
+    check_writable(path)
     engine = make_engine(lambda: connect(path, "mode=rwc", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
     try:
         with translated(path):
@@ -218,6 +216,22 @@ def check_file(path: Path, *, empty_is_ours: bool = False) -> None:
         raise StoreNotFound(f"{path} cannot be read: {reason.lower()}") from None
     if start != _MAGIC and not (empty_is_ours and not start):
         raise StoreForeign(f"{path} is {'empty' if not start else 'not a root-dash database'}")
+
+
+def check_writable(path: Path) -> None:
+    """Make the file where there is none; raise StoreNotFound where it, or anything in its folder, cannot be written."""
+    rule = "give a path in a folder that you may write to"
+    for place in (path, path.parent):  # the folder too: the write-ahead log lies in it
+        if place.exists() and not os.access(place, os.W_OK):
+            raise StoreNotFound(f"{path} cannot be written, permission denied to {place}: {rule}")
+    try:
+        # Only a new one: closing a file lets go of the locks that SQLite has on it in this process.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+    except FileExistsError:
+        pass
+    except (OSError, ValueError) as error:  # a folder of the system's, such as /proc, a name that is too long
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StoreNotFound(f"{path} cannot be made, {reason.lower()}: {rule}") from None
 
 
 def _check_schema(connection: Connection, path: Path) -> None:

@@ -136,11 +136,13 @@ if os.geteuid() == 0:
 folder = Path(sys.argv[1])
 with Store.open(folder / "closed" / "runs.db") as store:
     assert store.run(1).frames == 3
-for path in (folder / "closed" / "runs.db", folder / "closed" / "new.db", folder / "file.db"):
+for path, denied in (("closed/runs.db", "closed/runs.db"), ("closed/new.db", "closed"), ("file.db", "file.db")):
+    path, denied = folder / path, folder / denied
     try:
         Store.create(path)
     except StoreNotFound as error:
-        assert str(error) == f"{path} cannot be written: permission denied", error
+        text = f"{path} cannot be written, permission denied to {denied}: give a path in a folder that you may write to"
+        assert str(error) == text, error
     else:
         raise AssertionError(path)
 assert not any(finding.level == "error" for finding in examine(folder / "file.db"))

@@ -6,7 +6,6 @@ what is derived from it, the pyramid, they leave empty, and it is made anew at t
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from dataclasses import dataclass
 from itertools import chain, count
@@ -14,12 +13,20 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, select
 
-from root_dash.exceptions import StoreBusy, StoreNotFound
+from root_dash.exceptions import StoreBusy
 from root_dash.store import schema
 from root_dash.store.engine import open_reader
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Given, parse
-from root_dash.store.sqlite import check_file, connect, connect_reader, make_engine, refuse_schema, translated
+from root_dash.store.sqlite import (
+    check_file,
+    check_writable,
+    connect,
+    connect_reader,
+    make_engine,
+    refuse_schema,
+    translated,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,7 @@ def migrate(given: Given) -> Migration | None:
     version = older(path)
     if version is None:
         return None
-    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        raise StoreNotFound(f"{path} cannot be written: permission denied")
+    check_writable(path)
     engine = make_engine(lambda: connect(path, "mode=rw", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
     try:
         with translated(path):
