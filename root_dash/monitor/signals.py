@@ -1,16 +1,23 @@
 """What a scheduler's SIGTERM does to a recording: what is waiting is stored, and then the process ends by the signal.
 
 Without a handler Python ends at once, and what waits in the queue is lost. One is set only where the process has none
-of its own, and the exit status stays that of a process that SIGTERM ended. One thing changes: Python runs handlers
-between two of its instructions, so a process that hangs within a call of C no longer ends by SIGTERM, but by SIGKILL.
+of its own, and the exit status stays that of a process that SIGTERM ended. Python runs handlers between two of its
+instructions, so never in a thread that hangs within a call of C: a collective whose peers are gone, a kernel that does
+not return. A thread that Python wakes from within the signal itself, through `signal.set_wakeup_fd`, ends the process
+there too. Two cases are left to SIGKILL: a call of C that keeps the interpreter's lock, so that no thread runs, and a
+process in which somebody else, such as asyncio, is woken instead.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import socket
+import struct
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Protocol
 
@@ -18,6 +25,9 @@ from root_dash.monitor.failures import print_to_stderr
 
 TERMINATED_SECONDS = 5.0
 """How long SIGTERM waits for frames to be stored; Docker kills 10 s after it, Slurm and Kubernetes 30 s."""
+
+_CREDENTIALS = struct.Struct("3i")
+"""What Linux says of who wrote to a socket: process, user and group."""
 
 
 class Draining(Protocol):
@@ -32,6 +42,10 @@ class Draining(Protocol):
 
 
 _open: list[Draining] = []
+_ends = threading.Lock()
+"""Taken by the one thread that ends the process."""
+_alarm: tuple[socket.socket, socket.socket] | None = None
+"""Where Python writes the number of a signal, and where the thread that waits for it reads."""
 
 
 def drain_on_termination(writer: Draining) -> None:
@@ -46,6 +60,7 @@ def drain_on_termination(writer: Draining) -> None:
         signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGTERM) is _terminate:
         _open.append(writer)
+        _set_alarm()
 
 
 def forget(writer: Draining) -> None:
@@ -56,6 +71,7 @@ def forget(writer: Draining) -> None:
         return
     if signal.getsignal(signal.SIGTERM) is _terminate:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _unset_alarm()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -68,6 +84,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _drain(number: int) -> None:
+    if not _ends.acquire(blocking=False):
+        return
     until = time.monotonic() + TERMINATED_SECONDS
     for writer in list(_open):
         if not writer.close(max(until - time.monotonic(), 0.0)) and writer.pending:
@@ -75,8 +93,66 @@ def _drain(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def _set_alarm() -> None:
+    """Be woken by signals, unless somebody is already."""
+    global _alarm
+    if os.name != "posix":
+        return  # nothing there sends SIGTERM
+    writes, reads = _alarm or socket.socketpair()
+    writes.setblocking(False)
+    if hasattr(socket, "SO_PASSCRED"):
+        reads.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    theirs = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+    if theirs not in (-1, writes.fileno()):
+        signal.set_wakeup_fd(theirs)
+        if _alarm is None:
+            writes.close()
+            reads.close()
+    elif _alarm is None:
+        _alarm = writes, reads
+        default = ctypes.CDLL(None).signal  # found now: a thread that hangs may hold the loader's lock
+        threading.Thread(target=_listen, args=(reads, default), name="root-dash-signals", daemon=True).start()
+
+
+def _unset_alarm() -> None:
+    """Undo `_set_alarm`. Who is woken instead may put back what was there before: then it stays open, and unused."""
+    global _alarm
+    if _alarm is None:
+        return
+    woken = signal.set_wakeup_fd(-1)
+    if woken != _alarm[0].fileno():
+        signal.set_wakeup_fd(woken)
+        return
+    _alarm[0].close()  # ends the thread
+    _alarm = None
+
+
+def _listen(reads: socket.socket, default: Callable[[int, None], object]) -> None:
+    with reads:
+        for number in _signals(reads):
+            if number == signal.SIGTERM and signal.getsignal(number) is _terminate:
+                default(number, None)  # as `signal.signal` would, which the main thread alone may call
+                _drain(number)
+
+
+def _signals(reads: socket.socket) -> Iterator[int]:
+    """The numbers of this process's signals: a forked one writes to the same socket until it has forgotten it."""
+    while True:
+        written, writers, *_ = reads.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+        if not written:
+            return
+        if all(_CREDENTIALS.unpack(writer)[0] == os.getpid() for _, _, writer in writers):
+            yield written[0]
+
+
 def _forget_in_child() -> None:
     """A forked process has nothing to store, and SIGTERM ends it as it would have: a DataLoader's workers."""
+    global _alarm
+    if _alarm is not None:
+        _, reads = _alarm
+        _unset_alarm()
+        _alarm = None
+        reads.close()
     if _open:
         _open.clear()
         if signal.getsignal(signal.SIGTERM) is _terminate:
