@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
-from root_dash.exceptions import StoreError
+from root_dash.exceptions import StoreBusy, StoreError
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.frames import Assembler, Group
 from root_dash.monitor.merging import Joined, merged
@@ -30,6 +31,9 @@ FRAME_BYTES, PART_BYTES = 512, 320
 
 RETRY_SECONDS = (0.1, 5.0)
 """The first and the longest pause before storing is tried again, where the store is locked or its disk full."""
+
+PATIENCE_SECONDS = 60.0
+"""How long a store that another process holds is tried again once no more frames come, where nobody waits for it."""
 
 SAID_SECONDS = 60.0
 """How long nothing more is said on stderr of a store that cannot be written; the recording itself tells each time."""
@@ -121,6 +125,7 @@ class Writer:
         self._bytes = 0
         self._unstored = 0
         self._closing = False
+        self._until = math.inf
         self._changed = threading.Condition()
         self.stored = 0
         self.lost = 0
@@ -167,17 +172,18 @@ class Writer:
             self._unstored += 1
             self._changed.notify()
 
-    def release(self) -> None:
-        """Let the thread store what is waiting and end the recording, without waiting for it."""
+    def release(self, timeout: float = PATIENCE_SECONDS) -> None:
+        """Let the thread store what is waiting and end the recording, in `timeout` seconds, without waiting for it."""
         if self._elsewhere():
             return
         with self._changed:
             self._closing = True
+            self._until = min(self._until, time.monotonic() + timeout)
             self._changed.notify()
 
     def close(self, timeout: float) -> bool:
         """Store what is waiting, for at most `timeout` seconds; whether all was."""
-        self.release()
+        self.release(timeout)
         if not self._elsewhere():
             self._thread.join(timeout)
             if self._link is not None and self._thread.is_alive():
@@ -205,7 +211,7 @@ class Writer:
                 self.stored += stored
                 self.lost += not stored
             seq += 1  # also where it failed, so that a gap in the numbers is a frame that was lost
-        closing = [lambda: self._sink.end(time.time(), self.lost - self._lost_said), self._sink.close]
+        closing = [self._end, self._sink.close]
         for close in closing if self._link is None else [*closing, self._link.close]:
             try:  # each, whatever became of the others: other processes may wait for the last
                 close()
@@ -242,30 +248,53 @@ class Writer:
         return joined
 
     def _append(self, frame: Frame) -> None:
-        """Append to the sink, again and again while it is the store that cannot: a lock is let go, a disk is emptied.
+        """Append to the sink, however often that takes.
 
         Meanwhile frames wait in the queue and, once it is full, are lost and counted. The frame itself tells of it, as
-        an event. Ends with the last try once the writer is closed.
+        an event.
+        """
+        began, told = time.monotonic(), frame
+
+        def store() -> None:
+            self._extend()
+            self._sink.append(told)
+
+        def tell(error: StoreError) -> None:
+            nonlocal told
+            if told is frame:
+                self._say_waiting(error)
+            text = f"nothing could be stored for {time.monotonic() - began:.1f} s: {error}"
+            told = replace(frame, events=(*frame.events, Event("queue", text, frame.step, time.time())))
+
+        self._insist(store, tell)
+
+    def _end(self) -> None:
+        """Tell the sink that no more frames come, however often that takes."""
+        now = time.time()
+        self._insist(lambda: self._sink.end(now, self.lost - self._lost_said), self._say_waiting)
+
+    def _insist(self, work: Callable[[], None], tell: Callable[[StoreError], None]) -> None:
+        """Do it again and again while it is the store that cannot: a lock is let go, a disk is emptied.
+
+        Once the writer is closed, a lock is waited for as long as `close` does, and all else is tried for a last time.
         """
         pause, longest = RETRY_SECONDS
-        began, told = time.monotonic(), frame
         while True:
-            last = self._closing
+            closing, began = self._closing, time.monotonic()
             try:
-                self._extend()
-                self._sink.append(told)
+                return work()
             except StoreError as error:
-                if last:
+                now = time.monotonic()
+                again = now + pause + (now - began) <= self._until  # as long as the last try took
+                if closing and not (isinstance(error, StoreBusy) and again):
                     raise
-                if told is frame:
-                    self._say_waiting(error)
-                text = f"nothing could be stored for {time.monotonic() - began:.1f} s: {error}"
-                told = replace(frame, events=(*frame.events, Event("queue", text, frame.step, time.time())))
+                tell(error)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closing, pause)
+                    if closing:  # nobody notifies any more, but one who has less patience
+                        self._changed.wait(pause)
+                    elif self._changed.wait_for(lambda: self._closing, pause):
+                        pause = RETRY_SECONDS[0] / 2
                 pause = min(2 * pause, longest)
-            else:
-                return
 
     def _extend(self) -> None:
         with self._changed:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 import root_dash
-from root_dash.exceptions import StoreBusy
+from root_dash.exceptions import StoreBusy, StoreError, StoreFull
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.frames import Group
 from root_dash.monitor.merging import Joined
@@ -64,12 +67,14 @@ def test_a_failing_sink_is_shown_once_and_given_up_after_three(capfd: pytest.Cap
 class Endless(BrokenSink):
     """A sink that cannot be told of the end, as where another process holds the database; and a link beside it."""
 
-    def __init__(self) -> None:
-        self.closed = 0
+    def __init__(self, error: StoreError) -> None:
+        self.error = error
+        self.tried = self.closed = 0
 
     def end(self, time: float, lost: int) -> None:
         """Refuse."""
-        raise StoreBusy("held by another process")
+        self.tried += 1
+        raise self.error
 
     def close(self) -> None:
         """Note that it was closed."""
@@ -85,11 +90,21 @@ class Endless(BrokenSink):
 
 def test_what_cannot_be_ended_is_closed_all_the_same(capfd: pytest.CaptureFixture[str]) -> None:
     """The sink lets go of its database, and the other processes hear that nothing more comes."""
-    sink, link = Endless(), Endless()
+    sink, link = (Endless(StoreBusy("held by another process")) for _ in range(2))
     writer = Writer(sink, link)
-    assert writer.close(60.0)
+    assert writer.close(0.4)
     assert (sink.closed, link.closed, writer.failures.count) == (1, 1, 1)
-    assert "failed to end the recording" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert said.count("recording waits") == 1
+    assert said.count("failed to end the recording") == 1
+
+
+def test_a_disk_that_is_full_at_the_end_holds_nobody_up() -> None:
+    """Nobody empties it while a process ends: one try, however long the patience."""
+    sink = Endless(StoreFull("database or disk is full"))
+    writer = Writer(sink)
+    assert writer.close(60.0)
+    assert (sink.tried, sink.closed, writer.failures.count) == (1, 1, 1)
 
 
 class LockedSink:
@@ -133,6 +148,55 @@ def test_a_store_that_is_busy_is_waited_for_off_the_training_thread() -> None:
     recorder.close()
     assert sink.steps == list(range(1, 21))
     assert (recorder.lost, recorder.failures, sink.lost) == (0, 0, 0)
+
+
+def test_a_database_that_is_held_at_the_end_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has it when the recording is closed, for many tries: what waits is stored, and the run ends."""
+    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.02)
+    path, model = tmp_path / "runs.db", Model()
+    optimizers = root(model)
+    run = root_dash.watch(model, optimizers, db=path)
+    train(model, optimizers, 2, run.log)
+    while run.pending > 1:
+        time.sleep(0.01)
+    hog = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    hog.execute("BEGIN IMMEDIATE")
+    train(model, optimizers, 5, run.log)
+    closing = threading.Thread(target=run.close)
+    closing.start()
+    closing.join(0.6)
+    assert closing.is_alive()
+    hog.execute("ROLLBACK")
+    closing.join()
+    hog.close()
+    assert (run.stored, run.lost, run.failures) == (7, 0, 0)
+    with root_dash.open(path) as store:
+        assert store.run(1).ended_at is not None
+        assert "nothing could be stored for" in store.events(1)[0].text
+
+
+def test_an_end_that_is_refused_at_first_is_said_again() -> None:
+    """Where only the end meets the lock: it is tried again within the patience, and says when training ended."""
+
+    class Held(LockedSink):
+        def append(self, frame: Frame) -> object:
+            """Take it."""
+            self.steps.append(frame.step)
+            return None
+
+        def end(self, time: float, lost: int) -> None:
+            """Refuse three times."""
+            times.append(time)
+            if len(times) < 4:
+                raise StoreBusy("held by another process")
+            self.lost = lost
+
+    times: list[float] = []
+    sink = Held()
+    writer = Writer(sink)
+    writer.lose()
+    assert writer.close(60.0)
+    assert (len(times), len(set(times)), sink.lost, writer.failures.count) == (4, 1, 1, 0)
 
 
 def test_what_is_lost_at_the_end_is_said_so_in_the_store(tmp_path: Path) -> None:
