@@ -112,10 +112,12 @@ class Buckets:
             query = query.where(columns.bucket >= first)
         if last is not None:
             query = query.where(columns.bucket <= last)
-        return [
-            (bucket, Tile.decode(content, frames, layers))
-            for bucket, content, frames, layers in self.connection.execute(query.order_by(columns.bucket))
-        ]
+        rows = self.connection.execute(query.order_by(columns.bucket)).all()
+        found: dict[int, Tile] = {}
+        for (frames, layers), places in pyramid.alike([(row.frames, row.layers) for row in rows]):
+            tiles = Tile.decode([rows[place].content for place in places], frames, layers)
+            found |= {rows[place].bucket: tile for place, tile in zip(places, tiles, strict=True)}
+        return [(row.bucket, found[row.bucket]) for row in rows]
 
     def numbers(self, kind: Kind) -> dict[int, int]:
         """How many buckets each level has."""
@@ -146,7 +148,7 @@ class Buckets:
         if bucket is not None:
             query = query.where(columns.bucket == bucket)
         found: dict[int, dict[int, bytes]] = {}
-        for at, number, content in self.connection.execute(query.where(columns.statistic == name)):
+        for at, number, content in self.connection.execute(query.where(columns.statistic == name)).all():
             found.setdefault(at, {})[number] = content
         return found
 
@@ -200,7 +202,7 @@ class Buckets:
         for layers, rows in alike.items() if counted else ():
             counts[rows, :layers] = pyramid.decode_counts([found[i].content for i in rows], layers)
         blobs: dict[tuple[str, int, int], list[tuple[int, bytes]]] = {}
-        for bucket, name, number, blob in self.connection.execute(content):
+        for bucket, name, number, blob in self.connection.execute(content).all():
             i = place[bucket]
             blobs.setdefault((name, number, found[i].layers), []).append((i, blob))
         for (name, number, layers), held in blobs.items():

@@ -99,11 +99,11 @@ def unpack(blobs: Sequence[bytes]) -> CountArray:
         )
     counts = np.empty((len(blobs), _BINS), np.uint32)
     for start in range(0, len(blobs), _AT_ONCE):
-        counts[start : start + _AT_ONCE] = _unpacked(blobs[start : start + _AT_ONCE])
+        _unpack(blobs[start : start + _AT_ONCE], counts[start : start + _AT_ONCE])
     return counts
 
 
-def _unpacked(blobs: Sequence[bytes]) -> CountArray:
+def _unpack(blobs: Sequence[bytes], counts: CountArray) -> None:
     content = np.frombuffer(b"".join(blobs), np.uint8)
     sizes = np.fromiter(map(len, blobs), np.int64, len(blobs))
     starts = np.cumsum(sizes) - sizes
@@ -113,11 +113,11 @@ def _unpacked(blobs: Sequence[bytes]) -> CountArray:
         raise _damaged()
     widths = np.zeros((len(blobs), _GROUPS), np.int64)
     widths[:, 0] = content[starts + 3]
-    for place in range(int(number.max())):
-        rows = np.flatnonzero(number > place)
-        narrow = form[rows] == 1
-        found = content[starts[rows] + _HEADER + np.where(narrow, place // 2, place)].astype(np.int64)
-        widths[rows, 1 + first[rows] + place] = np.where(narrow, found >> 4 * (place % 2) & 15, found)
+    rows = np.repeat(np.arange(len(blobs)), number)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(number) - number, number)
+    narrow = form[rows] == 1
+    found = content[starts[rows] + _HEADER + np.where(narrow, place // 2, place)]
+    widths[rows, 1 + first[rows] + place] = np.where(narrow, found >> 4 * (place % 2) & 15, found)
     if (widths > 32).any() or (heads + widths.sum(axis=1) != sizes).any():
         raise _damaged()
     begins = (starts + heads)[:, None] + np.cumsum(widths, axis=1) - widths
@@ -128,14 +128,13 @@ def _unpacked(blobs: Sequence[bytes]) -> CountArray:
     groups = np.zeros((widths.size, 8), np.uint32)
     depth = int(wide[0]) if len(wide) else 0
     planes = np.zeros((len(order), -(-depth // 8), 8), np.uint8)
-    for plane in range(depth):
-        many = int(np.searchsorted(-wide, -plane, side="left"))
+    for plane, many in enumerate(np.searchsorted(-wide, -np.arange(depth)).tolist()):
         planes[:many, plane // 8, plane % 8] = content[begin[:many] + plane]
-    parts, values = _transpose(planes), np.zeros((len(order), 8), np.uint32)
+    parts, values = _transpose(planes), np.zeros((len(order), 8, 4), np.uint8)
     for part in range(parts.shape[1]):
-        values |= parts[:, part].astype(np.uint32) << np.uint32(8 * part)
-    groups[order] = values
-    return groups.reshape(len(blobs), _GROUPS * 8).take(_places(), axis=1)
+        values[:, :, part] = parts[:, part]
+    groups[order] = values.view("<u4")[..., 0]
+    groups.reshape(len(blobs), _GROUPS * 8).take(_places(), axis=1, out=counts, mode="clip")  # else it is buffered
 
 
 def _damaged() -> StoreError:

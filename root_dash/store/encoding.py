@@ -68,12 +68,12 @@ def decode(content: bytes, form: Format, count: int | None = None, *, compressed
         StoreError: the content is not such an array.
     """
     item = np.dtype(form)
-    if not isinstance(content, bytes):
-        raise StoreError("an array in the database is damaged: it is no BLOB")
     if compressed:
         if count is None:
             raise StoreError("a compressed array is read with its number of entries")
-        content = _decompress(content, count * item.itemsize)
+        content = decompress(content, count * item.itemsize)
+    if not isinstance(content, bytes):
+        raise StoreError("an array in the database is damaged: it is no BLOB")
     if len(content) % item.itemsize or (count is not None and len(content) != count * item.itemsize):
         expected = "whole entries" if count is None else f"{count} entries"
         raise StoreError(
@@ -82,7 +82,14 @@ def decode(content: bytes, form: Format, count: int | None = None, *, compressed
     return np.frombuffer(content, item).astype(item.newbyteorder("="), copy=True)
 
 
-def _decompress(content: bytes, size: int) -> bytes:
+def decompress(content: bytes, size: int) -> bytes:
+    """The bytes of one zstd frame, which must be so many.
+
+    Raises:
+        StoreError: the content is not that.
+    """
+    if not isinstance(content, bytes):
+        raise StoreError("an array in the database is damaged: it is no BLOB")
     decompressor = getattr(_local, "decompressor", None)
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()

@@ -7,7 +7,7 @@ where they were, and the mean; each further level joins eight buckets of the one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from root_dash.exceptions import StoreError
 from root_dash.records import IntArray, Kind
-from root_dash.store.encoding import Format, decode, encode
+from root_dash.store.encoding import Format, decompress, encode
 from root_dash.store.shaping import newest
 
 TILE = 64
@@ -30,6 +30,7 @@ BLOCK = 256
 """Layers whose values share a BLOB."""
 
 _MAX_INTERVAL = 2**16  # so that a step within the widest bucket fits 32 bits
+_AT_ONCE = 2**20  # values that are unpacked together, some megabytes
 _LIMIT = 2**27  # values in one BLOB: a damaged size must not ask for more memory than the machine has
 
 Values = NDArray[np.floating[Any]]
@@ -81,16 +82,32 @@ class Tile:
         return encode(_shuffled(self.frames) + _shuffled(self.steps) + bits, "|u1", compress=True)
 
     @classmethod
-    def decode(cls, content: bytes, frames: int, layers: int) -> Self:
-        """The tile of so many frames and layers that was encoded."""
+    def decode(cls, contents: Sequence[bytes], frames: int, layers: int) -> list[Self]:
+        """The tiles of so many frames and layers each that were encoded."""
         _within(frames, layers)
-        size = 16 * frames + -(-frames * layers // 8)
-        plain = decode(content, "|u1", size, compressed=True)
-        bits = np.unpackbits(plain[16 * frames :], count=frames * layers)
+        plain = _unpacked(contents, 16 * frames + -(-frames * layers // 8), frames, layers)
+        bits = np.unpackbits(plain[:, 16 * frames :], axis=1, count=frames * layers).view(np.bool_)
+        return [
+            cls(*tile)
+            for tile in zip(
+                _unshuffled(plain[:, : 8 * frames], np.dtype("<i8")),
+                _unshuffled(plain[:, 8 * frames : 16 * frames], np.dtype("<i8")),
+                bits.reshape(len(contents), frames, layers),
+                strict=True,
+            )
+        ]
+
+    @classmethod
+    def joined(cls, tiles: Sequence[Self], slot: int) -> Self:
+        """Tiles of ascending buckets as one, of a single layer, whose slot is then 0."""
+        held = [
+            tile.presence[:, slot] if slot < tile.presence.shape[1] else np.zeros(len(tile.steps), np.bool_)
+            for tile in tiles
+        ]
         return cls(
-            _unshuffled(plain[: 8 * frames], np.dtype("<i8")),
-            _unshuffled(plain[8 * frames : 16 * frames], np.dtype("<i8")),
-            bits.astype(np.bool_).reshape(frames, layers),
+            np.concatenate([np.empty(0, np.int64), *(tile.frames for tile in tiles)]),
+            np.concatenate([np.empty(0, np.int64), *(tile.steps for tile in tiles)]),
+            np.concatenate([np.empty(0, np.bool_), *held])[:, None],
         )
 
 
@@ -224,6 +241,14 @@ def decode_values(content: bytes, steps: int, layers: int, form: Format) -> Valu
     return _unshuffled(plain, np.dtype(form)).reshape(layers, steps)
 
 
+def decode_rows(contents: Sequence[bytes], steps: int, layers: int, row: int, form: Format) -> Values:
+    """One layer's steps of each content of so many layers x steps that was encoded: contents x steps."""
+    kind = np.dtype(form)
+    plain = _unpacked(contents, steps * layers * kind.itemsize, steps, layers)
+    of_layer = plain.reshape(len(contents), kind.itemsize, layers, steps)[:, :, row]
+    return _unshuffled(of_layer.reshape(len(contents), -1), kind)
+
+
 def encode_counts(counts: IntArray) -> bytes:
     """At how many steps of a bucket each layer was recorded, as one BLOB."""
     return encode(_shuffled(counts), "|u1", compress=True)
@@ -237,6 +262,16 @@ def decode_counts(contents: Sequence[bytes], layers: int) -> IntArray:
 def blocks(layers: int) -> list[slice]:
     """The slots of each block of the run's layers."""
     return [slice(start, min(start + BLOCK, layers)) for start in range(0, layers, BLOCK)]
+
+
+def alike(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """The places of equal sizes, as many at once as are to be unpacked together: the cost is in the calls."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        groups.setdefault(size, []).append(place)
+    for size, places in groups.items():
+        many = max(1, _AT_ONCE // max(1, size[0] * size[1]))
+        yield from ((size, places[start : start + many]) for start in range(0, len(places), many))
 
 
 def _stored(array: NDArray[Any]) -> NDArray[Any]:
@@ -258,7 +293,8 @@ def _unshuffled(content: NDArray[np.uint8], item: np.dtype[Any]) -> NDArray[Any]
 def _unpacked(contents: Sequence[bytes], size: int, *sizes: int) -> NDArray[np.uint8]:
     """So many bytes from each content, a row each."""
     _within(len(contents), *sizes)
-    return np.stack([decode(content, "|u1", size, compressed=True) for content in contents])
+    plain = b"".join(decompress(content, size) for content in contents)
+    return np.frombuffer(plain, np.uint8).reshape(len(contents), size)
 
 
 def _within(*sizes: int) -> None:

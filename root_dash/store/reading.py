@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -216,13 +217,13 @@ def over_steps(
     max_points: int,
     columns: Sequence[ColumnElement[Any]],
 ) -> tuple[list[Sequence[Any]], int]:
-    """The step and the columns of at most `max_points` of the layer's rows, by ascending step, evenly apart.
+    """At most `max_points` of the layer's rows, by ascending step, evenly apart: the step, the columns and the frame.
 
     With the number of steps that there are.
     """
     _, frames = views.recorded(Buckets(connection, run_id), kind_of(table), layer_id)
     chosen = frames[shaping.spread(len(frames), max_points)]
-    query = select(table.c.frame_id, table.c.step, *columns).where(table.c.layer_id == layer_id)
+    query = select(table.c.step, *columns, table.c.frame_id).where(table.c.layer_id == layer_id)
     if len(chosen) > _AT_ONCE and len(chosen) == len(frames):
         # All of them: by the run's frames, which says less to the database than so many numbers.
         join = schema.frames.join(table, table.c.frame_id == schema.frames.c.id)
@@ -237,7 +238,7 @@ def over_steps(
         assert cursor is not None
         found.extend(cursor.fetchall())
     counted = set(chosen.tolist())
-    return sorted((row[1:] for row in found if row[0] in counted), key=lambda row: int(row[0])), len(frames)
+    return sorted((row for row in found if row[-1] in counted), key=itemgetter(0)), len(frames)
 
 
 def kind_of(table: Table) -> Kind:
@@ -266,7 +267,7 @@ def number(value: float | None) -> float:
 
 
 def to_spectrum(row: Sequence[Any]) -> Spectrum:
-    """The spectrum of a row of step, momentum, base, update and estimated."""
+    """The spectrum of a row that begins with step, momentum, base, update and estimated."""
     momentum, base, update = (decode(content, "<f4") for content in row[1:4])
     return Spectrum(momentum, base, update, step=row[0], estimated=bool(row[4]))
 

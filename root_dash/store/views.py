@@ -34,8 +34,8 @@ class Cells:
 
 def recorded(source: Buckets, kind: Kind, layer_id: int) -> tuple[IntArray, IntArray]:
     """The steps, ascending and each once, at which the kind was recorded for the layer, and the frames that count."""
-    slot = source.slot(layer_id)
-    found = [tile.of_layer(slot) for _, tile in source.tiles(kind)]
+    folded = Tile.joined([tile for _, tile in source.tiles(kind)], source.slot(layer_id))
+    found = [folded.of_layer(0)]
     for bucket in source.open_buckets().get(kind, []):
         rows = _newest(source.rows(kind, bucket, (), layer_id))
         found.append((rows.steps, rows.frames))
@@ -59,7 +59,7 @@ def history(source: Buckets, kind: Kind, layer_id: int, name: str) -> tuple[IntA
     """Steps, ascending and each once, and values of a statistic of one layer."""
     slot = source.slot(layer_id)
     contents = source.values(kind, name, slot // pyramid.BLOCK)
-    found = [_of_tile(kind, slot, tile, contents.get(bucket, {})) for bucket, tile in source.tiles(kind)]
+    found = [_folded(kind, slot, source.tiles(kind), contents)]
     for bucket in source.open_buckets().get(kind, []):
         rows = _newest(source.rows(kind, bucket, (name,), layer_id))
         found.append((rows.steps, rows.values[0].astype(np.float64)))
@@ -229,15 +229,26 @@ def _extremes(merged: Summary, groups: int) -> tuple[IntArray, IntArray]:
     return lows, highs
 
 
-def _of_tile(kind: Kind, slot: int, tile: Tile, contents: dict[int, bytes]) -> tuple[IntArray, Float64Array]:
-    """Steps and values of one layer in a folded bucket."""
-    layers, block = tile.presence.shape[1], slot // pyramid.BLOCK
-    if slot >= layers or block not in contents:
-        return np.empty(0, np.int64), np.empty(0)
-    distinct, (steps, _) = tile.distinct, tile.of_layer(slot)
-    span = pyramid.blocks(layers)[block]
-    values = pyramid.decode_values(contents[block], len(distinct), span.stop - span.start, pyramid.value_format(kind))
-    return steps, values[slot - span.start][np.searchsorted(distinct, steps)].astype(np.float64)
+def _folded(
+    kind: Kind, slot: int, tiles: Sequence[tuple[int, Tile]], contents: dict[int, dict[int, bytes]]
+) -> tuple[IntArray, Float64Array]:
+    """Steps and values of one layer in folded buckets, which ascend."""
+    block, form = slot // pyramid.BLOCK, pyramid.value_format(kind)
+    held = [
+        (tile, contents[bucket][block])
+        for bucket, tile in tiles
+        if slot < tile.presence.shape[1] and block in contents.get(bucket, {})
+    ]
+    found: dict[int, pyramid.Values] = {}
+    spans = [pyramid.blocks(tile.presence.shape[1])[block] for tile, _ in held]
+    sizes = [(len(tile.distinct), span.stop - span.start) for (tile, _), span in zip(held, spans, strict=True)]
+    for (steps, layers), places in pyramid.alike(sizes):
+        rows = pyramid.decode_rows([held[at][1] for at in places], steps, layers, slot - block * pyramid.BLOCK, form)
+        found |= zip(places, rows, strict=True)
+    joined = Tile.joined([tile for tile, _ in held], slot)
+    at = np.searchsorted(joined.distinct, joined.of_layer(0)[0])
+    values = np.concatenate([np.empty(0), *(found[place] for place in range(len(held)))])
+    return joined.of_layer(0)[0], values[at]
 
 
 def _ends(source: Buckets, kind: Kind, layer_id: int, name: str) -> list[tuple[int, float]]:
@@ -251,9 +262,8 @@ def _ends(source: Buckets, kind: Kind, layer_id: int, name: str) -> list[tuple[i
                 rows = _newest(source.rows(kind, bucket, (name,), layer_id))
                 steps, values = rows.steps, rows.values[0].astype(np.float64)
             else:
-                tiles = source.tiles(kind, bucket, bucket)
                 contents = source.values(kind, name, slot // pyramid.BLOCK, bucket)
-                steps, values = _of_tile(kind, slot, tiles[0][1], contents.get(bucket, {}))
+                steps, values = _folded(kind, slot, source.tiles(kind, bucket, bucket), contents)
             if len(steps):
                 found.append((int(steps[place]), float(values[place])))
                 break
