@@ -53,7 +53,7 @@ class CoefficientSets:
                 return self._triples(index, group, batch.shape, fine)
             key = (index, batch.shape, batch.device, fine)
             if key not in self._tensors:
-                self._tensors[key] = torch.tensor(self._triples(index, group, batch.shape, fine), device=batch.device)
+                self._tensors[key] = _on_device(self._triples(index, group, batch.shape, fine), batch.device)
             return self._tensors[key]
 
         return triples
@@ -129,7 +129,7 @@ class CoefficientSets:
         """Write the present sets into the tensors that hold them: a captured graph goes on reading those."""
         for (of, shape, _, fine), tensor in self._tensors.items():
             if of == index:
-                tensor.copy_(torch.tensor(self._triples(index, group, shape, fine)))
+                tensor.copy_(_on_device(self._triples(index, group, shape, fine), tensor.device))
 
     def _triples(self, index: int, group: Mapping[str, Any], shape: Shape, fine: bool) -> Sequence[Coefficients]:
         calibration = self._calibration(index, group)
@@ -150,6 +150,12 @@ class CoefficientSets:
                 mixture=group["calibration_mixture"],
             )
         return self._calibrations[index]
+
+
+def _on_device(triples: Sequence[Coefficients], device: torch.device) -> Tensor:
+    """(K, 3) on the device; from pinned memory to CUDA, where a copy from other memory makes the host wait."""
+    on_cuda = device.type == "cuda"
+    return torch.tensor(triples, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
 
 
 def _is_fine(group: Mapping[str, Any], shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
