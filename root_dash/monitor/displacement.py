@@ -19,12 +19,6 @@ from torch.optim import Muon, Optimizer
 from root_dash.optim.batches import as_matrix, matrix_shape
 from root_dash.optim.shards import local
 
-WEIGHT_BYTES = 2**30
-"""Beyond so many bytes of watched weights an optimizer's updates are taken with the spectra alone, not at every step.
-
-The copy lives from before the step until after it.
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Displacement:

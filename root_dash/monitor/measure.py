@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,18 @@ On one thread the spectra of a layer of 512 x 1024 take 150 ms so and 120 ms est
 and 330 ms; and four Gram matrices of 1024 x 1024 are half of what the writer's queue holds.
 """
 
+AT_ONCE = 2**24
+"""Entries of layers of one shape that are measured together, unless one layer has more.
+
+So what is made on the way, and let go, does not grow with the model: of float32 it was ten times as much as the weights
+that are measured together. Each layer's numbers are its own, and the same.
+"""
+
 Timed = Callable[[Kind], AbstractContextManager[object]]
+Short = Callable[[Kind, torch.OutOfMemoryError], object]
+"""Hears of a kind for which the device had no memory left."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +82,31 @@ class Batch:
         return tensor
 
 
-def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_quantile: float) -> Batch | None:
-    """The batch that ROOT's observation shows of the watched parameters; None where none of them is.
+def batches_of(observation: Observation, positions: Mapping[Tensor, int], outlier_quantile: float) -> Iterator[Batch]:
+    """What ROOT's observation shows of the watched parameters, `AT_ONCE`.
 
     Where the optimizer itself cuts no outliers (its AdamW groups), the threshold that would be is computed at
     `outlier_quantile`, so that every matrix has a mask to inspect.
     """
-    parameters = observation.parameters
     sharded = observation.gradient is None
-    rows = [
+    watched = [
         row
-        for row, parameter in enumerate(parameters)
+        for row, parameter in enumerate(observation.parameters)
         if parameter in positions and (sharded or _shown_once(parameter))
     ]
-    if not rows:
-        return None
+    for rows in chunks(watched, observation.momentum[0].numel()):
+        yield _batch_of(observation, rows, positions, outlier_quantile)
 
+
+def _batch_of(
+    observation: Observation, rows: Sequence[int], positions: Mapping[Tensor, int], outlier_quantile: float
+) -> Batch:
     def kept(tensor: Tensor) -> Tensor:
         # Row by row: indexing with a list would copy the list to the device and wait for it.
-        return tensor if len(rows) == len(parameters) else torch.stack([tensor[row] for row in rows])
+        consecutive = rows[-1] - rows[0] < len(rows)
+        return tensor[rows[0] : rows[-1] + 1] if consecutive else stacked(tensor)
 
-    def stacked(matrices: Sequence[Tensor]) -> Tensor:
+    def stacked(matrices: Sequence[Tensor] | Tensor) -> Tensor:
         return torch.stack([matrices[row] for row in rows])
 
     momentum = kept(observation.momentum)
@@ -99,7 +115,7 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
     if epsilon is None and base is None and observation.algorithm != "root":
         base, epsilon = outliers_of(momentum, outlier_quantile)
     return Batch(
-        positions=tuple(positions[parameters[row]] + observation.pieces[row] for row in rows),
+        positions=tuple(positions[observation.parameters[row]] + observation.pieces[row] for row in rows),
         gradient=None if observation.gradient is None else stacked(observation.gradient),
         weight_norm=None
         if observation.weight is None
@@ -113,6 +129,13 @@ def batch_of(observation: Observation, positions: Mapping[Tensor, int], outlier_
     )
 
 
+def chunks(items: Sequence[T], entries: int) -> Iterator[Sequence[T]]:
+    """Items of so many entries each, as many at a time as `AT_ONCE` allows, and one at least."""
+    count = max(1, AT_ONCE // max(1, entries))
+    for start in range(0, len(items), count):
+        yield items[start : start + count]
+
+
 def batches_of_shards(shards: Sequence[ShardObservation], positions: Mapping[Tensor, int]) -> Iterator[Batch]:
     """What ROOT shows of this process's shards of the watched parameters, in batches of equal shape."""
     watched = [shard for shard in shards if shard.parameter in positions]
@@ -120,8 +143,8 @@ def batches_of_shards(shards: Sequence[ShardObservation], positions: Mapping[Ten
     for shard in watched:
         gradient = shard.gradient
         alike.setdefault((shard.shape, gradient.shape, gradient.dtype, gradient.device), []).append(shard)
-    for first, *others in alike.values():
-        held = [first, *others]
+    for held in (held for all_alike in alike.values() for held in chunks(all_alike, all_alike[0].gradient.numel())):
+        first = held[0]
         yield Batch(
             positions=tuple(positions[shard.parameter] + shard.piece for shard in held),
             gradient=torch.stack([shard.gradient for shard in held]),
@@ -146,16 +169,27 @@ def outliers_of(momentum: Tensor, outlier_quantile: float) -> tuple[Tensor, Tens
     return split(momentum, epsilon), epsilon
 
 
-def measure(batch: Batch, kinds: Collection[Kind], timed: Timed = lambda kind: nullcontext()) -> Measurement:
+def _raise(kind: Kind, error: torch.OutOfMemoryError) -> None:
+    raise error
+
+
+def measure(
+    batch: Batch, kinds: Collection[Kind], timed: Timed = lambda kind: nullcontext(), short: Short = _raise
+) -> Measurement:
     """Measure what the kinds ask of a batch, each kind in the context that `timed` makes for it.
 
-    Of shards only what adds up.
+    Of shards only what adds up. The lightest kinds come first: where the device has no memory for one, it and what
+    would come after it are left out, and `short` hears of it.
     """
     tensors: dict[str, Tensor] = {}
     for kind, measured in _MEASURED.items():
         if kind in kinds and (batch.shard_of is None or kind in ADDITIVE):
-            with timed(kind):
-                tensors |= measured(batch)
+            try:
+                with timed(kind):
+                    tensors |= measured(batch)
+            except torch.OutOfMemoryError as error:
+                short(kind, error)
+                break
     rows, cols = batch.seen.shape[1:]
     if batch.shard_of is not None:
         return Measurement(batch.positions, batch.shard_of, tensors, rows * cols)
@@ -256,6 +290,6 @@ _MEASURED: dict[Kind, Callable[[Batch], dict[str, Tensor]]] = {
     "statistics": _statistics,
     "histograms": _histograms,
     "quantiles": _quantiles,
-    "spectra": _spectra,
     "masks": _masks,
+    "spectra": _spectra,
 }

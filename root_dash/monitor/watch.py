@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self
 
@@ -23,12 +23,12 @@ from torch.optim import Optimizer
 from root_dash.monitor.appearing import Appearing, told
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.failures import Failures, print_to_stderr
-from root_dash.monitor.foreign import ForeignOptimizer
-from root_dash.monitor.measure import Batch, Measurement, batch_of, batches_of_shards, measure
+from root_dash.monitor.foreign import ForeignOptimizer, has_closure
+from root_dash.monitor.measure import Batch, Measurement, batches_of, batches_of_shards, measure
 from root_dash.monitor.pace import Pace
 from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
-from root_dash.monitor.writer import Link, Nowhere, Pending, Sink, Writer
+from root_dash.monitor.writer import HEAVIEST_FIRST, Link, Nowhere, Pending, Sink, Writer
 from root_dash.optim.calibration import Change
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
@@ -233,9 +233,7 @@ class Recorder:
             self._handles.append(optimizer.register_change_observer(self._notice))
             return
         foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
-        self._handles.append(
-            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before(foreign, _closure(args, kwargs)))
-        )
+        self._handles.append(optimizer.register_step_pre_hook(lambda _, *given: self._before(foreign, *given)))
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after(foreign)))
 
     def _enter(self, index: int) -> None:
@@ -286,13 +284,11 @@ class Recorder:
 
     @_guarded("to measure a step")
     def _observe(self, observation: Observation) -> None:
-        if self._due and (batch := batch_of(observation, self._positions, self._outlier_quantile)) is not None:
-            self._take(batch)
+        self._take(batches_of(observation, self._positions, self._outlier_quantile))
 
     @_guarded("to measure a step")
     def _observe_shards(self, shards: Sequence[ShardObservation]) -> None:
-        for batch in batches_of_shards(shards, self._positions) if self._due else ():
-            self._take(batch)
+        self._take(batches_of_shards(shards, self._positions))
 
     @_guarded("to note a new coefficient set")
     def _notice(self, change: Change) -> None:
@@ -304,21 +300,30 @@ class Recorder:
         self._events.append(Event("coefficients", text, change.step, time.time()))
 
     @_guarded("to read the gradients")
-    def _before(self, foreign: ForeignOptimizer, closure: bool) -> None:
+    def _before(self, foreign: ForeignOptimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._due:
             with self._pace.meter.of("statistics", foreign.device):
-                foreign.before_step(self._due, closure=closure)
+                foreign.before_step(self._due, closure=has_closure(args, kwargs))
 
     @_guarded("to measure a step")
     def _after(self, foreign: ForeignOptimizer) -> None:
-        for batch in foreign.after_step():
-            self._take(batch)
+        self._take(foreign.after_step())
 
-    def _take(self, batch: Batch) -> None:
-        # Under the user's autocast our matmuls would be done in half precision.
-        device = batch.seen.device
-        with torch.autocast(device.type, enabled=False):
-            self._measured.append(measure(batch, self._due, lambda kind: self._pace.meter.of(kind, device)))
+    def _take(self, batches: Iterator[Batch]) -> None:
+        try:
+            while self._due and (batch := next(batches, None)) is not None:
+                timed = functools.partial(self._pace.meter.of, device=batch.seen.device)
+                # Under the user's autocast our matmuls would be done in half precision.
+                with torch.autocast(batch.seen.device.type, enabled=False):
+                    self._measured.append(measure(batch, self._due, timed, self._give_up))
+                del batch  # before the next is made
+        except torch.OutOfMemoryError as error:
+            self._give_up("statistics", error)
+
+    def _give_up(self, kind: Kind, error: Exception) -> None:
+        """Leave out of the rest of the step what the device has no memory for, and what is heavier."""
+        self._due -= frozenset(HEAVIEST_FIRST[: HEAVIEST_FIRST.index(kind) + 1])
+        self._failures.add(f"to measure {kind}", error)
 
     @_guarded("to hand over a frame")
     def _seal_early(self, optimizers: int) -> None:
@@ -359,11 +364,6 @@ class Recorder:
         )
         self._pace.meter.bill.awaits_writer = pending.bill is not None
         self._writer.put(pending)
-
-
-def _closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a step was given a closure; the first of its arguments is the optimizer itself."""
-    return any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
 
 
 def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:

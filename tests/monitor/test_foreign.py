@@ -23,6 +23,7 @@ from tests.monitor.training import (
     adamw,
     layers_of,
     muon,
+    plain_sgd,
     record,
     sgd,
     step,
@@ -197,12 +198,65 @@ def test_a_learning_rate_of_zero_moves_nothing(tmp_path: Path) -> None:
 
 
 def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where copying the weights at every step would cost too much memory."""
-    monkeypatch.setattr("root_dash.monitor.foreign.WEIGHT_BYTES", 1000)
-    store = record(tmp_path / "runs.db", adamw, 5, Cadence(statistics=1, spectra=2))
-    history = store.history(layers_of(store)["up.weight"].id, "update_norm")
-    assert history.steps.tolist() == [1, 2, 3, 4, 5]
-    assert np.isfinite(history.values).tolist() == [True, True, False, True, False]
+    """Where copying the weights at every step would cost too much memory; layers take turns, if they fit at all."""
+    monkeypatch.setattr("root_dash.monitor.foreign.COPIED_BYTES", 4 * 24 * 40)
+    store = record(tmp_path / "runs.db", plain_sgd, 9, Cadence(statistics=1, spectra=2))
+    shown = {}
+    for name, layer in layers_of(store).items():
+        history = store.history(layer.id, "update_norm")
+        assert history.steps.tolist() == list(range(1, 10))
+        shown[name] = history.steps[np.isfinite(history.values)].tolist()
+    assert shown == {
+        "square.weight": [1, 8],
+        "up.weight": [2],
+        **dict.fromkeys(("up.bias", "norm.weight", "norm.bias"), [4]),
+        "down.weight": [6],
+        **dict.fromkeys(("embed.weight", "head.weight"), []),
+    }
+
+
+@pytest.mark.parametrize("build", [adamw, sgd, muon])
+def test_gradients_of_large_models_are_read_after_the_step(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a copy would cost too much memory: of optimizers that do not write into them they are the same bits."""
+    copied = record(tmp_path / "copied.db", build, 3)
+    monkeypatch.setattr("root_dash.monitor.foreign.COPIED_BYTES", 0)
+    read = record(tmp_path / "read.db", build, 3)
+    for name, layer in layers_of(copied).items():
+        for statistic in ("grad_norm", "grad_kurtosis", "momentum_norm", "weight_norm", "update_norm"):
+            expected = copied.history(layer.id, statistic).values
+            history = read.history(layers_of(read)[name].id, statistic).values
+            assert np.isfinite(expected).all()
+            np.testing.assert_equal(history, expected if statistic != "update_norm" else np.full(3, np.nan))
+
+
+@pytest.mark.parametrize("build", [AdamW, SGD])
+def test_gradients_that_are_read_after_a_fused_step_are_unscaled(
+    build: Callable[..., Optimizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step itself has undone the scaler's scale in them, unless it was skipped for an infinity."""
+    norms = []
+    for limit in (2**30, 0):
+        monkeypatch.setattr("root_dash.monitor.foreign.COPIED_BYTES", limit)
+        model = Model()
+        optimizer = build(model.parameters(), lr=1e-3, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+        with root_dash.watch(model, optimizer, db=tmp_path / f"{limit}.db", cadence=EVERY_STEP) as run:
+            for index in range(4):
+                tokens = torch.randint(50, (16, 8), generator=torch.Generator().manual_seed(index))
+                scaler.scale(model(tokens).square().mean()).backward()
+                if index == 1:
+                    assert model.down.weight.grad is not None
+                    model.down.weight.grad[0, 0] = torch.inf
+                scaler.step(optimizer)
+                scaler.update()
+                model.zero_grad()
+        assert (run.step, run.failures) == (4, 0)
+        with root_dash.open(tmp_path / f"{limit}.db") as store:
+            norms.append(store.history(layers_of(store)["up.weight"].id, "grad_norm").values)
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-6)
+    assert 0 < norms[0].max() < 10 * norms[0].min()
 
 
 def test_the_gradient_is_that_before_the_step(tmp_path: Path) -> None:

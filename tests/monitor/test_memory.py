@@ -1,0 +1,293 @@
+"""What recording takes of the device's memory, and what becomes of it where there is none left."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import root_dash
+from root_dash.monitor import statistics
+from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.measure import AT_ONCE, Batch, chunks, measure, outliers_of
+from root_dash.records import Kind
+from tests.monitor.training import (
+    EVERY_STEP,
+    MATRICES,
+    Build,
+    Model,
+    adamw,
+    layers_of,
+    muon,
+    record,
+    root,
+    sgd,
+    step,
+    train,
+)
+
+KINDS: tuple[Kind, ...] = ("statistics", "histograms", "quantiles", "spectra", "masks")
+
+
+def batch_of(rows: list[int]) -> Batch:
+    """Some of eight layers of heavy tails, each of its own scale."""
+    generator = torch.Generator().manual_seed(0)
+    gradient, momentum, weight = torch.randn(3, 8, 48, 160, generator=generator) ** 3 * torch.logspace(-3, 3, 8).view(
+        8, 1, 1
+    )
+    gradient, momentum, weight = (tensor[rows] for tensor in (gradient, momentum, weight))
+    base, threshold = outliers_of(momentum, 0.9)
+    norm = statistics.norms_of(list(weight))
+    return Batch(tuple(rows), gradient, norm, momentum, threshold, base, momentum / 2, 0.1, orthogonalized=True)
+
+
+@pytest.mark.parametrize("exact_up_to", [512, 16], ids=["grams", "lanczos"])
+@pytest.mark.parametrize("host", [True, False], ids=["host", "device"])
+def test_layers_that_are_measured_apart_have_the_same_bits(
+    host: bool, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As measured together, in all that is measured, on one thread: by the host's ways and by a device's."""
+    monkeypatch.setattr("root_dash.monitor.measure.EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", 3 * 48 * 160)
+    parts = [list(rows) for rows in chunks(range(8), 48 * 160)]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    if not host:
+        monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        together, *apart = (measure(batch_of(rows), KINDS).tensors for rows in [list(range(8)), *parts])
+    finally:
+        torch.set_num_threads(threads)
+    spectra = "lanczos" if exact_up_to < 48 else "spectra"
+    assert {name.split(".")[0] for name in together} == {*KINDS, spectra} - ({"spectra", "lanczos"} - {spectra})
+    for name, tensor in together.items():
+        if tensor.ndim:
+            assert torch.equal(torch.cat([one[name] for one in apart]), tensor), name
+        else:
+            assert all(torch.equal(one[name], tensor) for one in apart), name
+
+
+@pytest.mark.parametrize("build", [root, muon, adamw, sgd])
+def test_a_recording_is_the_same_however_many_layers_are_measured_at_once(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all layers of a shape, or of one at a time."""
+    frames = []
+    for at_once in (AT_ONCE, 1):
+        monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", at_once)
+        store = record(tmp_path / f"{at_once}.db", build, 3)
+        frames.append([asdict(store.frame(notice.id)) for notice in store.frames(1)])
+    assert len(frames[0]) == 3
+    for one, other in zip(*frames, strict=True):
+        for name in ("layers", "statistics", "histograms", "quantiles", "spectra", "masks", "scalars"):
+            np.testing.assert_equal(one[name], other[name])
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made and not yet let go."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most: int = 0
+        self._held = 0
+        self._owners: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What the operation makes is held as long as a tensor of Python's has it."""
+        given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
+        places = {tensor.untyped_storage().data_ptr() for tensor in given}
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and all(tensor is not one for one in given):
+                place, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+                if place in self._owners or place not in places:
+                    self._held += size * (place not in self._owners)
+                    self._owners[place] = self._owners.get(place, 0) + 1
+                    weakref.finalize(tensor, self._let_go, place, size)
+        self.most = max(self.most, self._held)
+        return made
+
+    def _let_go(self, place: int, size: int) -> None:
+        self._owners[place] -= 1
+        if not self._owners[place]:
+            del self._owners[place]
+            self._held -= size
+
+
+SIDES = (128, 1024)
+LAYER_BYTES = 4 * SIDES[0] * SIDES[1]
+
+
+def peak(layers: int, path: Path) -> int:
+    """The most bytes that a step of so many layers made beside weights, gradients and momenta, recording everything."""
+    model = nn.Sequential(*(nn.Linear(*SIDES, bias=False) for _ in range(layers)))
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    with root_dash.watch(model, optimizer, db=path, cadence=EVERY_STEP, max_overhead=10.0) as run:
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            with Peak() as counted:
+                optimizer.step()
+    assert (run.stored, run.failures) == (2, 0)
+    most: int = counted.most
+    return most
+
+
+@pytest.mark.heavy
+def test_the_memory_of_a_step_does_not_grow_with_the_number_of_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what is recorded of them: what is made on the way is of two layers at a time, and copies are bounded."""
+    monkeypatch.setattr("root_dash.monitor.measure.EXACT_UP_TO", 64)
+    monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", 2 * SIDES[0] * SIDES[1])
+    monkeypatch.setattr("root_dash.monitor.foreign.COPIED_BYTES", 2 * LAYER_BYTES)
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    few, many = peak(4, tmp_path / "few.db"), peak(12, tmp_path / "many.db")
+    assert 4 * LAYER_BYTES < few
+    assert many - few < LAYER_BYTES
+
+
+def recording() -> bool:
+    """Whether it is on behalf of the recorder that this is called."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not frame.f_globals["__name__"].startswith("root_dash.monitor"):
+        frame = frame.f_back
+    return frame is not None
+
+
+@contextmanager
+def no_memory(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: int = 0, times: float = float("inf")
+) -> Iterator[None]:
+    """Let a function of torch's find no memory where recording calls it, after so many calls and so many times."""
+    function, calls = getattr(owner, name), 0
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += recording()
+        if recording() and after < calls <= after + times:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, failing)
+        yield
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of the tensors of the size of a layer that live in the process, without those of the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and id(one) not in own]
+    layers = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel() >= 24 * 24]
+    return sum(tensor.nbytes for tensor in layers)
+
+
+@pytest.mark.parametrize(
+    ("build", "owner", "name", "after"),
+    [
+        (adamw, torch, "stack", 2),
+        (muon, torch, "stack", 7),
+        (adamw, torch, "maximum", 1),
+        (root, torch.Tensor, "topk", 0),
+        (root, torch.linalg, "vector_norm", 3),
+    ],
+    ids=["gradients", "weights", "outliers", "masks", "norms"],
+)
+def test_without_memory_the_step_is_trained_as_ever_and_nothing_is_held(
+    build: Build, owner: Any, name: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it was missing, in copies or in the midst of measuring; what was made is let go without a collection."""
+    alone, watched = Model(), Model()
+    train(alone, build(alone), 5)
+    optimizers, after_steps = build(watched), []
+    gc.collect()
+    gc.disable()
+    try:
+        with root_dash.watch(watched, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+            for index in range(5):
+                with no_memory(monkeypatch, owner, name, after=after) if index == 3 else nullcontext():
+                    run.log(loss=step(watched, optimizers, index))
+                while run.pending:  # the writer's thread has tensors of its own
+                    time.sleep(0.001)
+                after_steps.append(held(watched))
+            assert run.active
+    finally:
+        gc.enable()
+    assert run.failures in (1, 2)  # of the copies and, as nothing is left, of what would have been read without them
+    assert (run.stored, run.lost) == (5, 0)
+    assert after_steps[3] == after_steps[2] == after_steps[4]
+    for left, right in zip(alone.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_heaviest_kinds_are_given_up_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A kind that finds no memory costs a step what is as heavy and nothing else; it is one failure for all layers."""
+    model = Model()
+    optimizers = adamw(model)
+    cadence = Cadence(statistics=1, histograms=1, quantiles=3, spectra=1, masks=1)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=cadence, max_overhead=10.0) as run:
+        with no_memory(monkeypatch, torch.Tensor, "gather"):  # which the quantiles are read by, and then the masks
+            train(model, optimizers, 1, run.log)
+        train(model, optimizers, 4, run.log)
+        with no_memory(monkeypatch, torch.Tensor, "gather"):
+            train(model, optimizers, 1, run.log)
+        assert run.active
+    assert (run.stored, run.lost, run.failures) == (6, 0, 2)
+    assert capfd.readouterr().err.count("failed to measure quantiles; training goes on") == 1
+    with root_dash.open(tmp_path / "runs.db") as store:
+        for name in MATRICES:
+            layer = layers_of(store)[name].id
+            assert {kind: store.steps(layer, kind).tolist() for kind in KINDS} == {
+                **dict.fromkeys(("statistics", "histograms"), [1, 2, 3, 4, 5, 6]),
+                "quantiles": [3],
+                **dict.fromkeys(("masks", "spectra"), [2, 3, 4, 5]),
+            }
+
+
+def test_where_there_is_no_memory_for_copies_gradients_are_read_after_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the update is missing then."""
+    model = Model()
+    optimizers = sgd(model)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        train(model, optimizers, 2, run.log)
+        with no_memory(monkeypatch, torch, "stack", after=2, times=1):
+            run.log(loss=step(model, optimizers, 2))
+    assert (run.stored, run.failures) == (3, 1)
+    with root_dash.open(tmp_path / "runs.db") as store:
+        for layer in layers_of(store).values():
+            assert np.isfinite(store.history(layer.id, "grad_norm").values).tolist() == [True, True, True]
+            assert np.isfinite(store.history(layer.id, "update_norm").values).tolist() == [True, True, False]
+
+
+def test_a_recorder_that_never_has_memory_turns_itself_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After three failures in a row; the training ends as it would have."""
+    alone, watched = Model(), Model()
+    train(alone, sgd(alone), 6)
+    optimizers = sgd(watched)
+    with root_dash.watch(watched, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+        with no_memory(monkeypatch, torch, "stack"):
+            train(watched, optimizers, 6, run.log)
+        assert not run.active
+    assert run.failures == 3
+    for left, right in zip(alone.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(left, right)
