@@ -16,6 +16,7 @@ from root_dash.exceptions import StoreError
 from root_dash.records import Attempt, Layer, Run
 from root_dash.store.lasting import Lasting
 from root_dash.store.place import Place, parse
+from root_dash.store.spool import Spool
 from root_dash.store.store import Store
 
 if TYPE_CHECKING:
@@ -182,8 +183,9 @@ def watch(
 
 def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
     """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
+    from root_dash.monitor.delivery import Delivery, leftovers
     from root_dash.monitor.mail import Mail
-    from root_dash.monitor.remote import Delivery, Sender, Spooled, leftovers
+    from root_dash.monitor.remote import Sender, Spooled
     from root_dash.monitor.spools import hold
 
     token = default_token(token)
@@ -200,9 +202,9 @@ def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, f
         if held is None:  # nobody else knows the name
             raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
         mail = Mail(server, token)
-        store = Store.create(held.path)
+        store = Spool.create(held.path)
         recording = store.begin(run, layers, attempt)
-        return recording, Sender(Delivery(held, store, mail), leftovers(folder, Store.create, mail), mail)
+        return recording, Sender(Delivery(held, store, mail), leftovers(folder, Spool.create, mail), mail)
 
     return Spooled(begin, layers)
 
@@ -216,12 +218,12 @@ def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) 
         ValueError: the server's address or the token is none.
         RootDashError: the server does not answer or refuses the frames, which stay where they are.
     """
+    from root_dash.monitor.delivery import deliver, leftovers
     from root_dash.monitor.mail import Mail
-    from root_dash.monitor.remote import deliver, leftovers
 
     mail = Mail(server, default_token(token))
     try:
-        for delivery in leftovers(default_spool(folder), Store.create, mail):
+        for delivery in leftovers(default_spool(folder), Spool.create, mail):
             try:
                 yield delivery.path, deliver(delivery)
             finally:

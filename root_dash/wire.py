@@ -144,7 +144,7 @@ class _Batch(_Strict):
 class End(_Strict):
     """That an attempt ended: `lost` frames after the last that was stored, whose `seq` is `last_seq`.
 
-    The time is None where nobody saw it end.
+    The time is None where it goes on: all the same what has arrived outlives lost power.
     """
 
     time: _Time | None

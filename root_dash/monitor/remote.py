@@ -1,8 +1,8 @@
 """Frames to a server far away: read back from a spool on the trainer's own disk, and sent until they are there.
 
 The training knows nothing of it: its frames go into the spool, a store of one attempt, and one thread sends what it
-finds in it. A spool is deleted once the server has all of it. What a trainer leaves behind, since it was killed or its
-server was away, the next one with the same folder sends, or `root-dash sync`.
+finds in it. What a trainer leaves behind, since it was killed or its server was away, the next one with the same folder
+sends, or `root-dash sync`.
 """
 
 from __future__ import annotations
@@ -13,26 +13,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from root_dash import wire
-from root_dash.exceptions import NotRecorded, RootDashError, StoreMoved
+from root_dash.exceptions import RootDashError, StoreFull, StoreMoved
+from root_dash.monitor.delivery import Delivery
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.mail import Mail, Refused, Unreachable
-from root_dash.monitor.spools import Hold, hold
-from root_dash.records import Attempt, Event, Frame, Layer, Notice, Run
+from root_dash.records import Event, Frame, Layer
 
 if TYPE_CHECKING:
     from root_dash.monitor.writer import Sink
-
-BATCH_BYTES = 4 * 2**20
-"""Of a batch before it is compressed; a frame that is larger travels alone."""
-
-BATCH_FRAMES = 256
-
-FRAME_BYTES = wire.LIMIT - 2**10
-"""Of a frame before it is compressed: one that is larger, of billions of entries, travels without its exact masks."""
 
 LINGER_SECONDS = 1.0
 """How long frames may gather before they are sent."""
@@ -40,148 +30,11 @@ LINGER_SECONDS = 1.0
 PAUSE_SECONDS = (0.5, 60.0)
 """The first and the longest pause before a server that does not answer is tried again."""
 
+SPOOL_BYTES = 2 * 2**30
+"""That a spool may hold of what the server does not have; a training that went on without end would fill the disk."""
+
 DRAIN_SECONDS = 30.0
 """How long the end of a recording may wait for frames to be sent, while the server takes them."""
-
-
-class Spool(Protocol):
-    """What is asked of a store."""
-
-    def run(self, run_id: int) -> Run:
-        """The run of that id."""
-
-    def layers(self, run_id: int) -> list[Layer]:
-        """The run's layers."""
-
-    def attempt(self, uid: str) -> Attempt:
-        """The attempt of that uid; NotRecorded where there is none."""
-
-    def frames(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Notice]:
-        """The run's frames beyond a cursor."""
-
-    def frame(self, cursor: int) -> Frame:
-        """The frame of that cursor."""
-
-    def close(self) -> None:
-        """Let go of the file."""
-
-
-class Delivery:
-    """One spool on its way to the server, a request at a time."""
-
-    def __init__(self, held: Hold, spool: Spool, mail: Mail) -> None:
-        self.path = held.path
-        self.done = False
-        """Whether the server has all of it, and it is deleted."""
-        self._held = held
-        self._uid = held.path.stem
-        self._spool = spool
-        self._mail = mail
-        self._layers: list[Layer] | None = None
-        self._acknowledged = -1
-        self._cursor = 0
-        self._again = 0
-
-    def advance(self, *, ended: bool) -> bool:
-        """Send what is next, in one request or two; whether there may be more to send at once.
-
-        Where the attempt has `ended`, no more frames will come, and the spool goes once the server has all of it.
-
-        Raises:
-            Unreachable: the server did not take it now.
-            Refused: it never will.
-            StoreError: the spool cannot be read.
-        """
-        try:
-            attempt = self._spool.attempt(self._uid)
-        except NotRecorded:  # killed before it had anything to say
-            if ended:
-                self._delete()
-            return False
-        notices, frames = self._next(attempt.run)
-        layers = self._spool.layers(attempt.run)
-        if layers != self._layers:  # at the beginning, and where there are more of them now
-            run = self._spool.run(attempt.run)
-            stored = self._mail.begin(wire.pack_begin(run, layers, attempt), self._uid)
-            first, self._layers = self._layers is None, layers
-            if first:
-                self._acknowledged = -1 if stored.last_seq is None else stored.last_seq
-                self._cursor = 0
-                return True
-        if frames:
-            if self._mail.append(wire.pack_batch(frames), self._uid) is None:
-                self._begin_again()  # the server was restarted
-            else:
-                self._cursor, self._acknowledged, self._again = notices[-1].id, notices[-1].seq, 0
-            return True
-        if ended:
-            last = self._acknowledged if self._acknowledged >= 0 else None
-            end = wire.pack_end(wire.End(attempt.ended_at, attempt.lost, last))
-            if self._mail.end(end, self._uid) is None:
-                self._begin_again()  # what it had acknowledged may be gone: a machine that lost its power
-                return True
-            self._delete()
-        return False
-
-    def remaining(self) -> int:
-        """Frames that the server has not acknowledged."""
-        if self.done:
-            return 0
-        try:
-            run = self._spool.attempt(self._uid).run
-        except NotRecorded:
-            return 0
-        return sum(notice.seq > self._acknowledged for notice in self._notices(run, self._cursor))
-
-    def close(self) -> None:
-        """Leave it to another one."""
-        self._spool.close()
-        self._held.release()
-
-    def _begin_again(self) -> None:
-        self._layers = None
-        self._again += 1
-        if self._again >= 3:
-            raise Unreachable(f"{self._mail.server} asks for the beginning of the attempt again and again")
-
-    def _notices(self, run: int, cursor: int) -> Iterator[Notice]:
-        while page := self._spool.frames(run, cursor):
-            yield from page
-            cursor = page[-1].id
-
-    def _next(self, run: int) -> tuple[list[Notice], list[bytes]]:
-        notices: list[Notice] = []
-        frames: list[bytes] = []
-        size = 0
-        for notice in self._notices(run, self._cursor):
-            if notice.seq <= self._acknowledged:
-                self._cursor = notice.id
-                continue
-            packed = _packed(self._spool.frame(notice.id))
-            if frames and size + len(packed) > BATCH_BYTES:
-                break
-            notices.append(notice)
-            frames.append(packed)
-            size += len(packed)
-            if len(frames) >= BATCH_FRAMES:
-                break
-        return notices, frames
-
-    def _delete(self) -> None:
-        self.done = True
-        self._spool.close()
-        self._held.delete()
-
-
-def _packed(frame: Frame) -> bytes:
-    """The frame as it travels; where it leaves its exact masks behind, it says so."""
-    packed = wire.pack_frame(frame)
-    if len(packed) <= FRAME_BYTES:
-        return packed
-    text = f"a frame of {len(packed) / 2**20:,.0f} MiB is too large to be sent: of its masks only the maps are"
-    masks = {at: (replace(mask, packed=b""), statistics) for at, (mask, statistics) in frame.masks.items()}
-    events = (*frame.events, Event("store", text, frame.step, frame.time))
-    return wire.pack_frame(replace(frame, masks=masks, events=events))
 
 
 class Sender:
@@ -222,9 +75,16 @@ class Sender:
 
     def leave(self) -> None:
         """Say that no more frames come, without waiting for those that are left."""
+        self._own.moved = True
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+
+    def check_room(self) -> None:
+        """Raise StoreFull where as much waits as may."""
+        if (size := self._own.size()) >= SPOOL_BYTES:
+            text = f"{self._own.path} is full: {size / 2**20:,.1f} MiB wait for {self._mail.server}"
+            raise StoreFull(f"{text}, and frames are lost until some of it is sent")
 
     def _run(self) -> None:
         said = False
@@ -234,16 +94,19 @@ class Sender:
             wait = LINGER_SECONDS
             ended = self._closing
             try:
+                waited = self._waiting() if said else 0
                 if not self._own.done:
                     more = self._own.advance(ended=ended)
                 if not more:
                     more = self._advance_other()
+                if said:
+                    print_to_stderr(f"root-dash: {self._mail.server} takes frames again: {waited} waited")
                 trouble, said, failures = None, False, 0
             except Exception as error:
                 trouble = str(error) or type(error).__name__
                 wait = _pause(failures, error)
                 failures += 1
-                if not said:
+                if not said and (failures > 1 or not isinstance(error, Unreachable)):  # else it may be back at once
                     print_to_stderr(f"root-dash: {trouble}; training goes on, frames wait in {self._own.path.parent}")
                     said = True
             with self._changed:
@@ -255,6 +118,10 @@ class Sender:
                 if not more and self._closing == ended:  # else it was closed meanwhile: a last try at once
                     self._changed.wait(wait)
         self._mail.close()
+
+    def _waiting(self) -> int:
+        """Frames that the server does not have, of all that is being sent."""
+        return self._own.remaining() + (self._other.remaining() if self._other is not None else 0)
 
     def _advance_other(self) -> bool:
         """Send something of what others left; what is refused stays where it is. Whether there may be more."""
@@ -287,7 +154,8 @@ class Spooled:
         self._spool, self._sender = begin(self._layers)
 
     def append(self, frame: Frame) -> object:
-        """Store a frame in the spool."""
+        """Store a frame in the spool; StoreFull where that holds as much as it may."""
+        self._sender.check_room()
         try:
             return self._spool.append(frame)
         except StoreMoved as error:
@@ -324,51 +192,6 @@ class Spooled:
         text = f"{moved}: it goes on in another one, and what was not sent yet may be lost"
         print_to_stderr(f"root-dash: {text}")
         return text
-
-
-def deliver(delivery: Delivery) -> int:
-    """Send all of a spool whose trainer has ended; how many frames were sent.
-
-    Raises:
-        Unreachable: the server does not answer.
-        Refused: it does not take the frames.
-        StoreError: the spool cannot be read.
-    """
-    frames = delivery.remaining()
-    while not delivery.done:
-        delivery.advance(ended=True)
-    return frames
-
-
-def leftovers(folder: Path, open_spool: Callable[[Path], Spool], mail: Mail) -> Iterator[Delivery]:
-    """The spools in the folder that no living trainer and nobody else sends, the oldest first."""
-    for path in found(folder):
-        try:
-            held = hold(path)
-        except OSError as error:
-            print_to_stderr(f"root-dash: {path} stays as it is: {(error.strerror or str(error)).lower()}")
-            continue
-        if held is None:
-            continue
-        try:
-            yield Delivery(held, open_spool(path), mail)
-        except RootDashError as error:
-            held.release()
-            print_to_stderr(f"root-dash: {path} stays as it is: {error}")
-
-
-def found(folder: Path) -> Sequence[Path]:
-    """The spools in a folder, whoever holds them, the oldest first."""
-    paths = [path for path in folder.glob("*.db") if len(path.stem) == 32 and set(path.stem) <= set("0123456789abcdef")]
-    return sorted(paths, key=lambda path: (_written_at(path), path.name))
-
-
-def _written_at(path: Path) -> float:
-    """When a file was last written to, in seconds since the epoch; 0 of one that is gone by now."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def _pause(failures: int, error: Exception) -> float:

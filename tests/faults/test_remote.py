@@ -59,12 +59,12 @@ with serving(Path(sys.argv[1]), int(sys.argv[2])):
 SENDER = """
 import sys
 from pathlib import Path
-from root_dash.monitor import remote
+from root_dash.monitor import delivery, remote
 from root_dash.recording import sync
-remote.BATCH_FRAMES = 1  # many requests, to be interrupted anywhere
+delivery.BATCH_FRAMES = 1  # many requests, to be interrupted anywhere
 remote.PAUSE_SECONDS = (0.05, 0.2)
 from root_dash.monitor.mail import Unreachable
-while any(remote.found(Path(sys.argv[2]))):
+while any(delivery.found(Path(sys.argv[2]))):
     try:
         for path, frames in sync(sys.argv[2], sys.argv[1], None):
             print(path, frames)
@@ -194,4 +194,4 @@ def test_what_a_killed_trainer_left_is_synced(tmp_path: Path) -> None:
         steps = [notice.step for notice in store.frames(run.id)]
         assert steps == list(range(1, len(steps) + 1))
         assert step - pending <= len(steps) <= step + 1
-        assert run.ended_at is None
+        assert run.ended_at == run.last_time

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import math
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +22,15 @@ import pytest
 
 import root_dash
 from root_dash import wire
-from root_dash.monitor import remote
+from root_dash.monitor import delivery, remote, writer
+from root_dash.monitor.delivery import Delivery, deliver, leftovers
 from root_dash.monitor.mail import Mail, Refused, Unreachable
-from root_dash.monitor.remote import Delivery, deliver, leftovers
 from root_dash.monitor.spools import hold
 from root_dash.monitor.watch import Recorder
 from root_dash.recording import sync
 from root_dash.records import Attempt, Frame, Run
 from root_dash.store import Store
+from root_dash.store.spool import Spool
 from tests.monitor.servers import WRITE, free_port, serving
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import make_layers
@@ -83,7 +86,7 @@ def start(server: str, folder: Path, token: str = WRITE) -> Recorder:
 @pytest.mark.parametrize("batch", [1, 2**22])
 def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One frame a batch, since each is larger than a batch may be, or all in one; then the spool is deleted."""
-    monkeypatch.setattr(remote, "BATCH_BYTES", batch)
+    monkeypatch.setattr(delivery, "BATCH_BYTES", batch)
     left(tmp_path / "spool")
     with serving(tmp_path / "team.db") as (server, _, app):
         assert send(tmp_path / "spool", server) == [4]
@@ -101,7 +104,7 @@ def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
 ) -> None:
     """And says so; all else arrives, as do the frames after it."""
     small, large = trained(0, ["scalars"]), trained(1)
-    monkeypatch.setattr(remote, "FRAME_BYTES", len(wire.pack_frame(large)) - 1)
+    monkeypatch.setattr(delivery, "FRAME_BYTES", len(wire.pack_frame(large)) - 1)
     folder = tmp_path / "spool"
     left(folder, 0, end=False)
     with Store.create(folder / f"{'a' * 32}.db") as store:
@@ -118,16 +121,53 @@ def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
     assert same_frames(second, replace(small, seq=2))
 
 
-def test_a_killed_trainers_run_stays_open(tmp_path: Path) -> None:
-    """All frames arrive and the spool goes, but nobody says that the run ended; one without a beginning just goes."""
+def test_a_killed_trainers_run_ends_with_its_last_frame(tmp_path: Path) -> None:
+    """All frames arrive, the run reads as ended then, and the spool goes; one that never began just goes."""
     left(tmp_path / "spool", end=False)
+    left(tmp_path / "spool", 0, end=False, uid="c" * 32)
     Store.create(tmp_path / "spool" / f"{'b' * 32}.db").close()
     (tmp_path / "spool" / "notes.db").touch()  # nobody's spool
     with serving(tmp_path / "team.db") as (server, _, _):
-        assert sorted(send(tmp_path / "spool", server)) == [0, 4]
+        assert sorted(send(tmp_path / "spool", server)) == [0, 0, 4]
     with Store.open(tmp_path / "team.db") as store:
-        assert [(run.frames, run.ended_at) for run in store.runs()] == [(4, None)]
+        found = {run.frames: run.ended_at for run in store.runs()}
+        assert found == {4: trained(3).time, 0: 1.7e9}
     assert remaining(tmp_path / "spool") == ["notes.db"]
+
+
+@pytest.mark.heavy
+def test_only_a_trainer_that_is_dead_is_said_to_have_ended(tmp_path: Path) -> None:
+    """While the process lives, `sync` leaves its run alone, also where it is stopped; once killed, it has ended."""
+    script = (
+        "import sys, time; from pathlib import Path; from tests.monitor.test_remote import start;"
+        "run = start(sys.argv[1], Path(sys.argv[2]))\n"
+        "while run.pending: time.sleep(0.01)\n"
+        "print('stored', flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "spool"
+    with serving(tmp_path / "team.db") as (server, _, _):
+        trainer = subprocess.Popen(
+            [sys.executable, "-c", script, server, str(folder)],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "stored\n"
+        while len(arrived(tmp_path / "team.db")) < 5:
+            time.sleep(0.01)
+        trainer.send_signal(signal.SIGSTOP)
+        assert send(folder, server) == []
+        with Store.open(tmp_path / "team.db") as store:
+            assert [run.ended_at for run in store.runs()] == [None]
+            trainer.kill()
+            trainer.communicate()
+            assert send(folder, server) == [0]  # the server had all but the end
+            (run,) = store.runs()
+            assert (run.frames, run.ended_at) == (5, run.last_time)
+    assert remaining(folder) == []
 
 
 def test_training_is_recorded_on_the_server(tmp_path: Path) -> None:
@@ -145,18 +185,44 @@ def test_training_is_recorded_on_the_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_comes_later_gets_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nobody listens while the run trains; it is said once, and what waits arrives when somebody does."""
+    """Nobody listens while the run trains; it is said once, as is that somebody does, and what waited arrives."""
     port = free_port()
     run = start(f"http://127.0.0.1:{port}", tmp_path / "spool")
+    while run.pending:
+        time.sleep(0.01)
     while "training goes on" not in capfd.readouterr().err:
         time.sleep(0.01)
     with serving(tmp_path / "team.db", port):
-        run.close()
         # At once after it came up the sender may still have failed its last try: it goes on in the background.
+        while len(arrived(tmp_path / "team.db")) < 5:
+            time.sleep(0.01)
+        run.close()
+    assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
+    said = capfd.readouterr().err
+    assert said == f"root-dash: http://127.0.0.1:{port} takes frames again: 5 waited\n"
+
+
+def test_a_server_that_is_away_for_a_moment_is_not_spoken_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One try that fails, and the next one does not: neither that it went nor that it is back."""
+    send, tries = Mail._send, list[str]()
+
+    def fail_once(mail: Mail, method: str, path: str, message: bytes) -> object:
+        tries.append(method)
+        if len(tries) in (1, 3):
+            raise Unreachable(f"{mail.server} cannot be reached")
+        return send(mail, method, path, message)
+
+    monkeypatch.setattr(Mail, "_send", fail_once)
+    with serving(tmp_path / "team.db") as (server, _, _):
+        start(server, tmp_path / "spool").close(20.0)
         while list((tmp_path / "spool").glob("*.db")):
             time.sleep(0.01)
-    assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
-    assert "training goes on" not in capfd.readouterr().err
+    assert len(arrived(tmp_path / "team.db")) == 5
+    said = capfd.readouterr().err
+    assert "training goes on" not in said
+    assert "takes frames again" not in said
 
 
 def test_a_server_that_hangs_does_not_hold_the_training(tmp_path: Path) -> None:
@@ -240,10 +306,10 @@ def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
     other = [sys.executable, "-c", script, str(path)]
     assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
     mail = Mail("http://127.0.0.1:1", WRITE)
-    assert list(leftovers(path.parent, Store.create, mail)) == []
+    assert list(leftovers(path.parent, Spool.create, mail)) == []
     held.release()
     held.release()
-    assert [delivery.path for delivery in leftovers(path.parent, Store.create, mail)] == [path]
+    assert [delivery.path for delivery in leftovers(path.parent, Spool.create, mail)] == [path]
     gone = path.with_name(f"{'c' * 32}.db")
     assert hold(gone) is None
     mail.close()
@@ -256,7 +322,7 @@ def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
         mail = Mail(server, WRITE)
         held = hold(path)
         assert held is not None
-        delivery = Delivery(held, Store.create(path), mail)
+        delivery = Delivery(held, Spool.create(path), mail)
         assert delivery.advance(ended=False)  # begins
         assert delivery.advance(ended=False)  # sends all
         assert not delivery.advance(ended=False)
@@ -276,13 +342,92 @@ def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
     assert len(arrived(tmp_path / "new.db")) == 4
 
 
+def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the trainer goes on; what the server acknowledged and loses with its power is still there to be sent."""
+    monkeypatch.setattr(delivery, "SETTLED_BYTES", 3 * len(wire.pack_frame(trained(0))))
+    path, port = tmp_path / f"{'a' * 32}.db", free_port()
+    mail, held = Mail(f"http://127.0.0.1:{port}", WRITE), hold(path, new=True)
+    assert held is not None
+    spool = Spool.create(path)
+    recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
+    going = Delivery(held, spool, mail)
+    for first in (0, 20):
+        with serving(tmp_path / "team.db", port):
+            for seq in range(first, first + 20):
+                recording.append(trained(seq))
+                with suppress(Unreachable):  # the first one after the server was started again
+                    while going.advance(ended=False):
+                        pass
+                assert len(spool.frames(1)) <= 6
+            assert going.remaining() == 0
+            if first:
+                recording.end(1.8e9)
+                deliver(going)
+        if not first:
+            kept = spool.frames(1)[0]
+            assert 15 <= kept.seq < 19  # the last that the server has for good
+            with sqlite3.connect(tmp_path / "team.db") as connection:
+                for table in ("histograms", "quantiles", "spectra", "masks", "layer_statistics", "scalars"):
+                    connection.execute(f"DELETE FROM {table} WHERE frame_id > {kept.seq + 1}")
+                connection.execute(f"DELETE FROM frames WHERE seq > {kept.seq}")
+            connection.close()
+    mail.close()
+    frames = arrived(tmp_path / "team.db")
+    assert all(map(same_frames, frames, map(trained, range(40))))
+    assert len(frames) == 40
+    with Store.open(tmp_path / "team.db") as store:
+        assert store.run(1).ended_at == 1.8e9
+        assert len(store.history(store.layers(1)[0].id, "grad_norm").steps) == 40
+
+
+def test_a_spool_that_is_full_loses_what_comes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With the server away: the oldest frames stay, and are sent when it is back; the run tells of the others."""
+    monkeypatch.setattr(remote, "SPOOL_BYTES", 2**19)
+    monkeypatch.setattr(delivery, "SETTLED_BYTES", 2**16)
+    port, folder, model, said = free_port(), tmp_path / "spool", Model(), ""
+    optimizers, address = sgd(model), f"http://127.0.0.1:{port}"
+    run = root_dash.watch(
+        model, optimizers, server=address, token=WRITE, spool=folder, cadence=EVERY_STEP, max_overhead=math.inf
+    )
+    (path,) = folder.glob("*.db")
+    full = f"{path} is full: 0.5 MiB wait for {address}, and frames are lost until some of it is sent"
+    while full not in said:
+        train(model, optimizers, 1, run.log)
+        while run.pending > 1 and full not in said:
+            said += capfd.readouterr().err
+            time.sleep(0.001)
+    assert f"root-dash: recording waits, training goes on, it is tried again and again: {full}" in said
+    monkeypatch.setattr(writer, "QUEUE_BYTES", 2**17)
+    while run.lost < 3:
+        train(model, optimizers, 1, run.log)
+    with Spool.open(path) as spool:
+        kept = [frame.step for frame in spool.frames(1)]
+        assert 2**19 <= spool.size() < 2**20
+    assert kept == list(range(1, run.stored + 1))
+    assert run.active
+    with serving(tmp_path / "team.db", port):
+        while run.pending > 1:
+            time.sleep(0.01)
+        train(model, optimizers, 5, run.log)
+        run.close()
+        assert not list(folder.glob("*.db"))
+    assert (len(arrived(tmp_path / "team.db")), run.failures) == (run.stored, 0)
+    assert run.stored + run.lost == run.step
+    with Store.open(tmp_path / "team.db") as store:
+        assert [frame.step for frame in store.frames(1)][: len(kept)] == kept
+        assert store.run(1).lost == run.lost
+        assert any(event.kind == "queue" and event.text.endswith(full) for event in store.events(1))
+
+
 def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
     """The server is told of a layer before the first frame that names it."""
     path = tmp_path / f"{'a' * 32}.db"
     with serving(tmp_path / "team.db") as (server, _, _):
         mail, held = Mail(server, WRITE), hold(path, new=True)
         assert held is not None
-        store = Store.create(path)
+        store = Spool.create(path)
         recording = store.begin(RUN, LAYERS[:1], Attempt("a" * 32, 1.7e9))
         delivery = Delivery(held, store, mail)
         first = trained(0, ["statistics"])
