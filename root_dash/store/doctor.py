@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, select
 
 from root_dash.exceptions import RootDashError
 from root_dash.records import KINDS
-from root_dash.store import schema
+from root_dash.store import schema, totals
 from root_dash.store.buckets import FOLDED
 from root_dash.store.engine import open_reader, translated
 from root_dash.store.migrations import older
@@ -231,9 +231,16 @@ def _runs(connection: Connection) -> Iterator[Finding]:
 
 
 def _pyramid(connection: Connection) -> Iterator[Finding]:
-    """Whether every frame is in the pyramid or in an open bucket."""
+    """Whether every frame is in its run's total, and in the pyramid or in an open bucket."""
     frames, derived, opened = schema.frames.c, schema.pyramid.c, schema.pyramid_open.c
+    listed = totals.stored(connection)
     for run_id, name in list(connection.execute(select(schema.runs.c.id, schema.runs.c.name))):
+        known, counted = listed.get(run_id), totals.counted(connection, run_id)
+        if known is not None and known != counted:
+            text = (
+                f"it is listed with {known.frames} of {counted.frames} frames: `root-dash doctor --repair` counts them"
+            )
+            yield Finding("error", f"run {run_id}, {name}", text)
         for kind in FOLDED:
             place = KINDS.index(kind)
             held = frames.kinds.bitwise_and(1 << place) != 0

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, s
 
 from root_dash.exceptions import NotRecorded
 from root_dash.records import KINDS, Kind
-from root_dash.store import schema
+from root_dash.store import schema, totals
 from root_dash.store.buckets import FOLDED
 from root_dash.store.engine import give_space_back, lock, open_writer, size, translated
 from root_dash.store.folding import Pyramid
@@ -105,6 +105,7 @@ def repair(path: Given) -> int:
             for run_id in found:
                 lock(connection, run_id)
                 Pyramid(connection, run_id).rebuild()
+                totals.recount(connection, run_id)
     finally:
         engine.dispose()
     return len(found)
@@ -155,4 +156,5 @@ def _remove(connection: Connection, run_id: int, condition: ColumnElement[bool],
         connection.execute(update(schema.frames).where(condition).values(kinds=held))
     else:
         connection.execute(delete(schema.frames).where(condition))
+        totals.recount(connection, run_id)
     Pyramid(connection, run_id).rebuild([kind for kind in kinds or FOLDED if kind in FOLDED])

@@ -27,7 +27,7 @@ from root_dash.records import (
     Tensor,
     statistic,
 )
-from root_dash.store import schema, shaping, views
+from root_dash.store import schema, shaping, totals, views
 from root_dash.store.buckets import Buckets
 from root_dash.store.encoding import decode
 
@@ -41,36 +41,22 @@ _AT_ONCE = 500  # values in one statement: SQLite binds a limited number of them
 _MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than the machine has
 
 
-def runs_query() -> Query:
-    """Every run with the count, the loss and the end of its frames."""
-    frames, newest, attempts = schema.frames.c, schema.frames.alias("newest").c, schema.attempts.c
-    sum_lost = cast(func.sum(attempts.lost), BigInteger)
-    lost_last = select(sum_lost).where(attempts.run_id == schema.runs.c.id).scalar_subquery()
-    totals = (
-        select(
-            frames.run_id,
-            func.count().label("count"),
-            cast(func.sum(frames.lost), BigInteger).label("lost"),  # PostgreSQL sums to decimals
-            func.max(frames.id).label("newest"),
-        )
-        .group_by(frames.run_id)
-        .subquery()
-    )
-    return select(
-        schema.runs,
-        func.coalesce(totals.c.count, 0).label("frames"),
-        (func.coalesce(totals.c.lost, 0) + func.coalesce(lost_last, 0)).label("lost"),
-        newest.step.label("last_step"),
-        newest.time.label("last_time"),
-    ).select_from(
-        schema.runs.outerjoin(totals, totals.c.run_id == schema.runs.c.id).outerjoin(
-            newest.id.table, newest.id == totals.c.newest
-        )
-    )
+def runs(connection: Connection, run_id: int | None = None) -> list[Run]:
+    """All runs, the newest first, or the one of that id."""
+    columns, attempts = schema.runs.c, schema.attempts.c
+    sum_lost = cast(func.sum(attempts.lost), BigInteger)  # PostgreSQL sums to decimals
+    lost_last = select(sum_lost).where(attempts.run_id == columns.id).scalar_subquery()
+    query = select(schema.runs, lost_last.label("lost_last")).order_by(columns.started_at.desc(), columns.id.desc())
+    if run_id is not None:
+        query = query.where(columns.id == run_id)
+    known = totals.stored(connection, run_id)
+    # A run without a total has no frames, or was recorded before there were any totals.
+    return [
+        _run(row, known.get(row.id) or totals.counted(connection, row.id)) for row in connection.execute(query).all()
+    ]
 
 
-def to_run(row: Fields) -> Run:
-    """The run of a row of `runs_query`."""
+def _run(row: Fields, total: totals.Total) -> Run:
     return Run(
         uid=row.uid,
         name=row.name,
@@ -81,10 +67,10 @@ def to_run(row: Fields) -> Run:
         rank=row.rank,
         ended_at=row.ended_at,
         id=row.id,
-        frames=row.frames,
-        lost=row.lost,
-        last_step=row.last_step,
-        last_time=row.last_time,
+        frames=total.frames,
+        lost=total.lost + (row.lost_last or 0),
+        last_step=total.last_step,
+        last_time=total.last_time,
     )
 
 

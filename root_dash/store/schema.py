@@ -217,7 +217,7 @@ def _bucket(name: str, keys: list[Column[Any]], *columns: Column[Any]) -> Table:
     )
 
 
-# Which steps a bucket holds, of which frames and layers.
+# Which steps a bucket holds, of which frames and layers. A row of kind -1 is its run's total: see `totals.py`.
 pyramid = _bucket(
     "pyramid",
     [],

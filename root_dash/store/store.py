@@ -52,18 +52,15 @@ class Store(Database):
     def runs(self) -> list[Run]:
         """All runs, the newest first."""
         with self._reading() as connection:
-            rows = connection.execute(
-                reading.runs_query().order_by(schema.runs.c.started_at.desc(), schema.runs.c.id.desc())
-            )
-            return [reading.to_run(row) for row in rows]
+            return reading.runs(connection)
 
     def run(self, run_id: int) -> Run:
         """The run of that id."""
         with self._reading() as connection:
-            row = connection.execute(reading.runs_query().where(schema.runs.c.id == run_id)).first()
-        if row is None:
+            found = reading.runs(connection, run_id)
+        if not found:
             raise NotRecorded(f"there is no run {run_id}")
-        return reading.to_run(row)
+        return found[0]
 
     def layers(self, run_id: int) -> list[Layer]:
         """The run's layers in the model's order."""

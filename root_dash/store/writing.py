@@ -20,7 +20,7 @@ from root_dash.records import (
     Layer,
     Run,
 )
-from root_dash.store import attempts, rows, schema, sqlite
+from root_dash.store import attempts, rows, schema, sqlite, totals
 from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Place
@@ -117,6 +117,7 @@ class Recording:
                     insert_numbers(connection, schema.layer_statistics, keys, frame.statistics)
                     self._derived.keep(stored, frame.step, layers, frame.statistics)
                 self._derived.add(frame.step, frame.kinds)
+                totals.add(connection, self.run.id, frame)
             self._tally.keep()
             return int(stored)
 

@@ -99,6 +99,17 @@ def test_views_that_lack_frames_are_found_and_repaired(tmp_path: Path) -> None:
     assert np.array_equal(after.values, before.values)
 
 
+def test_a_total_that_is_wrong_is_found_and_repaired(tmp_path: Path) -> None:
+    """A run that is listed with another number of frames than it has is an error; counting them anew mends it."""
+    path = record(tmp_path / "x.db", 20)
+    _change(path, "UPDATE pyramid SET frames = 17 WHERE kind = -1")
+    [(level, what, said)] = _bad(examine(path))
+    assert (level, what) == ("error", "run 1, a run")
+    assert "listed with 17 of 20 frames" in said
+    assert repair(path) == 1
+    assert _bad(examine(path)) == []
+
+
 MOUNTS = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 22 0:40 / /home rw,relatime shared:2 master:1 - nfs4 server:/home rw

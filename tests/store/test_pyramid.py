@@ -207,7 +207,7 @@ def test_an_interval_of_the_cadence_widens_the_buckets(place: Path | str) -> Non
     path = record(place, 200, make_layers(2), cadence={"statistics": 1, "spectra": 2})
     with Store.open(path) as store, store._reader.connect() as connection:
         rows = connection.exec_driver_sql(
-            "SELECT kind, count(*), sum(steps) FROM pyramid WHERE level = 0 GROUP BY kind"
+            "SELECT kind, count(*), sum(steps) FROM pyramid WHERE level = 0 AND kind >= 0 GROUP BY kind"
         )
         assert [tuple(row) for row in rows] == [(0, 4, 200), (3, 2, 100)]
         assert store.grid(1, "sigma_max", 2).values[0].tolist() == [

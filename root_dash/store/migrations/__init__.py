@@ -14,7 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, select
 
 from root_dash.exceptions import StoreBusy
-from root_dash.store import schema
+from root_dash.store import schema, totals
 from root_dash.store.engine import open_reader
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Given, parse
@@ -111,6 +111,7 @@ def _upgrade(connection: Connection, version: int) -> None:
     command.upgrade(config, "head")
     for run_id in list(connection.scalars(select(schema.runs.c.id))):
         Pyramid(connection, run_id).rebuild()
+        totals.recount(connection, run_id)
 
 
 def _be_alone(engine: Engine, path: Path) -> None:
