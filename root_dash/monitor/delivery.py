@@ -23,7 +23,10 @@ BATCH_BYTES = 4 * 2**20
 BATCH_FRAMES = 256
 
 SETTLED_BYTES = 64 * 2**20
-"""Of frames that the server acknowledged, before it is asked to write them through to its disk and they go here."""
+"""Of frames that the server acknowledged, before it is asked to write them through to its disk and they go here.
+
+Measured with 100 layers: 0.2 to 0.3 s for these 112 frames, two thirds of it here.
+"""
 
 FRAME_BYTES = wire.LIMIT - 2**10
 """Of a frame before it is compressed: one that is larger, of billions of entries, travels without its exact masks."""

@@ -31,7 +31,7 @@ PAUSE_SECONDS = (0.5, 60.0)
 """The first and the longest pause before a server that does not answer is tried again."""
 
 SPOOL_BYTES = 2 * 2**30
-"""That a spool may hold of what the server does not have; a training that went on without end would fill the disk."""
+"""What a spool may hold, and one frame: the disk is the training's too. Beyond, frames are lost, and counted."""
 
 DRAIN_SECONDS = 30.0
 """How long the end of a recording may wait for frames to be sent, while the server takes them."""
@@ -152,24 +152,32 @@ class Spooled:
         self._begin = begin
         self._layers = list(layers)
         self._spool, self._sender = begin(self._layers)
+        self._untold: list[str] = []
 
     def append(self, frame: Frame) -> object:
         """Store a frame in the spool; StoreFull where that holds as much as it may."""
         self._sender.check_room()
         try:
-            return self._spool.append(frame)
+            return self._append(frame)
         except StoreMoved as error:
-            told = Event("store", self._move(error), frame.step, time.time())
-        return self._spool.append(replace(frame, events=(*frame.events, told)))
+            self._move(error)
+            return self._append(frame)
 
-    def extend(self, layers: Sequence[Layer]) -> object:
+    def _append(self, frame: Frame) -> object:
+        """Store a frame with what was not told yet."""
+        events = [Event("store", text, frame.step, time.time()) for text in self._untold]
+        stored = self._spool.append(replace(frame, events=(*frame.events, *events)) if events else frame)
+        self._untold.clear()
+        return stored
+
+    def extend(self, layers: Sequence[Layer]) -> None:
         """Take layers that come later."""
         known = {layer.name for layer in self._layers}
         self._layers += [layer for layer in layers if layer.name not in known]
         try:
-            return self._spool.extend(layers)
+            self._spool.extend(layers)
         except StoreMoved as error:
-            return self._move(error)
+            self._move(error)
 
     def end(self, time: float, lost: int) -> None:
         """End the attempt in the spool."""
@@ -184,14 +192,13 @@ class Spooled:
         self._spool.close()
         self._sender.close()
 
-    def _move(self, moved: StoreMoved) -> str:
-        """Go on in another spool; what there is to say about it."""
+    def _move(self, moved: StoreMoved) -> None:
+        """Go on in another spool, and tell."""
         old = self._sender
         self._spool, self._sender = self._begin(self._layers)
         old.leave()  # it may still read what it has open
-        text = f"{moved}: it goes on in another one, and what was not sent yet may be lost"
-        print_to_stderr(f"root-dash: {text}")
-        return text
+        self._untold.append(f"{moved}: it goes on in another one, and what was not sent yet may be lost")
+        print_to_stderr(f"root-dash: {self._untold[-1]}")
 
 
 def _pause(failures: int, error: Exception) -> float:

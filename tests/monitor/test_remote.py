@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 import root_dash
-from root_dash import wire
+from root_dash import recording, wire
 from root_dash.monitor import delivery, remote, writer
 from root_dash.monitor.delivery import Delivery, deliver, leftovers
 from root_dash.monitor.mail import Mail, Refused, Unreachable
@@ -384,7 +384,7 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With the server away: the oldest frames stay, and are sent when it is back; the run tells of the others."""
-    monkeypatch.setattr(remote, "SPOOL_BYTES", 2**19)
+    monkeypatch.setattr(remote, "SPOOL_BYTES", 300_000)
     monkeypatch.setattr(delivery, "SETTLED_BYTES", 2**16)
     port, folder, model, said = free_port(), tmp_path / "spool", Model(), ""
     optimizers, address = sgd(model), f"http://127.0.0.1:{port}"
@@ -392,7 +392,7 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
         model, optimizers, server=address, token=WRITE, spool=folder, cadence=EVERY_STEP, max_overhead=math.inf
     )
     (path,) = folder.glob("*.db")
-    full = f"{path} is full: 0.5 MiB wait for {address}, and frames are lost until some of it is sent"
+    full = f"{path} is full: 0.3 MiB wait for {address}, and frames are lost until some of it is sent"
     while full not in said:
         train(model, optimizers, 1, run.log)
         while run.pending > 1 and full not in said:
@@ -404,7 +404,7 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
         train(model, optimizers, 1, run.log)
     with Spool.open(path) as spool:
         kept = [frame.step for frame in spool.frames(1)]
-        assert 2**19 <= spool.size() < 2**20
+        assert 300_000 <= spool.size() < 400_000
     assert kept == list(range(1, run.stored + 1))
     assert run.active
     with serving(tmp_path / "team.db", port):
@@ -427,9 +427,9 @@ def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
     with serving(tmp_path / "team.db") as (server, _, _):
         mail, held = Mail(server, WRITE), hold(path, new=True)
         assert held is not None
-        store = Spool.create(path)
-        recording = store.begin(RUN, LAYERS[:1], Attempt("a" * 32, 1.7e9))
-        delivery = Delivery(held, store, mail)
+        spool = Spool.create(path)
+        recording = spool.begin(RUN, LAYERS[:1], Attempt("a" * 32, 1.7e9))
+        delivery = Delivery(held, spool, mail)
         first = trained(0, ["statistics"])
         recording.append(replace(first, layers=first.layers[:1], statistics=first.statistics[:1]))
         while delivery.advance(ended=False):
@@ -465,6 +465,22 @@ def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.Ca
     with Store.open(tmp_path / "team.db") as store:
         assert len(store.runs()) == 1
         assert store.run(1).ended_at is not None
+
+
+def test_a_spool_that_is_deleted_before_layers_come_says_so_in_the_next_frame(tmp_path: Path) -> None:
+    """As where a frame finds it gone; the layers are in the new one."""
+    folder = tmp_path / "spool"
+    with serving(tmp_path / "team.db") as (server, _, _):
+        sink = recording._remote(RUN, LAYERS[:5], server, WRITE, folder)
+        shutil.rmtree(folder)
+        sink.extend(LAYERS[5:])
+        sink.append(trained(0))
+        sink.end(1.8e9, 0)
+        sink.close()
+    with Store.open(tmp_path / "team.db") as store:
+        assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS
+        assert "it goes on in another one" in store.events(1)[-1].text
+        assert store.run(1).ended_at == 1.8e9
 
 
 @contextmanager
