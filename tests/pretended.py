@@ -147,6 +147,8 @@ class _Bindings(TorchFunctionMode):
             return _to(first, _CASTS[name])
         if name == "__invert__":
             return torch.bitwise_not(first)
+        if name == "contiguous" and not args[1:]:
+            return first.clone(memory_format=torch.contiguous_format)
         if name == "copy_":
             return _copy(first, *args[1:], **kwargs)
         if name in _READS and isinstance(first, Tensor) and first.is_cuda:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from root_dash.monitor import distribution, statistics
+from root_dash.monitor import distribution, kernels, statistics
 from root_dash.monitor.lanczos import bidiagonals
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.outliers import split, threshold
@@ -237,22 +237,35 @@ def _masks(batch: Batch) -> dict[str, Tensor]:
 
 
 def _statistics(batch: Batch) -> dict[str, Tensor]:
-    sums: dict[str, Tensor] = {}
+    sums = _sums(batch)
     if batch.gradient is not None and batch.weight_norm is not None:
-        gradient = batch.gradient.flatten(1)
-        sums |= statistics.gradient_sums(gradient) | {"weight_norm": batch.weight_norm}
-        if batch.momentum is not None:
-            units = batch.shard_of is not None
-            sums |= statistics.momentum_sums(gradient, batch.momentum.flatten(1), units=units)
+        sums["weight_norm"] = batch.weight_norm
     if batch.momentum is not None and batch.threshold is not None and batch.base is not None:
-        momentum, base = _flat(batch.momentum, batch.base)
-        sums |= statistics.outlier_sums(momentum, base) | {"threshold": batch.threshold.float()}
+        sums["threshold"] = batch.threshold.float()
     if batch.update is not None:
         lr = batch.lr if isinstance(batch.lr, Tensor) else torch.tensor(batch.lr)
         sums |= {"update_norm": statistics.norms(*_flat(batch.update)), "lr": lr.double().reshape(())}
         if batch.orthogonalized:
             sums["orthogonality_error"] = statistics.orthogonality_error(batch.update)
     return {f"statistics.{name}": tensor for name, tensor in sums.items()}
+
+
+def _sums(batch: Batch) -> dict[str, Tensor]:
+    """Of gradient and momentum, in one pass where a device has a kernel for it."""
+    gradient = None if batch.gradient is None or batch.weight_norm is None else batch.gradient.flatten(1)
+    epsilon = None if batch.momentum is None or batch.base is None else batch.threshold
+    if (gradient is not None or epsilon is not None) and kernels.takes(batch.gradient, batch.momentum):
+        momentum = None if batch.momentum is None else batch.momentum.flatten(1)
+        return kernels.sums(gradient, momentum, epsilon)
+    sums: dict[str, Tensor] = {}
+    if gradient is not None:
+        sums |= statistics.gradient_sums(gradient)
+        if batch.momentum is not None:
+            units = batch.shard_of is not None
+            sums |= statistics.momentum_sums(gradient, batch.momentum.flatten(1), units=units)
+    if epsilon is not None and batch.momentum is not None and batch.base is not None:
+        sums |= statistics.outlier_sums(*_flat(batch.momentum, batch.base))
+    return sums
 
 
 def _spectra(batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,159 @@
+"""The sums in one pass: in Triton's interpreter, through its compiler, and on a GPU where there is one.
+
+Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imported, this file checks the kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from root_dash.monitor import kernels, statistics
+from root_dash.monitor.columns import gradient_columns, momentum_columns, outlier_columns
+from root_dash.monitor.statistics import PIECE_WIDTH
+from root_dash.optim.kernels import available
+from root_dash.optim.outliers import split, threshold
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
+)
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and available(torch.empty(0, device="cuda"))), reason="no CUDA device for Triton"
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def columns(sums: dict[str, Tensor], epsilon: Tensor, entries: int) -> dict[str, np.ndarray]:
+    """The statistics that follow from sums."""
+    arrays = {name: tensor.cpu().numpy() for name, tensor in sums.items()}
+    arrays["threshold"] = epsilon.float().cpu().numpy()
+    with np.errstate(all="ignore"):
+        found = gradient_columns(arrays, entries) if "gradient" in arrays else {}
+        found |= momentum_columns(arrays) if "momentum" in arrays else {}
+        return found | (outlier_columns(arrays, entries) if "outliers" in arrays else {})
+
+
+def apart(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> dict[str, Tensor]:
+    """The same sums, one after another in plain torch."""
+    base = split(momentum, epsilon)
+    return (
+        statistics.gradient_sums(gradient)
+        | statistics.momentum_sums(gradient, momentum)
+        | statistics.outlier_sums(momentum, base)
+    )
+
+
+def entries(seed: int, rows: int, width: int, dtype: torch.dtype, device: str) -> Tensor:
+    values = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3 + 0.1
+    return values.to(device, dtype)
+
+
+def check(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> None:
+    """The kernel's statistics are those of the sums apart, which are tested against float64; NaN where they are."""
+    assert kernels.takes(gradient, momentum)
+    width = gradient.shape[1]
+    ours = columns(kernels.sums(gradient, momentum, epsilon), epsilon, width)
+    theirs = columns(apart(gradient, momentum, epsilon), epsilon, width)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], rtol=3e-6, atol=1e-6, err_msg=name)
+
+
+def check_kernel(device: str) -> None:
+    """Rows of one entry, of one piece and of several, of every dtype and scale, with what is not finite in them."""
+    for dtype in DTYPES:
+        for rows, width in ((2, 1), (3, 5000), (2, PIECE_WIDTH + 4097)):
+            gradient, momentum = (entries(seed, rows, width, dtype, device) for seed in (1, 2))
+            epsilon = threshold(momentum, 0.9)
+            check(gradient, momentum, epsilon)
+    gradient, momentum = (entries(seed, 4, 12_001, torch.float32, device) for seed in (3, 4))
+    epsilon = threshold(momentum, 0.9)
+    gradient[0], momentum[1], gradient[2], momentum[2] = 0.0, 0.0, gradient[2] * 1e-32, momentum[2] * 1e30
+    gradient[3, [0, 4095, 11_999]] = torch.tensor([torch.nan, torch.inf, -torch.inf], device=device)
+    gradient[3, 5:900] = 0.0
+    check(gradient, momentum, epsilon)
+    momentum[0, 17], momentum[3, 2], epsilon[2] = torch.nan, torch.inf, torch.nan
+    check(gradient, momentum, epsilon)
+    gradient[:] = torch.nan
+    check(gradient, momentum, epsilon)
+    gradient, momentum = (entries(seed, 40, 30, torch.float32, device).T for seed in (5, 6))  # strides of any kind
+    check(gradient, momentum, threshold(momentum, 0.9))
+    assert kernels.sums(gradient, None, None).keys() == {"gradient"}
+    assert kernels.sums(None, momentum, threshold(momentum, 0.9)).keys() == {"outliers"}
+    empty = torch.zeros(2, 0, device=device)
+    assert kernels.sums(empty, empty, None)["gradient"].shape == (2, 1, 9)
+
+
+@pytest.mark.heavy
+@needs_triton
+def test_the_interpreted_kernel_is_right() -> None:
+    """In one pass come the same statistics as from the sums apart; no import before loads Triton."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.monitor.test_kernels"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.heavy
+@needs_triton
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernel_compiles(capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine code comes out, without a GPU, that loads each entry once and keeps a block in registers."""
+    triton = importlib.import_module("triton")
+    compiler = importlib.import_module("triton.compiler")
+    backends = importlib.import_module("triton.backends.compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = kernels._kernel()
+    constants = {"GRADIENT": True, "MOMENTUM": True, "CUT": True, "PIECE": PIECE_WIDTH, "BLOCK": kernels.BLOCK}
+    types = {"G": f"*{dtype}", "M": f"*{dtype}", "epsilon": "*fp32", "out": "*fp64"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    source = compiler.ASTSource(
+        kernel,
+        signature,
+        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types},
+    )
+    options = {"num_warps": kernels._WARPS, "enable_fp_fusion": True}
+    built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
+    assert built.asm["cubin"]
+    assert "st.local" not in built.asm["ptx"]
+
+
+@needs_gpu
+def test_the_kernel_is_right_on_a_gpu() -> None:
+    """On a GPU the same holds, and nothing waits for the device."""
+    check_kernel("cuda")
+    gradient, momentum = (entries(seed, 3, 5000, torch.float32, "cuda") for seed in (1, 2))
+    epsilon = threshold(momentum, 0.9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kernels.sums(gradient, momentum, epsilon)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_without_a_gpu_it_takes_nothing() -> None:
+    """On a CPU, in float64 and of tensors of different shapes the sums stay plain torch."""
+    assert not kernels.takes(torch.zeros(2, 3))
+    assert not kernels.takes(None)
+
+
+if __name__ == "__main__":
+    assert "triton" not in sys.modules, "importing the sums has imported Triton"
+    check_kernel("cpu")
