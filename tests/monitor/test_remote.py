@@ -2,85 +2,33 @@
 
 from __future__ import annotations
 
-import http.server
-import math
 import os
-import re
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-import root_dash
-from root_dash import recording, wire
-from root_dash.monitor import delivery, remote, writer
-from root_dash.monitor.delivery import Delivery, deliver, leftovers
-from root_dash.monitor.mail import Mail, Refused, Unreachable
+from root_dash import wire
+from root_dash.monitor import delivery, remote
+from root_dash.monitor.delivery import Delivery, deliver
+from root_dash.monitor.mail import Mail, Unreachable
 from root_dash.monitor.spools import hold
-from root_dash.monitor.watch import Recorder
-from root_dash.recording import sync
-from root_dash.records import Attempt, Frame, Run
+from root_dash.records import Attempt
 from root_dash.store import Store
 from root_dash.store.spool import Spool
 from tests.monitor.servers import WRITE, free_port, serving
-from tests.monitor.training import EVERY_STEP, Model, sgd, train
-from tests.store.frames import make_layers
+from tests.monitor.spools import LAYERS, RUN, arrived, left, remaining, send, start
 from tests.store.test_frames import same_frames, trained
-
-RUN = Run("u" * 32, "far away", 1.7e9, {"lr": 0.1}, {"masks": 3}, {"name": "ROOT"}, rank=1)
-LAYERS = make_layers(6)
 
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LINGER_SECONDS", 0.02)
     monkeypatch.setattr(remote, "PAUSE_SECONDS", (0.02, 0.1))
-
-
-def left(folder: Path, frames: int = 4, *, end: bool = True, uid: str = "a" * 32) -> Path:
-    """A spool that a trainer left behind."""
-    folder.mkdir(exist_ok=True)
-    with Store.create(folder / f"{uid}.db") as store:
-        recording = store.begin(replace(RUN, uid=uid), LAYERS, Attempt(uid, 1.7e9, host="far"))
-        for seq in range(frames):
-            recording.append(trained(seq))
-        if end:
-            recording.end(1.8e9, 3)
-    return folder / f"{uid}.db"
-
-
-def arrived(path: Path, run: int = 1) -> list[Frame]:
-    """All frames of a run in the server's database."""
-    with Store.open(path) as store:
-        return [store.frame(notice.id) for notice in store.frames(run)] if store.runs() else []
-
-
-def remaining(folder: Path) -> list[str]:
-    """What is still in the folder."""
-    return sorted(path.name for path in folder.iterdir())
-
-
-def send(folder: Path, server: str) -> list[int]:
-    """Send what is left in the folder; the frames of each spool."""
-    return [frames for _, frames in sync(folder, server, WRITE)]
-
-
-def start(server: str, folder: Path, token: str = WRITE) -> Recorder:
-    """Watch a model, train it for five steps, and leave the recorder open."""
-    model = Model()
-    optimizers = sgd(model)
-    run = root_dash.watch(model, optimizers, server=server, token=token, spool=folder, name="far", cadence=EVERY_STEP)
-    train(model, optimizers, 5, run.log)
-    return run
 
 
 @pytest.mark.parametrize("batch", [1, 2**22])
@@ -135,11 +83,23 @@ def test_a_killed_trainers_run_ends_with_its_last_frame(tmp_path: Path) -> None:
     assert remaining(tmp_path / "spool") == ["notes.db"]
 
 
+def test_the_next_run_ends_what_a_killed_one_left(tmp_path: Path) -> None:
+    """As `sync` does; its own run goes on meanwhile."""
+    path = left(tmp_path / "spool", end=False)
+    with serving(tmp_path / "team.db") as (server, _, _):
+        run = start(server, tmp_path / "spool")
+        while path.exists():
+            time.sleep(0.01)
+        with Store.open(tmp_path / "team.db") as store:
+            assert {run.name: run.ended_at for run in store.runs()} == {"far away": trained(3).time, "far": None}
+        run.close()
+
+
 @pytest.mark.heavy
 def test_only_a_trainer_that_is_dead_is_said_to_have_ended(tmp_path: Path) -> None:
     """While the process lives, `sync` leaves its run alone, also where it is stopped; once killed, it has ended."""
     script = (
-        "import sys, time; from pathlib import Path; from tests.monitor.test_remote import start;"
+        "import sys, time; from pathlib import Path; from tests.monitor.spools import start;"
         "run = start(sys.argv[1], Path(sys.argv[2]))\n"
         "while run.pending: time.sleep(0.01)\n"
         "print('stored', flush=True); sys.stdin.read()"
@@ -243,7 +203,7 @@ def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd
     """A run that ends while the server is away says what waits where; the next run sends it beside its own."""
     port, folder = free_port(), tmp_path / "spool"
     script = (
-        "import sys; from pathlib import Path; from tests.monitor.test_remote import start;"
+        "import sys; from pathlib import Path; from tests.monitor.spools import start;"
         "start(sys.argv[1], Path(sys.argv[2])).close()"
     )
     result = subprocess.run(
@@ -280,147 +240,6 @@ def test_a_wrong_token_is_said_once_and_keeps_the_spool(tmp_path: Path, capfd: p
         assert send(folder, server) == []  # the process still tries itself
 
 
-def test_a_spool_that_cannot_be_had_keeps_none_of_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """One that another process deletes while the folder is read, and one whose lock cannot be made."""
-    folder = tmp_path / "spool"
-    left(folder)
-    (folder / f"{'b' * 32}.db").symlink_to("gone")
-    shutil.copy(folder / f"{'a' * 32}.db", folder / f"{'c' * 32}.db")
-    (folder / f"{'c' * 32}.lock").mkdir()
-    os.utime(folder / f"{'c' * 32}.db", (1, 1))  # before the other
-    with serving(tmp_path / "team.db") as (server, _, _):
-        assert send(folder, server) == [4]
-    assert len(arrived(tmp_path / "team.db")) == 4
-    assert f"{'c' * 32}.db stays as it is" in capfd.readouterr().err
-
-
-def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
-    """While one holds a spool, also another process, nobody else gets it; a trainer that lives keeps its own."""
-    path = left(tmp_path / "spool")
-    held = hold(path)
-    assert held is not None
-    assert hold(path) is None
-    script = (
-        "import sys; from pathlib import Path; from root_dash.monitor.spools import hold;print(hold(Path(sys.argv[1])))"
-    )
-    other = [sys.executable, "-c", script, str(path)]
-    assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
-    mail = Mail("http://127.0.0.1:1", WRITE)
-    assert list(leftovers(path.parent, Spool.create, mail)) == []
-    held.release()
-    held.release()
-    assert [delivery.path for delivery in leftovers(path.parent, Spool.create, mail)] == [path]
-    gone = path.with_name(f"{'c' * 32}.db")
-    assert hold(gone) is None
-    mail.close()
-
-
-def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
-    """What it acknowledged and lost with its power is noticed at the end, and what it lost altogether as well."""
-    path = left(tmp_path / "spool")
-    with serving(tmp_path / "team.db") as (server, _, _):
-        mail = Mail(server, WRITE)
-        held = hold(path)
-        assert held is not None
-        delivery = Delivery(held, Spool.create(path), mail)
-        assert delivery.advance(ended=False)  # begins
-        assert delivery.advance(ended=False)  # sends all
-        assert not delivery.advance(ended=False)
-        assert delivery.remaining() == 0
-        with sqlite3.connect(tmp_path / "team.db") as connection:
-            for table in ("histograms", "quantiles", "spectra", "masks", "layer_statistics", "scalars"):
-                connection.execute(f"DELETE FROM {table} WHERE frame_id > 2")
-            connection.execute("DELETE FROM frames WHERE id > 2")
-        connection.close()
-        deliver(delivery)
-        assert delivery.done
-        mail.close()
-    assert [frame.seq for frame in arrived(tmp_path / "team.db")] == [0, 1, 2, 3]
-    path = left(tmp_path / "spool")
-    with serving(tmp_path / "new.db") as (server, _, _):
-        assert send(tmp_path / "spool", server) == [4]
-    assert len(arrived(tmp_path / "new.db")) == 4
-
-
-def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the trainer goes on; what the server acknowledged and loses with its power is still there to be sent."""
-    monkeypatch.setattr(delivery, "SETTLED_BYTES", 3 * len(wire.pack_frame(trained(0))))
-    path, port = tmp_path / f"{'a' * 32}.db", free_port()
-    mail, held = Mail(f"http://127.0.0.1:{port}", WRITE), hold(path, new=True)
-    assert held is not None
-    spool = Spool.create(path)
-    recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
-    going = Delivery(held, spool, mail)
-    for first in (0, 20):
-        with serving(tmp_path / "team.db", port):
-            for seq in range(first, first + 20):
-                recording.append(trained(seq))
-                with suppress(Unreachable):  # the first one after the server was started again
-                    while going.advance(ended=False):
-                        pass
-                assert len(spool.frames(1)) <= 6
-            assert going.remaining() == 0
-            if first:
-                recording.end(1.8e9)
-                deliver(going)
-        if not first:
-            kept = spool.frames(1)[0]
-            assert 15 <= kept.seq < 19  # the last that the server has for good
-            with sqlite3.connect(tmp_path / "team.db") as connection:
-                for table in ("histograms", "quantiles", "spectra", "masks", "layer_statistics", "scalars"):
-                    connection.execute(f"DELETE FROM {table} WHERE frame_id > {kept.seq + 1}")
-                connection.execute(f"DELETE FROM frames WHERE seq > {kept.seq}")
-            connection.close()
-    mail.close()
-    frames = arrived(tmp_path / "team.db")
-    assert all(map(same_frames, frames, map(trained, range(40))))
-    assert len(frames) == 40
-    with Store.open(tmp_path / "team.db") as store:
-        assert store.run(1).ended_at == 1.8e9
-        assert len(store.history(store.layers(1)[0].id, "grad_norm").steps) == 40
-
-
-def test_a_spool_that_is_full_loses_what_comes_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """With the server away: the oldest frames stay, and are sent when it is back; the run tells of the others."""
-    monkeypatch.setattr(remote, "SPOOL_BYTES", 300_000)
-    monkeypatch.setattr(delivery, "SETTLED_BYTES", 2**16)
-    port, folder, model, said = free_port(), tmp_path / "spool", Model(), ""
-    optimizers, address = sgd(model), f"http://127.0.0.1:{port}"
-    run = root_dash.watch(
-        model, optimizers, server=address, token=WRITE, spool=folder, cadence=EVERY_STEP, max_overhead=math.inf
-    )
-    (path,) = folder.glob("*.db")
-    full = f"{path} is full: 0.3 MiB wait for {address}, and frames are lost until some of it is sent"
-    while full not in said:
-        train(model, optimizers, 1, run.log)
-        while run.pending > 1 and full not in said:
-            said += capfd.readouterr().err
-            time.sleep(0.001)
-    assert f"root-dash: recording waits, training goes on, it is tried again and again: {full}" in said
-    monkeypatch.setattr(writer, "QUEUE_BYTES", 2**17)
-    while run.lost < 3:
-        train(model, optimizers, 1, run.log)
-    with Spool.open(path) as spool:
-        kept = [frame.step for frame in spool.frames(1)]
-        assert 300_000 <= spool.size() < 400_000
-    assert kept == list(range(1, run.stored + 1))
-    assert run.active
-    with serving(tmp_path / "team.db", port):
-        while run.pending > 1:
-            time.sleep(0.01)
-        train(model, optimizers, 5, run.log)
-        run.close()
-        assert not list(folder.glob("*.db"))
-    assert (len(arrived(tmp_path / "team.db")), run.failures) == (run.stored, 0)
-    assert run.stored + run.lost == run.step
-    with Store.open(tmp_path / "team.db") as store:
-        assert [frame.step for frame in store.frames(1)][: len(kept)] == kept
-        assert store.run(1).lost == run.lost
-        assert any(event.kind == "queue" and event.text.endswith(full) for event in store.events(1))
-
-
 def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
     """The server is told of a layer before the first frame that names it."""
     path = tmp_path / f"{'a' * 32}.db"
@@ -442,138 +261,3 @@ def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
     assert [len(frame.layers) for frame in arrived(tmp_path / "team.db")] == [1, 6]
     with Store.open(tmp_path / "team.db") as store:
         assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS
-
-
-def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where somebody clears the folder while a run trains, it says so and goes on in a new file: later steps arrive."""
-    model = Model()
-    optimizers = sgd(model)
-    folder = tmp_path / "spool"
-    with serving(tmp_path / "team.db") as (server, _, _):
-        run = root_dash.watch(model, optimizers, server=server, token=WRITE, spool=folder, cadence=EVERY_STEP)
-        train(model, optimizers, 3, run.log)
-        while run.pending or len(arrived(tmp_path / "team.db")) < 3:
-            time.sleep(0.01)
-        shutil.rmtree(folder)
-        train(model, optimizers, 3, run.log)
-        run.close()
-        assert (run.stored, run.lost) == (6, 0)
-    frames = arrived(tmp_path / "team.db")
-    assert [frame.step for frame in frames] == [1, 2, 3, 4, 5, 6]
-    assert [event.kind for event in frames[3].events] == ["store"]
-    assert "it goes on in another one" in capfd.readouterr().err
-    with Store.open(tmp_path / "team.db") as store:
-        assert len(store.runs()) == 1
-        assert store.run(1).ended_at is not None
-
-
-def test_a_spool_that_is_deleted_before_layers_come_says_so_in_the_next_frame(tmp_path: Path) -> None:
-    """As where a frame finds it gone; the layers are in the new one."""
-    folder = tmp_path / "spool"
-    with serving(tmp_path / "team.db") as (server, _, _):
-        sink = recording._remote(RUN, LAYERS[:5], server, WRITE, folder)
-        shutil.rmtree(folder)
-        sink.extend(LAYERS[5:])
-        sink.append(trained(0))
-        sink.end(1.8e9, 0)
-        sink.close()
-    with Store.open(tmp_path / "team.db") as store:
-        assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS
-        assert "it goes on in another one" in store.events(1)[-1].text
-        assert store.run(1).ended_at == 1.8e9
-
-
-@contextmanager
-def answering(status: int, content: bytes = b"", **headers: str) -> Iterator[str]:
-    """A server of somebody else's that gives one answer to everything."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("status", "content", "headers", "error", "says"),
-    [
-        (503, b'{"detail": "busy"}', {"Retry_After": "7"}, Unreachable, "cannot take frames now .503: busy"),
-        (507, b"", {"Retry_After": "soon"}, Unreachable, "507"),
-        (429, b"[]", {"Retry_After": "99999"}, Unreachable, "429"),
-        (200, b"<html>", {}, Unreachable, "answers as no root-dash does"),
-        (200, b'{"attempt": "a"}', {}, Unreachable, "answers as no root-dash does"),
-        (404, b"", {}, Refused, "no root-dash of this version"),
-        (302, b"", {"Location": "http://127.0.0.1:1/"}, Refused, "302"),
-        (401, b'{"detail": "the write token is required"}', {}, Refused, "401: the write token is required"),
-        (409, b"", {}, Refused, "409"),
-        (413, b"", {}, Refused, "413"),
-        (422, b"\xff", {}, Refused, "422"),
-    ],
-)
-def test_what_an_answer_means(
-    status: int, content: bytes, headers: dict[str, str], error: type[Exception], says: str
-) -> None:
-    """A server that is busy or full is tried again, when it says so; one that refuses is not asked as often."""
-    with answering(status, content, **headers) as server:
-        mail = Mail(server, WRITE)
-        with pytest.raises(error, match=says) as raised:
-            mail.begin(b"x", "a" * 32)
-        mail.close()
-    asked = {"7": 7.0, "99999": 300.0}.get(headers.get("Retry_After", ""), 0.0)
-    assert getattr(raised.value, "retry_after", 0.0) == asked
-    assert remote._pause(0, raised.value) >= min(asked, 0.01)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"server": "far:8050"}, "which begins with http:// or https://, got 'far:8050'"),
-        ({"server": "far"}, "which begins with http:// or https://, got 'far'"),
-        ({"server": "ftp://far"}, "which begins with http:// or https://, got 'ftp://far'"),
-        ({"server": "http://:8050"}, "which names a host, got 'http://:8050'"),
-        ({"server": "http://far :8050"}, "got 'http://far :8050'"),
-        ({"server": "http://far:99999"}, "its port from 1 to 65535, got 'http://far:99999'"),
-        ({"server": "http://far:-1"}, "its port from 1 to 65535, got 'http://far:-1'"),
-        ({"server": "http://far:port"}, "got 'http://far:port'"),
-        ({"server": "http://far:8050/api/v1"}, "without a path, got 'http://far:8050/api/v1'"),
-        ({"server": "http://user:secret@far:8050"}, "without a user and password, got one that may hold a secret"),
-        ({"server": "user:secret@far:8050"}, "which begins with http:// or https://, got one that may hold a secret"),
-        ({"server": "http://user:secret@far:port"}, "got one that may hold a secret"),
-        ({"server": "http://far:8050/?token=secret"}, "without a query or fragment: the token is an argument"),
-        ({"server": "http://far:8050#secret"}, "without a query or fragment"),
-        ({"server": "http://far:8050", "token": "a\nb"}, "token must be the write token"),
-        ({"server": "http://far:8050", "token": None}, "server needs the write token"),
-        ({"server": "http://far:8050", "db": "x.db"}, "give db or server, not both"),
-    ],
-)
-def test_arguments_that_cannot_be_are_refused(arguments: dict[str, str], says: str, tmp_path: Path) -> None:
-    """An address that is none, or says more than where the server is and maybe a secret, and no token."""
-    model = Model()
-    with pytest.raises(ValueError, match=re.escape(says)) as raised:
-        root_dash.watch(model, sgd(model), **{"token": WRITE, "spool": tmp_path / "spool", **arguments})  # type: ignore[arg-type]
-    assert "secret" not in str(raised.value).replace("may hold a secret", "")
-    assert not (tmp_path / "spool").exists()
-
-
-@pytest.mark.parametrize(
-    "server", ["http://far:8050/", "http://far", "https://far", "http://[::1]:8050", "HTTP://Far:1"]
-)
-def test_an_address_that_says_where_the_server_is_is_taken(server: str) -> None:
-    """With a slash at its end or without, a name or an address, and a port or none."""
-    mail = Mail(server, WRITE)
-    assert mail.server == server.rstrip("/")
-    mail.close()
