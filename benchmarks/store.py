@@ -83,7 +83,11 @@ def databases(engine: str, folder: Path) -> Iterator[Databases]:
         if server is None:
             raise SystemExit(1)
         try:
-            [(empty,)] = server.execute("SELECT pg_database_size('template0')")
+            # Without what every database with our tables holds: the server's own catalogues take most of that.
+            made = server.create()
+            Store.create(made).close()
+            [(empty,)] = server.execute("SELECT pg_database_size(current_database())", _name(made))
+            server.drop(made)
             yield Databases(
                 engine,
                 server.execute("SHOW server_version")[0][0],

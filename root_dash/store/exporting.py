@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from root_dash.exceptions import NotRecorded, RootDashError
 from root_dash.records import TENSORS, statistic_names
@@ -168,7 +168,9 @@ def _histograms() -> tuple[list[_Field], Any, list[Any]]:
     table = schema.histograms
     fields = []
     for tensor in TENSORS:
-        fields += [_Field(f"{tensor}_{name}", "integer", table.c[f"{tensor}_{name}"]) for name in ("nan", "inf")]
+        held = table.c[f"{tensor}_counts"].is_not(None)
+        for name in (f"{tensor}_nan", f"{tensor}_inf"):  # none of them is NULL
+            fields.append(_Field(name, "integer", case((held, func.coalesce(table.c[name], 0))).label(name)))
         fields.append(_Field(f"{tensor}_counts", "integers", table.c[f"{tensor}_counts"], _counts))
     return _of_layer(table, fields)
 

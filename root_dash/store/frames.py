@@ -78,7 +78,7 @@ def _histograms(rows: Sequence[Fields]) -> dict[int, dict[Tensor, Histogram]]:
     # All of a frame at once: the cost of unpacking is in its calls.
     counts = unpack([row._mapping[f"{tensor}_counts"] for row, tensor in held])
     for (row, tensor), of_tensor in zip(held, counts, strict=True):
-        nan, inf = (int(row._mapping[f"{tensor}_{name}"]) for name in ("nan", "inf"))
+        nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))
         found[row.position][tensor] = Histogram(of_tensor, nan, inf, row.step)
     return found
 

@@ -51,6 +51,8 @@ def measured(frame: Frame, frame_id: int, ids: Ids) -> IntArray:
     if frame.statistics.shape != (len(frame.layers), len(names)):
         raise ValueError(f"statistics must have shape {(len(frame.layers), len(names))}, got {frame.statistics.shape}")
     positions = frame.layers.tolist()
+    if len(set(positions)) < len(positions):
+        raise ValueError(f"frame {frame.seq} must have statistics of a layer once, got one twice")
     return np.array([key(frame, frame_id, ids, position)["layer_id"] for position in positions], np.int64)
 
 
@@ -62,8 +64,9 @@ def histograms(frame: Frame, frame_id: int, ids: Ids) -> list[Row]:
         for tensor in TENSORS:
             histogram = by_tensor.get(tensor)
             row[f"{tensor}_counts"] = None
-            row[f"{tensor}_nan"] = None if histogram is None else histogram.nan
-            row[f"{tensor}_inf"] = None if histogram is None else histogram.inf
+            # None of them is NULL, which takes no room.
+            row[f"{tensor}_nan"] = None if histogram is None else histogram.nan or None
+            row[f"{tensor}_inf"] = None if histogram is None else histogram.inf or None
             if histogram is not None:
                 held.append((row, f"{tensor}_counts", _counts(histogram)))
         rows.append(row)

@@ -237,7 +237,7 @@ class Store(Database):
             row = reading.at_step(connection, table, layer_id, step, [counts, nan, inf], counts.is_not(None))
         if row is None:
             raise reading.nothing(f"histogram of the {tensor}", layer_id, step)
-        return Histogram(unpack([row[1]])[0], nan=row[2], inf=row[3], step=row[0], edges=edges)
+        return Histogram(unpack([row[1]])[0], nan=row[2] or 0, inf=row[3] or 0, step=row[0], edges=edges)
 
     def histograms(self, layer_id: int, tensor: Tensor = "gradient", max_points: int = 256) -> HistogramHistory:
         """The tensor's distribution over the steps: at most `max_points`, evenly apart, the first and the newest."""

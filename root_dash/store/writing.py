@@ -113,7 +113,7 @@ class Recording:
                 if events:
                     connection.execute(insert(schema.events), events)
                 if len(layers):
-                    keys = np.column_stack([np.full_like(layers, stored), layers, np.full_like(layers, frame.step)])
+                    keys = np.column_stack([np.full_like(layers, stored), np.full_like(layers, frame.step), layers])
                     insert_numbers(connection, schema.layer_statistics, keys, frame.statistics)
                     self._derived.keep(stored, frame.step, layers, frame.statistics)
                 self._derived.add(frame.step, frame.kinds)

@@ -122,6 +122,7 @@ def test_a_frame_stored_twice_is_stored_once(place: Path | str) -> None:
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"masks": {9: make_frame(0, 0, make_layers(1), np.random.default_rng(0)).masks[0]}}, "names layer position 9"),
     ({"statistics": np.zeros((1, 3), np.float32)}, "statistics must have shape"),
+    ({"layers": np.array([1, 1])}, "statistics of a layer once, got one twice"),
     ({"histograms": {0: {"gradient": Histogram(np.zeros(3, np.uint32))}}}, "a histogram must have 515 counts"),
     (
         {"histograms": {0: {"gradient": Histogram(np.zeros(515, np.uint32), edges=histogram_edges() * 2)}}},
