@@ -97,7 +97,7 @@ def watch(
             recorded less often than `cadence` says, and an event of kind "cadence" tells. Where none is given 0.01 on
             a GPU and 0.03 on a CPU; `math.inf` to keep to the cadence at any cost.
         server: address of a `root-dash serve` elsewhere to record to instead, as `http://host:8050`. Frames wait on
-            this machine's disk until they are there, in at most 2 GiB: a server that is away costs the training nothing.
+            this machine's disk until they are there, 2 GiB at most: a server that is away costs the training nothing.
         token: its write token; ROOT_DASH_WRITE_TOKEN where none is given.
         spool: the folder where frames wait, made where it does not exist; ROOT_DASH_SPOOL where none is given, else
             `root-dash-spool`. What an earlier run left in it is sent, too.
