@@ -3,7 +3,7 @@
 Its tensors are torch's fake ones: they have a shape, a dtype and a device, and no values. What mixes devices fails as
 it would on a card; what reads a value, or copies between host and device so that the host waits, fails because it
 would wait. Streams and events stand for torch's own, which need the driver; an event may be waited for by any thread
-but the one that trains. Copies to the host leave zeros there. Kernels of Triton are not run.
+but the one that trains. Copies to the host leave zeros there. Triton's kernels are not run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from root_dash.optim import kernels
 
 _CASTS = {
     "long": torch.int64,
@@ -37,8 +39,11 @@ class HostWaited(AssertionError):
 
 
 @contextlib.contextmanager
-def pretended_cuda() -> Iterator[None]:
-    """Within it, `device="cuda"` is a device on which nothing is computed, for the thread that enters."""
+def pretended_cuda(*, triton: bool = False) -> Iterator[None]:
+    """Within it, `device="cuda"` is a device on which nothing is computed, for the thread that enters.
+
+    With `triton` it is one that Triton's kernels are for: they are taken, and not run.
+    """
     trainer = threading.current_thread()
 
     class Event:
@@ -88,7 +93,6 @@ def pretended_cuda() -> Iterator[None]:
         "stream": lambda *_: contextlib.nullcontext(),
         "synchronize": waits,
         "is_current_stream_capturing": lambda: False,
-        "get_device_capability": lambda *_: (7, 0),  # below what the kernels need
     }
     from_numpy = torch.from_numpy
 
@@ -99,6 +103,7 @@ def pretended_cuda() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, stand_in in runtime.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
+        stack.enter_context(mock.patch.object(kernels, "_runs_on", return_value=triton))
         stack.enter_context(mock.patch.object(torch.Tensor, "record_stream"))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch, "from_numpy", real_from_numpy))

@@ -40,9 +40,7 @@ def sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | N
     Outliers are taken by thresholds (L,), as `root_dash.optim.outliers.split` cuts. In float64, of no unit; which there
     are depends on what is given.
     """
-    entries = gradient if gradient is not None else momentum
-    assert entries is not None
-    found = _launch(gradient, momentum, threshold)
+    found: Tensor = _sums(gradient, momentum, threshold)
     result = {}
     if gradient is not None:
         result["gradient"] = found[..., :9]
@@ -54,14 +52,15 @@ def sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | N
     return result
 
 
-def _launch(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> Tensor:
+@torch.library.custom_op("root_dash::sums", mutates_args=())
+def _sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> Tensor:
     """What the kernel stores: (L, pieces, 17)."""
+    out: Tensor = _empty(gradient, momentum, threshold).zero_()
+    rows, pieces, _ = out.shape
     given = [None if tensor is None else tensor.contiguous() for tensor in (gradient, momentum)]
     entries = given[0] if given[0] is not None else given[1]
     assert entries is not None
-    rows, columns = entries.shape
-    pieces = max(1, -(-columns // PIECE_WIDTH))
-    out = torch.zeros(rows, pieces, _COLUMNS, dtype=torch.float64, device=entries.device)
+    columns = entries.shape[1]
     if rows == 0 or columns == 0:
         return out
     limits = None if threshold is None else threshold.float().contiguous()
@@ -80,6 +79,15 @@ def _launch(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor 
             num_warps=_WARPS,
             enable_fp_fusion=True,
         )
+    return out
+
+
+@_sums.register_fake
+def _empty(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> Tensor:
+    entries = gradient if gradient is not None else momentum
+    assert entries is not None
+    pieces = max(1, -(-entries.shape[1] // PIECE_WIDTH))
+    out: Tensor = entries.new_empty(len(entries), pieces, _COLUMNS, dtype=torch.float64)
     return out
 
 

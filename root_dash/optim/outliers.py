@@ -121,6 +121,8 @@ def split(matrix: Tensor, eps: Tensor) -> Tensor:
     A matrix whose ε is NaN becomes NaN.
     """
     eps = eps.view(-1, *[1] * (matrix.ndim - 1))
+    if matrix.is_cuda:
+        return matrix.clamp(-eps, eps)  # one pass
     return torch.maximum(matrix, -eps).clamp_max_(eps)  # on a CPU a third of the time of a clamp between tensors
 
 

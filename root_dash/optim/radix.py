@@ -14,38 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from root_dash.optim.digits import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
+
 Combine: TypeAlias = Callable[[Tensor], Tensor]
 Bits: TypeAlias = NDArray[Any]  # of signed integers, none negative once the sign bit of the float is gone
 
-_TOP_BITS = 15
-_DIGIT_BITS = 16
 _FEW = 2**12  # entries up to which a selection among whole rows is as fast as bounds and a partition between them
 _SAMPLE = 2**12
 _MARGIN = 4.0  # standard deviations between the sampled rank and either bound
 _BLOCK = 2**18  # entries that stay in the processor's cache from one pass over them to the next
-
-
-class _Layout(NamedTuple):
-    """How a float dtype looks as an integer: its dtype, infinity, and all bits but the sign, which is a NaN."""
-
-    integer: torch.dtype
-    infinity: int
-    largest: int
-
-
-_LAYOUTS = {
-    torch.float64: _Layout(torch.int64, 0x7FF0_0000_0000_0000, 2**63 - 1),
-    torch.float32: _Layout(torch.int32, 0x7F80_0000, 2**31 - 1),
-    torch.float16: _Layout(torch.int16, 0x7C00, 2**15 - 1),
-    torch.bfloat16: _Layout(torch.int16, 0x7F80, 2**15 - 1),
-}
 
 
 def radix_neighbours(
@@ -59,40 +43,24 @@ def radix_neighbours(
     `combine` then sums a tensor of counts over the shards. `coarse` ones have the leading bits of `bucket_center` only,
     and zeros after them.
     """
-    layout = _LAYOUTS[entries.dtype]
-    bits = entries.detach().view(layout.integer) & layout.largest
-    bits = bits.masked_fill(bits > layout.infinity, layout.largest)  # every NaN falls into the last bucket
-    shift = layout.largest.bit_length() - _TOP_BITS
+    layout = LAYOUTS[entries.dtype]
     # What is counted over shards may be more than one of them holds.
-    counter = torch.int32 if count < 2**31 else torch.int64
-    ranks = (rank + torch.arange(2, device=bits.device)).clamp(max=count - 1).expand(len(bits), 2)
-    counts = _counts(bits >> shift, None, 1 << _TOP_BITS, counter)
+    digits = Digits(entries, torch.int32 if count < 2**31 else torch.int64)
+    shift = layout.largest.bit_length() - TOP_BITS
+    ranks = (rank + torch.arange(2, device=entries.device)).clamp(max=count - 1).expand(len(entries), 2)
+    counts = digits.leading()
     if combine is not None:
         counts = combine(counts)
     has_nan = counts[:, -1:] > 0
     prefix, ranks = _narrow(torch.zeros_like(ranks), ranks, counts.unsqueeze(1))
     last = _unresolved(entries.dtype) if coarse else 0
     while shift > last:
-        shift -= _DIGIT_BITS
-        leading = bits >> (shift + _DIGIT_BITS)
-        first, second = (leading == wanted for wanted in prefix.to(bits.dtype).split(1, dim=1))
-        second = second & ~first
-        digit = (bits >> shift) & ((1 << _DIGIT_BITS) - 1)
-        counts = _counts(digit + (second.to(torch.int32) << _DIGIT_BITS), first | second, 2 << _DIGIT_BITS, counter)
+        shift -= DIGIT_BITS
+        counts = digits.following(prefix, shift)
         if combine is not None:
             counts = combine(counts)
-        prefix, ranks = _narrow(prefix, ranks, counts.view(-1, 2, 1 << _DIGIT_BITS))
+        prefix, ranks = _narrow(prefix, ranks, counts.view(-1, 2, 1 << DIGIT_BITS))
     return (prefix << shift).masked_fill(has_nan, layout.largest).to(layout.integer).view(entries.dtype)
-
-
-def _counts(index: Tensor, counted: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
-    """How many of the `counted` entries of each row have each index below `size`: (L, size).
-
-    Entries that do not count add zero at their own index: one common bin would serialize a device's atomic additions.
-    """
-    ones = torch.ones((), dtype=dtype, device=index.device).expand_as(index) if counted is None else counted.to(dtype)
-    empty = torch.zeros((len(index), size), dtype=dtype, device=index.device)
-    return empty.scatter_add_(1, index.long(), ones)
 
 
 def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,12 +74,12 @@ def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tens
     cumulative = counts.cumsum(-1, dtype=counts.dtype)
     digit = torch.searchsorted(cumulative, ranks.unsqueeze(-1).to(counts.dtype).contiguous(), right=True)
     before = cumulative.gather(-1, digit) - counts.gather(-1, digit)
-    return (prefix << _DIGIT_BITS) | digit.squeeze(-1), ranks - before.squeeze(-1)
+    return (prefix << DIGIT_BITS) | digit.squeeze(-1), ranks - before.squeeze(-1)
 
 
 def partition_neighbours(entries: Tensor, rank: int) -> Tensor:
     """The same (L, 2) as `radix_neighbours` of whole rows, on the CPU."""
-    layout = _LAYOUTS[entries.dtype]
+    layout = LAYOUTS[entries.dtype]
     if entries.shape[1] <= _FEW:
         return topk_neighbours(entries, rank)
     rows: Bits = entries.detach().view(layout.integer).numpy()
@@ -127,7 +95,7 @@ def topk_neighbours(entries: Tensor, rank: int) -> Tensor:
 
     On a CPU's two threads, of (36, 4096) in 0.43 ms, where NumPy's partition takes 0.67.
     """
-    layout = _LAYOUTS[entries.dtype]
+    layout = LAYOUTS[entries.dtype]
     magnitudes = entries.detach().view(layout.integer) & layout.largest
     above = magnitudes.topk(magnitudes.shape[1] - rank, dim=1, sorted=False).values
     pair = above.topk(min(2, above.shape[1]), dim=1, largest=False).values.expand(-1, 2)
@@ -184,7 +152,7 @@ def bucket_center(entries: Tensor) -> Tensor:
     These are 16 with the sign for float32, and so the relative distance from any normal value in the range is at most
     2^-8; 32 for float64; all of them for the 16-bit dtypes. Zero, infinity and NaN stay.
     """
-    layout = _LAYOUTS[entries.dtype]
+    layout = LAYOUTS[entries.dtype]
     shift = _unresolved(entries.dtype)
     if not shift:
         return entries

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from root_dash.records import KINDS, Float32Array, IntArray, Kind, statistic_names
 from root_dash.store import pyramid, schema
 from root_dash.store.buckets import FOLDED, Buckets, Rows
+from root_dash.store.engine import insert_or_ignore
 from root_dash.store.pyramid import Summary, Tile
 
 _KEPT_BYTES = 2**25
@@ -150,12 +151,12 @@ class Pyramid(Buckets):
         """Make a bucket of a level above 0 from those below it; from none, remove it."""
         if not statistic_names(kind):
             return
-        self._delete(kind, level, bucket)
-        if level == 1:
-            return  # its only part is the tile that was just opened
         first = bucket * pyramid.FACTOR
-        parts = self.summaries(kind, level - 1, statistic_names(kind), (first, first + pyramid.FACTOR))
+        parts = None  # of level 1 the only one is the tile that was just opened
+        if level > 1:
+            parts = self.summaries(kind, level - 1, statistic_names(kind), (first, first + pyramid.FACTOR))
         if parts is None:
+            self._delete(kind, level, bucket)
             return
         below, start = (pyramid.width(at, self.intervals[kind]) for at in (level - 1, level))
         summary = pyramid.join(parts.summaries, [at * below for at in parts.buckets], bucket * start)
@@ -172,8 +173,8 @@ class Pyramid(Buckets):
     def _insert(
         self, kind: Kind, level: int, bucket: int, steps: IntArray, number: int, frames: int, content: bytes
     ) -> None:
-        self.connection.execute(
-            insert(schema.pyramid),
+        self._put(
+            schema.pyramid,
             self._key(kind, level, bucket)
             | {
                 "first_step": int(steps[0]),
@@ -192,8 +193,14 @@ class Pyramid(Buckets):
             for name, of_blocks in zip(statistic_names(kind), cells, strict=True)
             for block, content in enumerate(of_blocks)
         ]
+        self._put(schema.pyramid_cells, *rows)
+
+    def _put(self, table: Table, *rows: dict[str, Any]) -> None:
+        """Insert rows, in the place of those of the same keys: PostgreSQL finds room for one where the other was."""
         if rows:
-            self.connection.execute(insert(schema.pyramid_cells), rows)
+            into, keys = insert_or_ignore(self.connection, table), table.primary_key.columns
+            values = {name: column for name, column in into.excluded.items() if name not in keys}
+            self.connection.execute(into.on_conflict_do_update(index_elements=list(keys), set_=values), list(rows))
 
     def _delete(self, kind: Kind, level: int, bucket: int) -> bool:
         """Whether there was such a bucket."""

@@ -25,9 +25,11 @@ def moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def watched(path: Path, model: nn.Module, build: Build, cadence: Cadence, dtype: torch.dtype) -> tuple[int, int, int]:
+def watched(
+    path: Path, model: nn.Module, build: Build, cadence: Cadence, dtype: torch.dtype, *, triton: bool
+) -> tuple[int, int, int]:
     """How many frames of some steps on the device were stored and lost, and how often the hook failed."""
-    with pretended_cuda():
+    with pretended_cuda(triton=triton):
         model = moved(model, dtype)
         optimizers = build(model)
         run = root_dash.watch(model, optimizers, db=path, cadence=cadence, max_overhead=None)
@@ -43,20 +45,20 @@ def watched(path: Path, model: nn.Module, build: Build, cadence: Cadence, dtype:
     return run.stored, run.lost, run.failures
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "triton"), [(torch.float32, False), (torch.bfloat16, True)])
 @pytest.mark.parametrize("build", [root, muon, adamw, sgd, plain_sgd])
-def test_the_training_thread_never_waits(build: Build, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_the_training_thread_never_waits(build: Build, dtype: torch.dtype, triton: bool, tmp_path: Path) -> None:
     """Statistics, histograms, quantiles, spectra and masks of any optimizer leave all to the device and the writer."""
-    assert watched(tmp_path / "runs.db", Model(), build, EVERY_STEP, dtype) == (STEPS, 0, 0)
+    assert watched(tmp_path / "runs.db", Model(), build, EVERY_STEP, dtype, triton=triton) == (STEPS, 0, 0)
 
 
 @pytest.mark.parametrize("build", [root, adamw])
 def test_nor_for_large_layers(build: Build, tmp_path: Path) -> None:
     """Nor where spectra are estimated and entries too many for one pass."""
     model = nn.ModuleDict({"square": nn.Linear(EXACT_UP_TO + 1, EXACT_UP_TO + 1), "head": nn.Linear(64, 3000)})
-    assert watched(tmp_path / "runs.db", model, build, EVERY_STEP, torch.float32) == (STEPS, 0, 0)
+    assert watched(tmp_path / "runs.db", model, build, EVERY_STEP, torch.float32, triton=True) == (STEPS, 0, 0)
 
 
 def test_nor_between_the_costly_steps(tmp_path: Path) -> None:
     """Nor with the default cadence, where most steps take the cheap statistics alone."""
-    assert watched(tmp_path / "runs.db", Model(), root, Cadence(), torch.float32) == (STEPS, 0, 0)
+    assert watched(tmp_path / "runs.db", Model(), root, Cadence(), torch.float32, triton=True) == (STEPS, 0, 0)

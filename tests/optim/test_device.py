@@ -30,10 +30,11 @@ def steps(optimizer: ROOT, params: list[nn.Parameter]) -> None:
         *((name, torch.bfloat16) for name in ("adaptive", "mixed", "skip")),
     ],
 )
-def test_no_step_waits_for_the_device(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("triton", [False, True])
+def test_no_step_waits_for_the_device(name: str, dtype: torch.dtype, triton: bool) -> None:
     """Every operation of the first steps, calibrations included, leaves values and copies to the device."""
     case = CASES[name]
-    with pretended_cuda():
+    with pretended_cuda(triton=triton):
         params = [nn.Parameter(torch.empty(s, dtype=dtype, device="cuda")) for s in (*case.root, *case.adamw)]
         rate = case.options.get("lr")
         lr = {"lr": torch.full((), 0.02, device="cuda")} if isinstance(rate, Tensor) else {}
@@ -53,10 +54,11 @@ def test_no_step_waits_for_the_device(name: str, dtype: torch.dtype) -> None:
         assert all(value.is_cuda for key, value in optimizer.state[p].items() if key != "step")
 
 
+@pytest.mark.parametrize("triton", [False, True])
 @pytest.mark.parametrize("options", [{}, {"quantile_method": "histogram"}, {"nonfinite": "skip"}, {"foreach": False}])
-def test_no_step_of_large_matrices_waits(options: dict[str, object]) -> None:
+def test_no_step_of_large_matrices_waits(options: dict[str, object], triton: bool) -> None:
     """Nor where thresholds are selected in several passes, and wide matrices take their steps in Gram space."""
     shapes = [(768, 768), (768, 768), (768, 3072), (3072, 768), (50257, 768)]
-    with pretended_cuda():
+    with pretended_cuda(triton=triton):
         params = [nn.Parameter(torch.empty(s, device="cuda")) for s in shapes]
         steps(ROOT(params, **options), params)  # type: ignore[arg-type]

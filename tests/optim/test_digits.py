@@ -1,0 +1,157 @@
+"""Counts of bits: plain, in Triton's interpreter, through its compiler, and on a GPU where there is one.
+
+Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imported, this file checks the kernel.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from root_dash.optim import digits
+from root_dash.optim.digits import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
+from root_dash.optim.kernels import available
+from root_dash.optim.radix import radix_neighbours
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
+)
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and available(torch.empty(0, device="cuda"))), reason="no CUDA device for Triton"
+)
+
+
+def given(dtype: torch.dtype, rows: int, width: int, device: str = "cpu") -> Tensor:
+    """Entries of many magnitudes, with zeros, infinities and, in the last row, a NaN among them."""
+    entries = torch.randn(rows, width, generator=torch.Generator().manual_seed(width)) ** 3
+    entries[0, : width // 5] = 0.0
+    entries[-1, 0], entries[-1, width // 2], entries[0, width // 3] = torch.nan, torch.inf, -torch.inf
+    return entries.to(device, dtype)
+
+
+def check_counts(entries: Tensor) -> None:
+    """Counts of both kinds equal NumPy's, among equal prefixes and among different ones."""
+    layout = LAYOUTS[entries.dtype]
+    raw = entries.cpu().view(layout.integer).numpy().astype(np.int64) & layout.largest
+    raw[raw > layout.infinity] = layout.largest
+    shift = layout.largest.bit_length() - TOP_BITS
+    counter = Digits(entries, torch.int32)
+    expected = [np.bincount(row >> shift, minlength=1 << TOP_BITS) for row in raw]
+    np.testing.assert_array_equal(counter.leading().cpu().numpy(), expected)
+    if not shift:
+        return
+    shift -= DIGIT_BITS
+    middle = np.median(raw, axis=1).astype(np.int64) >> (shift + DIGIT_BITS)
+    for prefixes in (np.stack([middle, middle], 1), np.stack([middle, middle + 1], 1)):
+        found = counter.following(torch.from_numpy(prefixes).to(entries.device), shift).cpu().numpy()
+        for row, (one, other), counts in zip(raw, prefixes, found, strict=True):
+            for part, prefix in enumerate((one,) if one == other else (one, other)):
+                among = (row[row >> (shift + DIGIT_BITS) == prefix] >> shift) & (2**DIGIT_BITS - 1)
+                among = np.bincount(among, minlength=1 << DIGIT_BITS)
+                np.testing.assert_array_equal(counts[part << DIGIT_BITS : (part + 1) << DIGIT_BITS], among)
+            if one == other:
+                assert not counts[1 << DIGIT_BITS :].any()
+
+
+@pytest.mark.parametrize("dtype", LAYOUTS)
+@pytest.mark.parametrize("width", [1, 700, 70_000])
+def test_plain_counts_are_those_of_numpy(width: int, dtype: torch.dtype) -> None:
+    """Of leading bits and of those that follow, of every dtype."""
+    check_counts(given(dtype, 2, width))
+
+
+def check_kernel(device: str) -> None:
+    """The kernel's counts, of contiguous and of strided rows, and the selection that they make."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for rows, width in ((1, 1), (3, 700), (2, 40_000)):
+            entries = given(dtype, rows, width, device)
+            assert available(entries)
+            check_counts(entries)
+            check_counts(given(dtype, width, rows, device).T if width < 1000 else entries[:, ::3])
+        entries = given(dtype, 3, 9001, device)[:2]
+        ordered = entries.abs().sort(dim=1).values
+        for rank in (0, 4500, 8100, 8999):
+            assert torch.equal(radix_neighbours(entries, rank, 9001), ordered[:, rank : rank + 2])
+    with_nan = given(torch.float32, 2, 50, device)
+    assert radix_neighbours(with_nan, 30, 50)[1].isnan().all()
+    assert not Digits(torch.zeros(2, 0, device=device), torch.int32).leading().any()
+    torch.library.opcheck(torch.ops.root_dash.leading_counts.default, (torch.ones(2, 5).view(torch.int32), 2**30, 16))
+
+
+@pytest.mark.heavy
+@needs_triton
+def test_the_interpreted_kernel_is_right() -> None:
+    """Counts equal NumPy's, and the selection torch's sort; no import before loads Triton."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.optim.test_digits"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.heavy
+@needs_triton
+@pytest.mark.parametrize("among", [False, True])
+@pytest.mark.parametrize(("capability", "integer"), [(80, "i32"), (90, "i16")])
+def test_the_kernel_compiles(
+    capability: int, integer: str, among: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine code comes out, without a GPU, that adds without asking for what was there."""
+    triton = importlib.import_module("triton")
+    compiler = importlib.import_module("triton.compiler")
+    backends = importlib.import_module("triton.backends.compiler")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = digits._kernel()
+    constants: dict[str, object] = {
+        "INFINITY": 0x7F80_0000 if integer == "i32" else 0x7F80,
+        "LARGEST": 2**31 - 1 if integer == "i32" else 2**15 - 1,
+        "SHIFT": 0 if among or integer == "i16" else 16,
+        "SIZE": 2**17 if among else 2**15,
+        "DIGIT": DIGIT_BITS,
+        "AMONG": among,
+        "PIECE": digits._PIECE,
+        "BLOCK": digits._BLOCK,
+        "stride_col": 1,
+    }
+    if not among:
+        constants["prefixes"] = None
+    types = {"raw": f"*{integer}", "prefixes": "*i32", "counts": "*i32"}
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    source = compiler.ASTSource(
+        kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    )
+    options = {"num_warps": 8, "enable_fp_fusion": True}
+    built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
+    assert built.asm["cubin"]
+    assert "atom.global" in built.asm["ptx"] or "red.global" in built.asm["ptx"]
+
+
+@needs_gpu
+def test_the_kernel_is_right_on_a_gpu() -> None:
+    """On a GPU the same holds, and no count waits for the device."""
+    check_kernel("cuda")
+    entries = given(torch.float32, 3, 9001, "cuda")
+    radix_neighbours(entries, 8100, 9001)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        radix_neighbours(entries, 8100, 9001)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+if __name__ == "__main__":
+    assert "triton" not in sys.modules, "importing the counts has imported Triton"
+    check_kernel("cpu")
