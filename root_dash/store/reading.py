@@ -30,6 +30,7 @@ from root_dash.records import (
 from root_dash.store import schema, shaping, totals, views
 from root_dash.store.buckets import Buckets
 from root_dash.store.encoding import decode
+from root_dash.store.engine import cursors
 
 Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
@@ -190,7 +191,7 @@ def at_step(
     if held is not None:
         query = query.where(held)
     if step is None:
-        return connection.execute(query.order_by(frames.id.desc()).limit(1)).first()
+        return connection.execute(query.order_by(cursors(connection).desc()).limit(1)).first()
     order = (frames.step.desc(), frames.attempt_id.desc(), frames.id.desc())
     return connection.execute(query.where(frames.step <= step).order_by(*order).limit(1)).first()
 

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 from root_dash.records import TENSORS, Kind, statistic_names
@@ -107,7 +108,7 @@ frames = Table(
     Column("cost", Double),
     UniqueConstraint("attempt_id", "seq"),
     Index(None, "run_id", "step"),
-    Index(None, "run_id", "id").ddl_if(dialect="postgresql"),
+    Index("ix_frames_run_id_id", "run_id", text("(id + 0)")).ddl_if(dialect="postgresql"),  # see `engine.cursors`
     sqlite_autoincrement=True,  # a cursor is never given twice, not even after a deletion
 )
 

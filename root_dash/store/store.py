@@ -37,6 +37,7 @@ from root_dash.store.buckets import Buckets
 from root_dash.store.counts import unpack
 from root_dash.store.database import Database
 from root_dash.store.encoding import decode
+from root_dash.store.engine import cursors
 from root_dash.store.listening import Follower
 
 
@@ -82,9 +83,9 @@ class Store(Database):
 
     def frames(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Notice]:
         """The run's frames whose cursor is beyond `after`, in the order in which they were stored."""
-        columns = schema.frames.c
         with self._reading() as connection:
-            query = reading.notices_query(run_id).where(columns.id > after).order_by(columns.id).limit(limit)
+            ids = cursors(connection)
+            query = reading.notices_query(run_id).where(ids > after).order_by(ids).limit(limit)
             found = [reading.to_notice(row) for row in connection.execute(query)]
             if not found:
                 reading.require_run(connection, run_id)
@@ -102,7 +103,8 @@ class Store(Database):
     def latest(self, run_id: int) -> Notice | None:
         """The run's frame that was stored last, or None while it has none."""
         with self._reading() as connection:
-            row = connection.execute(reading.notices_query(run_id).order_by(schema.frames.c.id.desc()).limit(1)).first()
+            newest = reading.notices_query(run_id).order_by(cursors(connection).desc()).limit(1)
+            row = connection.execute(newest).first()
             if row is None:
                 reading.require_run(connection, run_id)
         return None if row is None else reading.to_notice(row)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select
 from root_dash.records import CountArray, OutlierCounts, outlying
 from root_dash.store import reading, schema
 from root_dash.store.encoding import decode, encode
+from root_dash.store.engine import cursors
 
 _COLUMNS = ("recorded", "row_counts", "col_counts")
 
@@ -40,7 +41,7 @@ class Tally:
             return
         columns = schema.frames.c
         others = select(columns.id).where(
-            columns.run_id == self.run_id, columns.id > self._kept_frame, columns.attempt_id != self.attempt_id
+            columns.run_id == self.run_id, cursors(connection) > self._kept_frame, columns.attempt_id != self.attempt_id
         )
         if connection.execute(others.limit(1)).first() is not None:
             self._kept.clear()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 from typer.testing import CliRunner
 
 from root_dash.cli import app
@@ -272,3 +273,32 @@ def test_every_command_takes_a_url(database: str, tmp_path: Path, monkeypatch: p
         assert (result.exit_code, text in result.output) == (0, True), result.output
         assert "se%2Fcret" not in result.output
     assert out.exists()
+
+
+def test_the_frames_of_a_run_are_found_beside_those_of_later_runs(database: str, postgres: Server) -> None:
+    """The newest frame of a run, and those beyond a cursor, are looked up, however many a later run has stored."""
+    asked: list[tuple[str, Any]] = []
+
+    def remember(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
+        asked.append((statement, parameters))
+
+    with Store.create(database) as store:
+        for run in (1, 2):
+            store.begin(Run(f"run-{run}", "a run", 1.0), make_layers(1)).close()
+            _execute(
+                postgres,
+                database,
+                "INSERT INTO frames (run_id, attempt_id, seq, step, time, kinds, lost)"
+                f" SELECT {run}, {run}, i, i, i, 0, 0 FROM generate_series(0, 9999) i",
+            )
+        _execute(postgres, database, "ANALYZE frames")
+        event.listen(store._reader, "before_cursor_execute", remember)
+        newest = store.latest(1)
+        assert newest is not None
+        assert [notice.id for notice in store.frames(1, after=newest.id - 3)] == [9998, 9999, 10000]
+    with postgres.connect(database.rpartition("/")[2]) as connection:
+        for statement, parameters in asked:
+            plan = str(connection.execute(f"EXPLAIN ANALYZE {statement}".encode(), parameters).fetchall())
+            assert "ix_frames_run_id_id" in plan
+            assert "Rows Removed" not in plan
+    assert len(asked) == 2
