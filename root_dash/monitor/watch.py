@@ -166,7 +166,7 @@ class Recorder:
         if self._writer.pending:
             print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
         elif not stored:
-            print_to_stderr("root-dash: all frames are stored, but what sends them on was not waited for")
+            print_to_stderr("root-dash: all frames are stored, but the end of the recording was not waited for")
         elif self.lost:
             print_to_stderr(f"root-dash: {self.lost} frames were lost, {self.stored} stored")
 

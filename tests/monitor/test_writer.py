@@ -175,6 +175,26 @@ def test_a_database_that_is_held_at_the_end_is_waited_for(tmp_path: Path, monkey
         assert "nothing could be stored for" in store.events(1)[0].text
 
 
+def test_an_end_that_there_is_no_time_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All frames are stored, and another process holds the database for longer than `close` may take."""
+    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.5)
+    path, model = tmp_path / "runs.db", Model()
+    optimizers = root(model)
+    run = root_dash.watch(model, optimizers, db=path)
+    train(model, optimizers, 2, run.log)
+    while run.pending:
+        time.sleep(0.01)
+    hog = sqlite3.connect(path, isolation_level=None)
+    hog.execute("BEGIN IMMEDIATE")
+    run.close(0.1)
+    hog.close()
+    assert (run.stored, run.pending, run.lost) == (2, 0, 0)
+    said = capfd.readouterr().err
+    assert said == "root-dash: all frames are stored, but the end of the recording was not waited for\n"
+
+
 def test_an_end_that_is_refused_at_first_is_said_again() -> None:
     """Where only the end meets the lock: it is tried again within the patience, and says when training ended."""
 
