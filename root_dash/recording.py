@@ -201,9 +201,17 @@ def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, f
             raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
         if held is None:  # nobody else knows the name
             raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
+        try:
+            store = Spool.create(held.path)
+            try:
+                recording = store.begin(run, layers, attempt)
+            except BaseException:
+                store.close()
+                raise
+        except BaseException:
+            held.delete()  # it is tried again, under another name
+            raise
         mail = Mail(server, token)
-        store = Spool.create(held.path)
-        recording = store.begin(run, layers, attempt)
         return recording, Sender(Delivery(held, store, mail), leftovers(folder, Spool.create, mail), mail)
 
     return Spooled(begin, layers)
@@ -247,8 +255,8 @@ def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public nam
 
 
 def default_spool(given: str | os.PathLike[str] | None) -> Path:
-    """The folder that was given, else ROOT_DASH_SPOOL, else `root-dash-spool`."""
-    return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL)
+    """The folder that was given, else ROOT_DASH_SPOOL, else `root-dash-spool`: where it is now, wherever one goes."""
+    return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL).absolute()
 
 
 def default_token(given: str | None) -> str:
@@ -264,9 +272,12 @@ def default_token(given: str | None) -> str:
 
 
 def default_place(given: str | os.PathLike[str] | None) -> Place:
-    """The place of what was given, else of ROOT_DASH_DB, else of `root-dash.db`.
+    """The place of what was given, else of ROOT_DASH_DB, else of `root-dash.db`: a path where it is now.
+
+    Connections are made later too, when the process may have gone to another folder.
 
     Raises:
         ValueError: it is a URL of something else than PostgreSQL.
     """
-    return parse(given or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
+    place = parse(given or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
+    return place.absolute() if isinstance(place, Path) else place

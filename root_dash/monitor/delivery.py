@@ -6,12 +6,13 @@ A spool holds what the server does not have for good. It is deleted once the ser
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from root_dash import wire
-from root_dash.exceptions import NotRecorded, RootDashError
+from root_dash.exceptions import NotRecorded, RootDashError, StoreError
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.mail import Mail, Unreachable
 from root_dash.monitor.spools import Hold, hold
@@ -132,8 +133,8 @@ class Delivery:
         return 0 if self.done else self._spool.waiting(self._uid, self._acknowledged)
 
     def size(self) -> int:
-        """Bytes that the spool takes."""
-        return 0 if self.done else self._spool.size()
+        """Bytes that the spool takes; 0 where somebody deleted it."""
+        return 0 if self.done or not self.path.exists() else self._spool.size()
 
     def close(self) -> None:
         """Leave it to another one."""
@@ -141,10 +142,14 @@ class Delivery:
         self._held.release()
 
     def _settle(self) -> None:
-        """Let go of what the server has, once a lost power cannot take it away there; but of the last frame."""
+        """Let go of what the server has, once a lost power cannot take it away there; but of the last frame.
+
+        Where it cannot go, as from a disk that is full, it stays until the next time: what is not sent yet is sent.
+        """
         if self._told(None, 0):
-            self._spool.forget(self._cursor)
             self._unsettled, self._layers = 0, None  # the server lets go of an attempt that it is told such of
+            with suppress(StoreError):
+                self._spool.forget(self._cursor)
 
     def _told(self, time: float | None, lost: int) -> bool:
         """Say that the attempt ended, or without a time pauses; whether the server has all that it acknowledged."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from root_dash.exceptions import RootDashError, StoreFull, StoreMoved
+from root_dash.exceptions import RootDashError, StoreBusy, StoreError, StoreFull, StoreMoved
 from root_dash.monitor.delivery import Delivery
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.mail import Mail, Refused, Unreachable
@@ -79,6 +79,25 @@ class Sender:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+
+    def vacate(self) -> bool:
+        """Have the spool deleted, though more frames come, if the server has all that is in it; whether it is gone."""
+        if self._own.remaining():
+            return False
+        self._own.moved = True
+        with self._changed:
+            self._closing = True
+            tried = self._tried
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._own.done or (self._trouble and self._tried > tried), DRAIN_SECONDS)
+            if not self._own.done:  # it goes on; where it is deleted late all the same, the next frame sees it
+                self._closing = self._own.moved = False
+        return self._own.done
+
+    @property
+    def vacated(self) -> bool:
+        """Whether the spool is gone, since the server has all of it."""
+        return self._own.done
 
     def check_room(self) -> None:
         """Raise StoreFull where as much waits as may."""
@@ -146,7 +165,11 @@ Begin = Callable[[Sequence[Layer]], "tuple[Sink, Sender]"]
 
 
 class Spooled:
-    """The trainer's sink: into a spool, which its sender sends; into another one where that is deleted."""
+    """The trainer's sink: into a spool, which its sender sends; into another one where that is deleted.
+
+    To let go of anything SQLite needs room. So a spool on a disk that is full, which it may have filled itself, is
+    deleted as a whole once the server has all of it.
+    """
 
     def __init__(self, begin: Begin, layers: Sequence[Layer]) -> None:
         self._begin = begin
@@ -156,12 +179,19 @@ class Spooled:
 
     def append(self, frame: Frame) -> object:
         """Store a frame in the spool; StoreFull where that holds as much as it may."""
+        self._renew()
         self._sender.check_room()
         try:
             return self._append(frame)
         except StoreMoved as error:
             self._move(error)
-            return self._append(frame)
+        except StoreBusy:
+            raise
+        except StoreError:  # a full disk is one, and a quota that is used up, which SQLite calls otherwise
+            if not self._sender.vacate():
+                raise
+            self._renew()
+        return self._append(frame)
 
     def _append(self, frame: Frame) -> object:
         """Store a frame with what was not told yet."""
@@ -174,6 +204,7 @@ class Spooled:
         """Take layers that come later."""
         known = {layer.name for layer in self._layers}
         self._layers += [layer for layer in layers if layer.name not in known]
+        self._renew()
         try:
             self._spool.extend(layers)
         except StoreMoved as error:
@@ -181,6 +212,7 @@ class Spooled:
 
     def end(self, time: float, lost: int) -> None:
         """End the attempt in the spool."""
+        self._renew()
         try:
             self._spool.end(time, lost)
         except StoreMoved as error:
@@ -191,6 +223,11 @@ class Spooled:
         """Let go of the spool, and give its last frames some time to arrive."""
         self._spool.close()
         self._sender.close()
+
+    def _renew(self) -> None:
+        """Go on in another spool where this one was vacated."""
+        if self._sender.vacated:
+            self._spool, self._sender = self._begin(self._layers)
 
     def _move(self, moved: StoreMoved) -> None:
         """Go on in another spool, and tell."""

@@ -7,7 +7,8 @@ import os
 import threading
 from pathlib import Path
 
-_held: set[Path] = set()  # by this process: its locks do not keep itself out
+_held: set[tuple[int, int]] = set()
+"""Lock files of this process, by device and inode whatever they are called: its locks do not keep itself out."""
 _lock = threading.Lock()
 
 
@@ -20,14 +21,15 @@ class Hold:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
 
     def release(self) -> None:
         """Let another one have it."""
         with _lock:
-            if self.path.absolute() in _held:
-                _held.discard(self.path.absolute())
+            if self._descriptor is not None:
+                _held.discard(_identity(os.fstat(self._descriptor)))
                 os.close(self._descriptor)
+                self._descriptor = None
 
     def delete(self) -> None:
         """Delete the spool, and release it."""
@@ -40,8 +42,8 @@ class Hold:
 def hold(path: Path, *, new: bool = False) -> Hold | None:
     """Hold the spool at that path, or None where another one does, or where it is gone and is not to be a `new` one."""
     with _lock:
-        if path.absolute() in _held:
-            return None
+        if _beside(path).exists() and _identity(_beside(path).stat()) in _held:
+            return None  # before it is opened: closing it would let go of the lock
         descriptor = os.open(_beside(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +53,7 @@ def hold(path: Path, *, new: bool = False) -> Hold | None:
         except OSError:
             os.close(descriptor)
             return None
-        _held.add(path.absolute())
+        _held.add(_identity(os.fstat(descriptor)))
         return Hold(path, descriptor)
 
 
@@ -61,6 +63,10 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _beside(path: Path) -> Path:

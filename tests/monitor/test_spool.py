@@ -17,6 +17,7 @@ import pytest
 
 import root_dash
 from root_dash import recording, wire
+from root_dash.exceptions import StoreFull
 from root_dash.monitor import delivery, remote, writer
 from root_dash.monitor.delivery import Delivery, deliver, leftovers
 from root_dash.monitor.mail import Mail, Unreachable
@@ -56,6 +57,8 @@ def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
     held = hold(path)
     assert held is not None
     assert hold(path) is None
+    (tmp_path / "link").symlink_to(path.parent)
+    assert hold(tmp_path / "link" / path.name) is None
     script = (
         "import sys; from pathlib import Path; from root_dash.monitor.spools import hold;print(hold(Path(sys.argv[1])))"
     )
@@ -206,6 +209,109 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
         assert [frame.step for frame in store.frames(1)][: len(kept)] == kept
         assert store.run(1).lost == run.lost
         assert any(event.kind == "queue" and event.text.endswith(full) for event in store.events(1))
+
+
+def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the spool cannot be written all that is in it is sent; what the server has goes when it can be again."""
+    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr(delivery, "SETTLED_BYTES", 1)
+    monkeypatch.setattr(delivery, "BATCH_FRAMES", 1)
+    path = tmp_path / f"{'a' * 32}.db"
+    with serving(tmp_path / "team.db") as (server, _, _):
+        mail, held = Mail(server, WRITE), hold(path, new=True)
+        assert held is not None
+        spool = Spool.create(path)
+        recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
+        for seq in range(6):
+            recording.append(trained(seq))
+        going = Delivery(held, spool, mail)
+        hog = sqlite3.connect(path, isolation_level=None)
+        hog.execute("BEGIN IMMEDIATE")
+        while going.advance(ended=False):
+            pass
+        assert (len(arrived(tmp_path / "team.db")), len(spool.frames(1))) == (6, 6)
+        hog.execute("ROLLBACK")
+        hog.close()
+        recording.append(trained(6))
+        while going.advance(ended=False):
+            pass
+        assert (len(arrived(tmp_path / "team.db")), len(spool.frames(1))) == (7, 1)
+        going.close()
+        mail.close()
+
+
+def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path) -> None:
+    """Nothing could be let go of in it for want of room: it is deleted, and another one takes the frames that wait."""
+    port, folder = free_port(), tmp_path / "spool"
+    sink = recording._remote(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder)
+    (path,) = folder.glob("*.db")
+    taken = sink._spool._connection.connection.cursor()  # type: ignore[attr-defined]
+    taken.execute("PRAGMA max_page_count=200")  # to SQLite the disk is full then
+    seq = 0
+    with suppress(StoreFull):
+        while True:
+            sink.append(trained(seq))
+            seq += 1
+    assert seq > 1
+    with pytest.raises(StoreFull):  # nobody has what is in it
+        sink.append(trained(seq))
+    with serving(tmp_path / "team.db", port):
+        for late in (seq, seq + 1):
+            while True:
+                with suppress(StoreFull):
+                    sink.append(trained(late))
+                    break
+                time.sleep(0.01)
+        assert path not in folder.glob("*.db")
+        assert len(list(folder.glob("*.db"))) == 1
+        sink.end(1.8e9, 0)
+        sink.close()
+    assert not list(folder.iterdir())
+    assert [frame.seq for frame in arrived(tmp_path / "team.db")] == list(range(seq + 2))
+    with Store.open(tmp_path / "team.db") as store:
+        assert [run.ended_at for run in store.runs()] == [1.8e9]
+
+
+def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its room is free again, and taken by what comes."""
+    folder = tmp_path / "spool"
+    sink = recording._remote(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder)
+    sink.append(trained(0))
+    (path,) = folder.glob("*.db")
+    monkeypatch.setattr(remote, "SPOOL_BYTES", path.stat().st_size // 2)
+    with pytest.raises(StoreFull):
+        sink.append(trained(1))
+    shutil.rmtree(folder)
+    sink.append(trained(1))
+    sink.close()
+    (other,) = folder.glob("*.db")
+    assert [frame.seq for frame in arrived(other)] == [1]
+
+
+def test_a_spool_that_cannot_be_begun_is_not_left_behind(tmp_path: Path) -> None:
+    """Nor its lock: what is tried again and again would fill the folder."""
+    with pytest.raises(ValueError, match="a position each"):
+        recording._remote(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_process_that_goes_elsewhere_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that was given as it is seen from one folder stays where it was: database, and spool."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    with serving(tmp_path / "team.db") as (server, _, _):
+        for place in ({"db": "runs.db"}, {"server": server, "token": WRITE, "spool": "spool"}):
+            monkeypatch.chdir(tmp_path / "here")
+            model = Model()
+            optimizers = sgd(model)
+            with root_dash.watch(model, optimizers, cadence=EVERY_STEP, **place) as run:  # type: ignore[arg-type]
+                train(model, optimizers, 2, run.log)
+                monkeypatch.chdir(tmp_path / "there")
+                train(model, optimizers, 2, run.log)
+            assert (run.stored, run.failures) == (4, 0)
+    assert len(arrived(tmp_path / "here" / "runs.db")) == len(arrived(tmp_path / "team.db")) == 4
+    assert not list((tmp_path / "there").iterdir())
+    assert not list((tmp_path / "here" / "spool").iterdir())
 
 
 def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
