@@ -9,15 +9,10 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
-    BigInteger,
-    Column,
     Connection,
-    Double,
     Engine,
-    Integer,
     LargeBinary,
     QueuePool,
-    String,
     Table,
     create_engine,
     event,
@@ -212,19 +207,19 @@ def give_space_back(engine: Engine, server: Server) -> None:
 
 
 def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows of all the table's columns, in their order; NaN as NULL."""
+    """Insert rows of all the columns that the table has here, in the order of that; NaN as NULL."""
     if len(rows) <= _FEW:
         cursor: Any = connection.connection.cursor()
         places = ", ".join(["%b"] * len(table.c))
         try:
             cursor.executemany(
-                f"INSERT INTO {_quoted(connection, table.name)} VALUES ({places})",  # noqa: S608 (of our own names)
+                f"INSERT INTO {_columns(connection, table)} VALUES ({places})",  # noqa: S608 (of our own names)
                 [[None if value != value else value for value in row] for row in rows],
             )
         finally:
             cursor.close()
         return
-    types = [_type(column) for column in table.c]
+    types = list(_types(connection, table))
     with _copying(connection, table) as copy:
         copy.set_types(types)
         for row in rows:
@@ -233,7 +228,8 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, 
 
 def insert_numbers(connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]) -> None:
     """Copy rows of a table that holds integers and then numbers of 32 bits; NaN as NULL."""
-    kinds = [np.dtype(">i4" if _type(column) == "int4" else ">i8") for column in list(table.c)[: keys.shape[1]]]
+    types = _types(connection, table)[: keys.shape[1]]
+    kinds = [np.dtype(">i4" if name == "int4" else ">i8") for name in types]
     with _copying(connection, table) as copy:
         copy.write(_packed(keys, kinds, values))
 
@@ -258,18 +254,31 @@ def _packed(keys: IntArray, kinds: Sequence[np.dtype[Any]], values: NDArray[np.f
 
 @contextmanager
 def _copying(connection: Connection, table: Table) -> Iterator[Any]:
-    columns = ", ".join(_quoted(connection, name) for name in table.c.keys())
     cursor: Any = connection.connection.cursor()  # psycopg's own: SQLAlchemy has no COPY
     try:
-        with cursor.copy(f"COPY {_quoted(connection, table.name)} ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+        with cursor.copy(f"COPY {_columns(connection, table)} FROM STDIN (FORMAT BINARY)") as copy:
             yield copy
     finally:
         cursor.close()
 
 
-def _type(column: Column[Any]) -> str:
-    kinds = ((BigInteger, "int8"), (Integer, "int4"), (Double, "float8"), (LargeBinary, "bytea"), (String, "text"))
-    return next(name for kind, name in kinds if isinstance(column.type, kind))
+def _columns(connection: Connection, table: Table) -> str:
+    names = ", ".join(_quoted(connection, name) for name in table.c.keys())
+    return f"{_quoted(connection, table.name)} ({names})"
+
+
+def _types(connection: Connection, table: Table) -> tuple[str, ...]:
+    """The types of the table's columns, in our order, as the database has them: some were made with wider ids."""
+    known = connection.info.setdefault("root_dash_types", {})
+    if table not in known:
+        cursor: Any = connection.connection.cursor()
+        try:
+            names = ", ".join(_quoted(connection, name) for name in table.c.keys())
+            cursor.execute(f"SELECT {names} FROM {_quoted(connection, table.name)} LIMIT 0")  # noqa: S608
+            known[table] = tuple(column.type_display.partition("(")[0] for column in cursor.description)
+        finally:
+            cursor.close()
+    return known[table]
 
 
 def _quoted(connection: Connection, name: str) -> str:

@@ -19,7 +19,7 @@ from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFo
 from root_dash.records import Run
 from root_dash.server.stream import tail
 from root_dash.store import Store, examine, repair
-from root_dash.store.schema import SCHEMA_VERSION
+from root_dash.store.schema import RECORDINGS, SCHEMA_VERSION
 from tests.postgresql import PASSWORD, Server
 from tests.store.frames import make_frame, make_layers, record
 from tests.store.test_doctor import _bad
@@ -61,6 +61,28 @@ def test_many_may_create_at_once(empty: str) -> None:
     assert failures == []
     with Store.open(empty) as store:
         assert [run.frames for run in store.runs()] == [3] * 4
+
+
+def test_a_database_with_wider_ids_in_another_order_is_written_as_it_is(postgres: Server, empty: str) -> None:
+    """Rows of few and of many layers land in their columns in tables as they were first made, with ids of 64 bits."""
+    record(empty, 3, uid="before")
+    for table in (table.name for table in RECORDINGS.values()):
+        for statement in (
+            f"ALTER TABLE {table} ALTER COLUMN layer_id TYPE bigint",
+            f"ALTER TABLE {table} RENAME COLUMN step TO old_step",
+            f"ALTER TABLE {table} ADD COLUMN step bigint",  # after all others
+            f"UPDATE {table} SET step = old_step",
+            f"ALTER TABLE {table} DROP COLUMN old_step",
+        ):
+            _execute(postgres, empty, statement)
+    record(empty, 40, uid="after")
+    with Store.open(empty) as store:
+        before, after = sorted(store.runs(), key=lambda run: run.frames)
+        for run, frames in ((before, 3), (after, 40)):
+            for layer in store.layers(run.id):
+                for kind in RECORDINGS:
+                    assert set(store.steps(layer.id, kind)) <= set(range(frames))
+                assert len(store.steps(layer.id, "statistics")) == frames
 
 
 @pytest.mark.parametrize(
