@@ -106,11 +106,13 @@ def newton_schulz(
         batch = batch.mT
     count = _together(batch)
     known = [None] * len(batch) if largest is None else largest.reshape(-1, 1, 1).split(count)
-    parts = [
-        _iterate(part, of_part, triples, stages, normalization, eps)
-        for part, of_part in zip(batch.split(count), known, strict=False)
-    ]
-    X, A, AA, scale = parts[0] if len(parts) == 1 else (_joined(field) for field in zip(*parts, strict=True))
+    # Under the user's autocast the products would be of its dtype, whatever the plan and the set are made for.
+    with torch.autocast(batch.device.type, enabled=False):
+        parts = [
+            _iterate(part, of_part, triples, stages, normalization, eps)
+            for part, of_part in zip(batch.split(count), known, strict=False)
+        ]
+        X, A, AA, scale = parts[0] if len(parts) == 1 else (_joined(field) for field in zip(*parts, strict=True))
     assert X is not None
     assert A is not None
     assert scale is not None

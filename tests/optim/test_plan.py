@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -20,3 +22,22 @@ def test_arithmetic_is_fine_unless_bfloat16_comes_first(
         for dtype in (torch.float32, torch.float16, torch.float64):
             assert is_fine(plan(*shape, 5, dtype, "auto", given, "cpu"))
         assert not is_fine(plan(*shape, 5, torch.bfloat16, "auto", given, "cpu"))
+
+
+@pytest.fixture
+def cut_float32() -> Iterator[None]:
+    """What `torch.set_float32_matmul_precision("medium")` sets for CPUs."""
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("cut_float32")
+def test_float32_that_may_be_cut_is_not_fine() -> None:
+    """Where torch may take float32 products in bfloat16, what begins in float32 is no finer; all else is."""
+    for shape in ((64, 64), (64, 256), (512, 512), (512, 2048)):
+        for dtype in (None, torch.float32):
+            assert not is_fine(plan(*shape, 5, dtype, "auto", torch.float32, "cpu"))
+        for dtype in (torch.float16, torch.float64):
+            assert is_fine(plan(*shape, 5, dtype, "auto", torch.float32, "cpu"))
