@@ -130,11 +130,12 @@ def _piece(
     """
     program = tl.program_id(0)
     row = (program // pieces).to(tl.int64)
-    first = (program % pieces) * PIECE
+    first = (program % pieces).to(tl.int64) * PIECE
+    width = tl.minimum(n - first, PIECE).to(tl.int32)
     if GRADIENT:
-        G += row * n
+        G += row * n + first
     if MOMENTUM:
-        M += row * n
+        M += row * n + first
     zero = tl.full((), 0.0, tl.float64)
     count, mean, second, third, fourth = zero, zero, zero, zero, zero
     zeros, nans, infinities = zero, zero, zero
@@ -143,9 +144,9 @@ def _piece(
     whole, kept, cut, both, outliers = zero, zero, zero, zero, zero
     if CUT:
         limit = tl.load(epsilon + row)
-    for start in range(first, tl.minimum(first + PIECE, n), BLOCK):
+    for start in range(0, width, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        inside = k < n
+        inside = k < width
         if GRADIENT:
             g = tl.load(G + k, mask=inside, other=0.0).to(tl.float32)
             size = tl.abs(g)

@@ -166,15 +166,16 @@ def _count(
     """Add one piece of a row to its counts."""
     program = tl.program_id(0)
     row = (program // pieces).to(tl.int64)
-    first = (program % pieces) * PIECE
-    raw += row * stride_row
+    first = (program % pieces).to(tl.int64) * PIECE
+    width = tl.minimum(n - first, PIECE).to(tl.int32)
+    raw += row * stride_row + first * stride_col
     counts += row * SIZE
     if AMONG:
         one = tl.load(prefixes + 2 * row)
         other = tl.load(prefixes + 2 * row + 1)
-    for start in range(first, tl.minimum(first + PIECE, n), BLOCK):
+    for start in range(0, width, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        counted = k < n
+        counted = k < width
         bits = tl.load(raw + k.to(tl.int64) * stride_col, mask=counted, other=0).to(tl.int32) & LARGEST
         bits = tl.where(bits > INFINITY, LARGEST, bits)
         index = bits >> SHIFT

@@ -22,6 +22,7 @@ from root_dash.monitor.columns import gradient_columns, momentum_columns, outlie
 from root_dash.monitor.statistics import PIECE_WIDTH
 from root_dash.optim.kernels import available
 from root_dash.optim.outliers import split, threshold
+from tests.pretended import pretended_cuda
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
@@ -148,10 +149,18 @@ def test_the_kernel_is_right_on_a_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_without_a_gpu_it_takes_nothing() -> None:
-    """On a CPU, in float64 and of tensors of different shapes the sums stay plain torch."""
+def test_it_takes_what_it_can_read() -> None:
+    """Nothing on a CPU; on CUDA neither float64 nor tensors of different shapes: the sums stay plain torch."""
     assert not kernels.takes(torch.zeros(2, 3))
-    assert not kernels.takes(None)
+    assert not kernels.takes(None, None)
+    with pretended_cuda(triton=True):
+        single, half, double = (
+            torch.zeros(2, 3, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16, torch.float64)
+        )
+        assert kernels.takes(single, half)
+        assert kernels.takes(None, single)
+        assert not kernels.takes(single, double)
+        assert not kernels.takes(single, single[:, :2])
 
 
 if __name__ == "__main__":

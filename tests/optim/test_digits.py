@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -87,6 +88,20 @@ def check_kernel(device: str) -> None:
     torch.library.opcheck(torch.ops.root_dash.leading_counts.default, (torch.ones(2, 5).view(torch.int32), 2**30, 16))
 
 
+def check_last_piece() -> None:
+    """Of the longest row that int32 counts, one entry read over and over, the interpreted kernel's last piece alone."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    columns = 2**31 - 1
+    entries = torch.ones(1).expand(1, columns)
+
+    def last_of(*bounds: int) -> range:  # of the programs; the loops of a kernel have three bounds
+        return range(*bounds)[-1:] if len(bounds) == 1 else range(*bounds)
+
+    with mock.patch.object(interpreter, "range", last_of, create=True):
+        counted = Digits(entries, torch.int32).leading()
+    assert counted.sum() == columns % digits._PIECE
+
+
 @pytest.mark.heavy
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
@@ -155,3 +170,4 @@ def test_the_kernel_is_right_on_a_gpu() -> None:
 if __name__ == "__main__":
     assert "triton" not in sys.modules, "importing the counts has imported Triton"
     check_kernel("cpu")
+    check_last_piece()
