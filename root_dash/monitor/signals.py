@@ -18,6 +18,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Protocol
 
@@ -25,6 +26,9 @@ from root_dash.monitor.failures import print_to_stderr
 
 TERMINATED_SECONDS = 5.0
 """How long SIGTERM waits for frames to be stored; Docker kills 10 s after it, Slurm and Kubernetes 30 s."""
+
+SAID_SECONDS = 1.0
+"""How long it waits, at most, for what it says of them to be written."""
 
 _CREDENTIALS = struct.Struct("3i")
 """What Linux says of who wrote to a socket: process, user and group."""
@@ -89,8 +93,16 @@ def _drain(number: int) -> None:
     until = time.monotonic() + TERMINATED_SECONDS
     for writer in list(_open):
         if not writer.close(max(until - time.monotonic(), 0.0)) and writer.pending:
-            print_to_stderr(f"root-dash: terminated with {writer.pending} frames that could not be stored in time")
+            _say(f"root-dash: terminated with {writer.pending} frames that could not be stored in time")
     os.kill(os.getpid(), number)
+
+
+def _say(text: str) -> None:
+    """Write to stderr from a thread that is left behind where nobody reads it, and its pipe is full."""
+    saying = threading.Thread(target=print_to_stderr, args=(text,), daemon=True)
+    with suppress(RuntimeError):  # the interpreter is ending already
+        saying.start()
+        saying.join(SAID_SECONDS)
 
 
 def _set_alarm() -> None:

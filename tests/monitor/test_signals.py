@@ -38,6 +38,27 @@ def test_only_frames_that_are_missing_are_told(pending: int, said: str) -> None:
     assert (said in ended.stderr) if said else not ended.stderr
 
 
+_UNREAD = """
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, bytes(4096))
+except BlockingIOError:
+    os.set_blocking(2, True)
+drain_on_termination(Slow())
+"""
+
+
+def test_a_process_whose_stderr_nobody_reads_is_ended_all_the_same() -> None:
+    """Where it has to say what is missing, and the pipe is full."""
+    script = _SCRIPT.replace("drain_on_termination(Slow())", _UNREAD)
+    with subprocess.Popen([sys.executable, "-c", script, "3"], stderr=subprocess.PIPE) as process:
+        try:
+            assert process.wait(30) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
 # Taking a lock of C's twice waits for ever, and no signal interrupts it: as a collective waits for peers that are gone,
 # with the interpreter's lock let go.
 _STUCK = """
