@@ -192,11 +192,14 @@ def _piece(
                 gm += tl.sum(x * z, axis=0).to(tl.float64) * u * v
             if CUT:
                 base = tl.where(tl.abs(m) <= limit, m, tl.where(m > 0, limit, -limit))
-                base = tl.where(m != m, m, base) / m_unit
-                o = y - base
-                kept += tl.sum(base * base, axis=0).to(tl.float64) * v * v
+                base = tl.where(m != m, m, base)
+                base_unit = _unit(tl.abs(base))  # its own: ε may be far from M, or M infinite
+                w = base_unit.to(tl.float64)
+                o = (m - base) / m_unit
+                base /= base_unit
+                kept += tl.sum(base * base, axis=0).to(tl.float64) * w * w
                 cut += tl.sum(o * o, axis=0).to(tl.float64) * v * v
-                both += tl.sum(base * o, axis=0).to(tl.float64) * v * v
+                both += tl.sum(base * o, axis=0).to(tl.float64) * w * v
                 outliers += tl.sum((inside & (tl.abs(m) > limit)).to(tl.int32), axis=0).to(tl.float64)
     out += (row * pieces + program % pieces) * 17
     if GRADIENT:

@@ -78,8 +78,8 @@ def check_kernel(device: str) -> None:
             epsilon = threshold(momentum, 0.9)
             check(gradient, momentum, epsilon)
     gradient, momentum = (entries(seed, 4, 12_001, torch.float32, device) for seed in (3, 4))
-    epsilon = threshold(momentum, 0.9)
     gradient[0], momentum[1], gradient[2], momentum[2] = 0.0, 0.0, gradient[2] * 1e-32, momentum[2] * 1e30
+    epsilon = threshold(momentum, 0.9)
     gradient[3, [0, 4095, 11_999]] = torch.tensor([torch.nan, torch.inf, -torch.inf], device=device)
     gradient[3, 5:900] = 0.0
     check(gradient, momentum, epsilon)
@@ -87,6 +87,11 @@ def check_kernel(device: str) -> None:
     check(gradient, momentum, epsilon)
     gradient[:] = torch.nan
     check(gradient, momentum, epsilon)
+    momentum = entries(5, 2, kernels.BLOCK + 1, torch.float32, device)
+    momentum[0], momentum[1, -1] = momentum[0] * 1e30, torch.inf  # the only one of its block
+    limits = torch.full((2,), 3.0, device=device)
+    kept = kernels.sums(None, momentum, limits)["outliers"][..., 1].norm(dim=1)
+    torch.testing.assert_close(kept, split(momentum, limits).double().norm(dim=1), rtol=3e-6, atol=0)
     gradient, momentum = (entries(seed, 40, 30, torch.float32, device).T for seed in (5, 6))  # strides of any kind
     check(gradient, momentum, threshold(momentum, 0.9))
     assert kernels.sums(gradient, None, None).keys() == {"gradient"}
