@@ -104,7 +104,7 @@ def is_fine(stages: Sequence[Stage]) -> bool:
 
 def _float32_may_be_cut() -> bool:
     """Whether `torch.set_float32_matmul_precision("medium")`, or its like for CPUs, lets float32 products be cut."""
-    precision: str = torch.backends.mkldnn.matmul.fp32_precision
+    precision: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     return precision == "bf16"
 
 

@@ -27,10 +27,11 @@ def test_arithmetic_is_fine_unless_bfloat16_comes_first(
 @pytest.fixture
 def cut_float32() -> Iterator[None]:
     """What `torch.set_float32_matmul_precision("medium")` sets for CPUs."""
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = products.fp32_precision
+    products.fp32_precision = "bf16"
     yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
+    products.fp32_precision = before
 
 
 @pytest.mark.usefixtures("cut_float32")
