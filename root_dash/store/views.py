@@ -49,9 +49,9 @@ def holds(source: Buckets, kind: Kind, layer_id: int) -> bool:
         if len(source.rows(kind, bucket, (), layer_id).steps):
             return True
     for bucket in source.buckets(kind, descending=True):
-        [(_, tile)] = source.tiles(kind, bucket, bucket)
-        if slot < tile.presence.shape[1] and tile.presence[:, slot].any():
-            return True
+        for _, tile in source.tiles(kind, bucket, bucket):  # none where an index is damaged
+            if slot < tile.presence.shape[1] and tile.presence[:, slot].any():
+                return True
     return False
 
 
