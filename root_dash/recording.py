@@ -167,7 +167,8 @@ def watch(
         sink = Lasting(Store.create(default_place(db)), run, layers, print_to_stderr)
     elif standing.stores:
         assert server is not None
-        sink = _remote(run, layers, server, token, default_spool(spool))
+        # Where it is now: connections are made later too, when the process may have gone to another folder.
+        sink = _remote(run, layers, server, token, default_spool(spool).absolute())
     return Recorder(
         optimizers,
         standing.positions,
@@ -255,8 +256,8 @@ def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public nam
 
 
 def default_spool(given: str | os.PathLike[str] | None) -> Path:
-    """The folder that was given, else ROOT_DASH_SPOOL, else `root-dash-spool`: where it is now, wherever one goes."""
-    return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL).absolute()
+    """The folder that was given, else ROOT_DASH_SPOOL, else `root-dash-spool`."""
+    return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL)
 
 
 def default_token(given: str | None) -> str:
