@@ -43,7 +43,7 @@ from root_dash.optim.spectra import (
 
 __all__ = ["Fit", "fit", "infimum", "orthogonality_error", "polar_error", "random_spectra", "supremum"]
 
-LIMIT, FINE_LIMIT = 1.05, 1.057
+LIMIT, FINE_LIMIT = 1.05, 1.055
 """What p may not exceed: no singular value of an update is to exceed 1.06, and rounding the update takes its share. The
 second of each pair is for arithmetic that is fine (`plan.is_fine`), the first is safe in any."""
 NOISE, FINE_NOISE = 0.012, 0.004

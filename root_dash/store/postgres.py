@@ -269,7 +269,7 @@ def _columns(connection: Connection, table: Table) -> str:
 
 def _types(connection: Connection, table: Table) -> tuple[str, ...]:
     """The types of the table's columns, in our order, as the database has them: some were made with wider ids."""
-    known = connection.info.setdefault("root_dash_types", {})
+    known: dict[Table, tuple[str, ...]] = connection.info.setdefault("root_dash_types", {})
     if table not in known:
         cursor: Any = connection.connection.cursor()
         try:

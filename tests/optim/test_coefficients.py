@@ -34,14 +34,14 @@ def test_robust_tolerates_rounding(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", range(1, 21))
 def test_fine_arithmetic_needs_less_tolerance(steps: int) -> None:
-    """The set for it stays below 1.057 with errors of 0.4 %, and is closer to 1 over three orders of magnitude."""
+    """The set for it stays below 1.055 with errors of 0.4 %, and is closer to 1 over three orders of magnitude."""
     rng = np.random.default_rng(steps)
     triples = resolve("robust", steps, fine=True)
     for push in [rng.uniform(-0.004, 0.004, (steps, len(SIGMA))) for _ in range(8)] + [np.full((steps, 1), 0.004)]:
         sigma = SIGMA * 1.01
         for step, triple in enumerate(triples):
             sigma = evaluate([triple], sigma * (1 + push[step] if step else 1))
-        assert np.max(np.abs(sigma)) <= 1.057
+        assert np.max(np.abs(sigma)) <= 1.055
     assert np.min(evaluate(triples, SIGMA)) > 0
     spread = np.geomspace(1e-3, 1, 512) / 1.003
     fine, coarse = (np.mean((evaluate(resolve("robust", steps, fine=f), spread) - 1) ** 2) for f in (True, False))
