@@ -1,11 +1,11 @@
-"""What recording costs: python benchmarks/recording.py [--frames 500] [--pairs 4] [--steps 100]
+"""What recording costs: python benchmarks/recording.py [--frames 500] [--steps 500]
 
 Three questions, each answered by what a user would do, and written as JSON beside this file:
 
 - How long is the trainer blocked by a frame of 100 layers, one histogram and all statistics each, already reduced? Side
   by side with TensorBoard's event files, trackio and wandb offline where they are installed (the `bench` extra).
-- How much longer does the demo's tiny model train when it is watched? Blocks of steps with and without a recorder take
-  turns, on the same batches, and a watched block ends when its last frame is stored.
+- How much longer does the demo's tiny model train when it is watched? With and without a recorder it is trained a few
+  steps in turns, on the same batches.
 - How many bytes does a layer take for a step?
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import CAVEAT, environment, ratio, summary, write_json
+from timing import CAVEAT, environment, ratio, write_json
 
 import root_dash
 from root_dash.demo.model import GPT
@@ -36,6 +36,7 @@ from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.frames import Assembler, Group
 from root_dash.monitor.measure import Batch, measure, outliers_of
 from root_dash.monitor.transfer import send
+from root_dash.monitor.watch import Recorder
 from root_dash.monitor.writer import Pending, Writer
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
@@ -45,6 +46,9 @@ SHAPE = (128, 128)
 ENTRIES = 128 * 128
 PAUSE = 0.03  # seconds between frames, as a step would take
 CPU = torch.device("cpu")
+
+TURN = 10
+"""Steps that one training takes before the next."""
 
 DISTINCT = 24
 """Steps that differ; a longer run goes through them again."""
@@ -201,52 +205,55 @@ def blocked(frames: int) -> dict[str, Any]:
     return results
 
 
-def overhead(pairs: int, steps: int) -> dict[str, Any]:
-    """Seconds of blocks of the demo's tiny preset, unwatched and watched in turns, and the ratios of each pair."""
+def overhead(steps: int) -> dict[str, Any]:
+    """Seconds of the same training, unwatched and watched, and the ratios.
+
+    All go on at once, `TURN` steps of one and then of the next: what slows the machine for a minute slows all of them.
+    A watched turn ends when its last frame is stored.
+    """
     text, preset = standard_library(), PRESETS["tiny"]
     ways: dict[str, float | None] = {"unwatched": None, "watched, no budget": math.inf, "watched": 0.03}
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
-    notes: dict[str, Any] = {}
-
-    def block(name: str, budget: float | None, steps: int, folder: str) -> None:
-        torch.manual_seed(0)
-        model = GPT(preset.shape)
-        optimizers = build_optimizers(model, "root", preset)
-        log: Callable[..., None] = lambda **_: None  # noqa: E731
-        recorder = None
-        if budget is not None:
-            database = Path(folder) / f"{time.time_ns()}.db"
-            recorder = root_dash.watch(model, optimizers, db=database, cadence=Cadence(), max_overhead=budget)
-            log = recorder.log
-        # Validation is none of the question: the last step of `train` has one, and is not made.
-        going = train(model, optimizers, text, preset, steps + 1, log, CPU)
-        started, spent = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            next(going)
-        if recorder is not None:
-            recorder.close()
-            notes[name] = {"overhead_by_its_own_measure": recorder.overhead, "stored": recorder.stored}
-        wall[name].append(time.perf_counter() - started)
-        cpu[name].append(time.process_time() - spent)
-
+    trainings: dict[str, Iterator[object]] = {}
+    recorders: dict[str, Recorder] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, budget in ways.items():
-            block(name, budget, 2, folder)  # warm-up
-            wall[name].clear()
-            cpu[name].clear()
-        for pair in range(pairs):
-            order = list(ways.items())
-            for name, budget in order[pair % len(order) :] + order[: pair % len(order)]:
-                block(name, budget, steps, folder)
-    results: dict[str, Any] = {"unwatched_step_ms": 1e3 * statistics.median(wall["unwatched"]) / steps}
-    for name in list(ways)[1:]:
-        results[name] = {
-            "wall": ratio(wall, name, "unwatched"), "cpu": ratio(cpu, name, "unwatched"), **notes[name],
-        }  # fmt: skip
+            torch.manual_seed(0)
+            model = GPT(preset.shape)
+            optimizers = build_optimizers(model, "root", preset)
+            log: Callable[..., None] = lambda **_: None  # noqa: E731
+            if budget is not None:
+                path = Path(folder) / f"{len(recorders)}.db"
+                recorder = root_dash.watch(model, optimizers, db=path, cadence=Cadence(), max_overhead=budget)
+                recorders[name], log = recorder, recorder.log
+            # Validation is none of the question: the last step of `train` has one, and is not made.
+            trainings[name] = train(model, optimizers, text, preset, steps + 3, log, CPU)
+            for _ in range(2):
+                next(trainings[name])  # warm-up
+        for turn in range(steps // TURN):
+            order = list(ways)
+            for name in order[turn % len(order) :] + order[: turn % len(order)]:
+                started, spent = time.perf_counter(), time.process_time()
+                for _ in range(TURN):
+                    next(trainings[name])
+                while name in recorders and recorders[name].pending:
+                    time.sleep(1e-4)
+                wall[name].append(time.perf_counter() - started)
+                cpu[name].append(time.process_time() - spent)
+        for recorder in recorders.values():
+            recorder.close()
+    results: dict[str, Any] = {"unwatched_step_ms": 1e3 * statistics.median(wall["unwatched"]) / TURN}
+    for name, recorder in recorders.items():
+        results[name] = {"overhead_by_its_own_measure": recorder.overhead, "stored": recorder.stored}
+        for clock, seconds in (("wall", wall), ("cpu", cpu)):
+            whole = sum(seconds[name]) / sum(seconds["unwatched"])
+            results[name][clock] = {"whole": whole, **ratio(seconds, name, "unwatched")}
         shown = {clock: results[name][clock] for clock in ("wall", "cpu")}
-        print(f"{name:20}", *(f"{k} x{v['median']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for k, v in shown.items()))
-    results["step_seconds"] = {name: summary([s / steps for s in seconds]) for name, seconds in wall.items()}
+        print(
+            f"{name:20}",
+            *(f"{k} x{v['whole']:.3f} (turns {v['low']:.3f} to {v['high']:.3f})" for k, v in shown.items()),
+        )
     return results
 
 
@@ -254,8 +261,7 @@ def main() -> None:
     """Answer the three questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=500, help="of 100 layers; 0: none")
-    parser.add_argument("--pairs", type=int, default=4, help="blocks of each way to train; 0: none")
-    parser.add_argument("--steps", type=int, default=100, help="of a block")
+    parser.add_argument("--steps", type=int, default=500, help="of each way to train; 0: none")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that torch trains on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -263,9 +269,9 @@ def main() -> None:
     if arguments.frames:
         content = {"environment": environment(CPU), "layers": LAYERS, "frames": arguments.frames}
         write_json(__file__, "blocked", content | {"ways": blocked(arguments.frames)})
-    if arguments.pairs:
-        content = {"environment": environment(CPU), "pairs": arguments.pairs, "steps": arguments.steps}
-        write_json(__file__, "overhead", content | overhead(arguments.pairs, arguments.steps))
+    if arguments.steps:
+        content = {"environment": environment(CPU), "steps": arguments.steps, "turn": TURN}
+        write_json(__file__, "overhead", content | overhead(arguments.steps))
 
 
 if __name__ == "__main__":

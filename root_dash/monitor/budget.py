@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from root_dash.monitor.cadence import Cadence
 from root_dash.records import Kind
 
-PATIENCE = 25
+PATIENCE = 12
 """Steps between two changes, and before the first: what was measured until then says what the last one did."""
 
 THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
@@ -25,7 +25,9 @@ LONGEST = 2**10
 LONGEST_STATISTICS = 2**3
 """The same of the statistics: a map with fewer columns does not say since when a layer is sick."""
 
-_ROOM = 0.8  # of the budget: only what stays below is taken back, so that it is not thinned again at once
+_ROOM = 0.8
+"""Of the budget: what thinning comes down to, since training loses more than is measured (caches, and the turns of the
+writer's thread at the interpreter), and what a doubling that is taken back must stay below."""
 _SPIKE = 4.0  # times what was usual: a single measurement counts for no more
 _MEMORY = 0.25  # the weight of the newest measurement of a kind
 _STEP_MEMORY = 1 / 16
@@ -118,7 +120,9 @@ def _shares(state: Budget, cadence: Cadence) -> dict[Kind, float]:
 
 def _thinned(state: Budget) -> Cadence:
     cadence = state.cadence
-    while _overhead(state, cadence) > state.limit:
+    if _overhead(state, cadence) <= state.limit:
+        return cadence
+    while _overhead(state, cadence) > _ROOM * state.limit:
         shares = _shares(state, cadence)
         # Where a tenth of the budget would not be gained, there is nothing to gain but gaps.
         costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > 0.1 * state.limit]
