@@ -228,7 +228,7 @@ class Recorder:
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
         if isinstance(optimizer, ROOT):
-            self._handles.append(optimizer.register_observer(self._observe))
+            self._handles.append(optimizer.register_observer(self._observe, lambda: bool(self._due)))
             self._handles.append(optimizer.register_shard_observer(self._observe_shards))
             self._handles.append(optimizer.register_change_observer(self._notice))
             return

@@ -177,7 +177,7 @@ class ROOT(Optimizer):
             "capturable": capturable,
         }
         check_group(_with_own_normalization(dict(defaults)))
-        self._observers: OrderedDict[int, Observer] = OrderedDict()
+        self._observers: OrderedDict[int, tuple[Observer, Callable[[], bool]]] = OrderedDict()
         self._shard_observers: OrderedDict[int, ShardObserver] = OrderedDict()
         self._sets = CoefficientSets()
         self.process_group = process_group
@@ -205,13 +205,14 @@ class ROOT(Optimizer):
                 stacklevel=4,
             )
 
-    def register_observer(self, observer: Observer) -> RemovableHandle:
+    def register_observer(self, observer: Observer, wanted: Callable[[], bool] = lambda: True) -> RemovableHandle:
         """Have `observer` called with an `Observation` of every batch in every step, until the handle is removed.
 
-        Observers are not part of the optimizer's state: copies and checkpoints have none.
+        `wanted` is asked once a step and group; where it says no, nothing is made for this observer. Observers are not
+        part of the optimizer's state: copies and checkpoints have none.
         """
         handle = RemovableHandle(self._observers)
-        self._observers[handle.id] = observer
+        self._observers[handle.id] = observer, wanted
         return handle
 
     def register_shard_observer(self, observer: ShardObserver) -> RemovableHandle:
@@ -270,7 +271,8 @@ class ROOT(Optimizer):
         if group["nonfinite"] == "skip" and params:
             finite = finite_flags(grads)
             _count_skipped(group, dict(zip(params, finite, strict=True)))
-        observers, shard_observers = tuple(self._observers.values()), tuple(self._shard_observers.values())
+        observers = tuple(observer for observer, wanted in self._observers.values() if wanted())
+        shard_observers = tuple(self._shard_observers.values())
         if group["algorithm"] == "adamw":
             adamw_over_ranks(
                 params,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from root_dash.optim import ROOT, Observation
 from tests.optim.training import MUON, give_gradients, mixed, parameters
@@ -177,6 +178,43 @@ def test_a_removed_observer_sees_nothing() -> None:
     handle.remove()
     optimizer.step()
     assert len(first.seen) == 2 * batches
+
+
+def test_an_observer_that_wants_no_step_costs_none() -> None:
+    """It is asked in every step; where it says no it is shown nothing, and a step does what it does without it."""
+    params, groups = mixed()
+    optimizer = ROOT(groups)
+    witness, wanted = Witness(), False
+
+    def operations() -> list[str]:
+        give_gradients(0, params)
+        with Counted() as counted:
+            optimizer.step()
+        names: list[str] = counted.names
+        return names
+
+    operations()  # makes the state
+    without = operations()
+    optimizer.register_observer(witness, lambda: wanted)
+    assert operations() == without
+    assert witness.seen == []
+    wanted = True
+    assert len(operations()) > len(without)
+    assert witness.seen
+
+
+class Counted(TorchDispatchMode):
+    """The names of all operations that run under it, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 def test_observers_are_not_state() -> None:
