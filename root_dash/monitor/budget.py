@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from root_dash.monitor.cadence import Cadence
 from root_dash.records import Kind
 
-PATIENCE = 12
+PATIENCE = 25
 """Steps between two changes, and before the first: what was measured until then says what the last one did."""
 
 THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
