@@ -26,8 +26,8 @@ LONGEST_STATISTICS = 2**3
 """The same of the statistics: a map with fewer columns does not say since when a layer is sick."""
 
 _ROOM = 0.8
-"""Of the budget: what thinning comes down to, since training loses more than is measured (caches, and the turns of the
-writer's thread at the interpreter), and what a doubling that is taken back must stay below."""
+"""Of the budget: what thinning comes down to, since a training loses more than is measured here, and what a doubling
+that is taken back must stay below."""
 _SPIKE = 4.0  # times what was usual: a single measurement counts for no more
 _MEMORY = 0.25  # the weight of the newest measurement of a kind
 _STEP_MEMORY = 1 / 16
