@@ -1,4 +1,4 @@
-"""What recording costs: python benchmarks/recording.py [--frames 500] [--steps 500]
+"""What recording costs: python benchmarks/recording.py [--frames 500] [--steps 1000]
 
 Three questions, each answered by what a user would do, and written as JSON beside this file:
 
@@ -12,6 +12,7 @@ Three questions, each answered by what a user would do, and written as JSON besi
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import math
 import os
@@ -38,6 +39,7 @@ from root_dash.monitor.measure import Batch, measure, outliers_of
 from root_dash.monitor.transfer import send
 from root_dash.monitor.watch import Recorder
 from root_dash.monitor.writer import Pending, Writer
+from root_dash.optim.background import Job
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
 
@@ -209,7 +211,8 @@ def overhead(steps: int) -> dict[str, Any]:
     """Seconds of the same training, unwatched and watched, and the ratios.
 
     All go on at once, `TURN` steps of one and then of the next: what slows the machine for a minute slows all of them.
-    A watched turn ends when its last frame is stored.
+    A turn ends when the calibrations that it began are done, which one thread of the process does for all, and a
+    watched one when its last frame is stored.
     """
     text, preset = standard_library(), PRESETS["tiny"]
     ways: dict[str, float | None] = {"unwatched": None, "watched, no budget": math.inf, "watched": 0.03}
@@ -231,12 +234,15 @@ def overhead(steps: int) -> dict[str, Any]:
             trainings[name] = train(model, optimizers, text, preset, steps + 3, log, CPU)
             for _ in range(2):
                 next(trainings[name])  # warm-up
+        Job(lambda: None).result()
+        gc.collect()  # or what the imports left would be gone through in one of the first turns: 0.15 s
         for turn in range(steps // TURN):
             order = list(ways)
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
                 started, spent = time.perf_counter(), time.process_time()
                 for _ in range(TURN):
                     next(trainings[name])
+                Job(lambda: None).result()
                 while name in recorders and recorders[name].pending:
                     time.sleep(1e-4)
                 wall[name].append(time.perf_counter() - started)
@@ -261,7 +267,7 @@ def main() -> None:
     """Answer the three questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=500, help="of 100 layers; 0: none")
-    parser.add_argument("--steps", type=int, default=500, help="of each way to train; 0: none")
+    parser.add_argument("--steps", type=int, default=1000, help="of each way to train; 0: none")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that torch trains on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 
 from root_dash.monitor.cadence import Cadence
 from root_dash.records import Kind
 
-PATIENCE = 25
+PATIENCE = 12
 """Steps between two changes, and before the first: what was measured until then says what the last one did."""
 
 THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
@@ -22,13 +23,17 @@ THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
 LONGEST = 2**10
 """By how much an interval grows at most."""
 
-LONGEST_STATISTICS = 2**3
+LONGEST_STATISTICS = 2**4
 """The same of the statistics: a map with fewer columns does not say since when a layer is sick."""
 
-_ROOM = 0.8
-"""Of the budget: what thinning comes down to, since a training loses more than is measured here, and what a doubling
-that is taken back must stay below."""
+_ROOM = 0.7
+"""Of the budget: what thinning comes down to, since a training loses more than is measured here (a fifth more, where
+the demo's tiny model is measured in every step), and what a doubling that is taken back must stay below."""
+_WORTH = 0.1
+"""Of the budget: a kind that takes less is not thinned, since there is nothing to gain but gaps."""
 _SPIKE = 4.0  # times what was usual: a single measurement counts for no more
+_PAUSE = 1.25
+"""The same of a step's time: what a loop does now and then, such as to validate, is not part of a step."""
 _MEMORY = 0.25  # the weight of the newest measurement of a kind
 _STEP_MEMORY = 1 / 16
 
@@ -48,6 +53,8 @@ class Budget:
     seen: Mapping[Kind, int] = field(default_factory=dict)
     """How often each kind was measured. Once is not enough: the first time, caches and libraries are cold."""
     step_time: float = 0.0
+    first: tuple[float, ...] = ()
+    """The times of the first steps, whose median it is until there are enough: some compile, or load."""
     steps: int = 0
     since_change: int = 0
 
@@ -66,15 +73,21 @@ def next_cadence(state: Budget, cost: Mapping[Kind, float], step_time: float) ->
         step_time: seconds of the step, `cost` not included.
     """
     costs, seen = dict(state.costs), dict(state.seen)
+    first = state.first if len(state.first) == PATIENCE else (*state.first, step_time)
+    if first is state.first:
+        step_time = _updated(state.step_time, step_time, _PAUSE, _STEP_MEMORY)
+    else:
+        step_time = median(first)
     for kind, seconds in cost.items():
         count = seen.get(kind, 0)
-        costs[kind] = _updated(costs.get(kind, 0.0), seconds, count, _SPIKE, _MEMORY)
+        costs[kind] = seconds if count < 2 else _updated(costs[kind], seconds, _SPIKE, _MEMORY)
         seen[kind] = count + 1
     state = replace(
         state,
         costs=costs,
         seen=seen,
-        step_time=_updated(state.step_time, step_time, state.steps, 2.0, _STEP_MEMORY),
+        first=first,
+        step_time=step_time,
         steps=state.steps + 1,
         since_change=state.since_change + 1,
     )
@@ -96,9 +109,7 @@ def change(before: Budget, after: Budget) -> str:
     return f"{changes}: recording added {cost:.1%} to a step, the budget is {after.limit:.1%}"
 
 
-def _updated(old: float, new: float, count: int, spike: float, memory: float) -> float:
-    if count < 2:
-        return new
+def _updated(old: float, new: float, spike: float, memory: float) -> float:
     return old + memory * (min(new, spike * old) - old)
 
 
@@ -110,11 +121,10 @@ def _shares(state: Budget, cadence: Cadence) -> dict[Kind, float]:
     """Of a step's time, by kind; what was measured only once is left out."""
     if not state.step_time:
         return {}
-    intervals = {**asdict(cadence), "scalars": 1}
     return {
-        kind: seconds / intervals[kind] / state.step_time
+        kind: seconds / every / state.step_time
         for kind, seconds in state.costs.items()
-        if state.seen[kind] > 1 and intervals[kind]
+        if state.seen[kind] > 1 and (every := cadence.of(kind))
     }
 
 
@@ -124,8 +134,7 @@ def _thinned(state: Budget) -> Cadence:
         return cadence
     while _overhead(state, cadence) > _ROOM * state.limit:
         shares = _shares(state, cadence)
-        # Where a tenth of the budget would not be gained, there is nothing to gain but gaps.
-        costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > 0.1 * state.limit]
+        costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > _WORTH * state.limit]
         longer = next(
             (
                 doubled
@@ -142,7 +151,8 @@ def _thinned(state: Budget) -> Cadence:
 
 def _relaxed(state: Budget) -> Cadence:
     """One doubling less, the statistics' first and then that of the kind which is the cheapest."""
-    for kind in ["statistics", *sorted(THINNED, key=lambda kind: _shares(state, state.cadence).get(kind, 0.0))]:
+    shares = _shares(state, state.cadence)
+    for kind in ["statistics", *sorted(THINNED, key=lambda kind: shares.get(kind, 0.0))]:
         shorter = _scaled(state, state.cadence, kind, 0.5)
         if shorter is not None and _overhead(state, shorter) <= _ROOM * state.limit:
             return shorter
@@ -150,9 +160,26 @@ def _relaxed(state: Budget) -> Cadence:
 
 
 def _scaled(state: Budget, cadence: Cadence, kind: str, factor: float) -> Cadence | None:
-    """The cadence with a kind's interval doubled or halved; None where it is never due, or at the end of its range."""
+    """The cadence with a kind's interval doubled or halved, and with it those of kinds that it would leave alone.
+
+    None where it is never due, at the end of its range, or would itself be left alone.
+    """
     asked, interval = getattr(state.asked, kind), int(getattr(cadence, kind) * factor)
     longest = LONGEST_STATISTICS if kind == "statistics" else LONGEST
     if not asked or not asked <= interval <= asked * longest:
         return None
-    return replace(cadence, **{kind: interval})
+    scaled = replace(cadence, **{kind: interval})
+    if factor < 1:
+        return None if _apart(state.asked, scaled) else scaled
+    while apart := _apart(state.asked, scaled):
+        scaled = replace(scaled, **{other: 2 * scaled.of(other) for other in apart})
+    return scaled
+
+
+def _apart(asked: Cadence, cadence: Cadence) -> list[Kind]:
+    """The kinds that were asked for in steps that have statistics, and would come in others.
+
+    Alone they cost more: gradients and momenta are gathered for them all the same.
+    """
+    every = cadence.statistics
+    return [kind for kind in THINNED if every and asked.of(kind) % asked.statistics == 0 and cadence.of(kind) % every]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from root_dash.records import KINDS, Kind
 
@@ -30,9 +30,11 @@ class Cadence:
             if value < 0:
                 raise ValueError(f"cadence.{field.name} must be 0 (never) or a number of steps, got {value}")
 
+    def of(self, kind: Kind) -> int:
+        """A kind's interval; 1 of scalars, which are recorded whenever they are logged."""
+        return 1 if kind == "scalars" else int(getattr(self, kind))
+
     def due(self, step: int) -> frozenset[Kind]:
         """The kinds due at a step, the first being 1."""
-        intervals = asdict(self)
-        return frozenset(
-            kind for kind in KINDS if (interval := intervals.get(kind, 0)) and (step == 1 or step % interval == 0)
-        )
+        kinds = (kind for kind in KINDS if kind != "scalars")
+        return frozenset(kind for kind in kinds if (every := self.of(kind)) and (step == 1 or step % every == 0))

@@ -10,7 +10,7 @@ from root_dash.monitor.budget import Budget, change, next_cadence
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.crowding import Crowding, crowded, leave_out, told
 from root_dash.monitor.meter import Meter
-from root_dash.records import Event, Kind
+from root_dash.records import KINDS, Event, Kind
 
 
 class Pace:
@@ -41,7 +41,9 @@ class Pace:
         step_time, self._began, self.spent = now - self._began - spent, now, 0.0
         if math.isnan(step_time):
             return
-        self.meter.charge("statistics" if "statistics" in due else "scalars", max(spent - self.meter.total(), 0.0))
+        # What all kinds need is charged to the lightest of them: where that is due alone, it takes no less.
+        lightest: Kind = next((kind for kind in KINDS if kind in due), "scalars")
+        self.meter.charge(lightest, max(spent - self.meter.total(), 0.0))
         for bill in self.meter.settle(step_time):
             before, self.budget = self.budget, next_cadence(self.budget, bill.costs(), bill.step_time)
             if self.budget.cadence != before.cadence:

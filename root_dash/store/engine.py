@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Engine, Table, literal_column
+from sqlalchemy import ColumnElement, Connection, Engine, Table, UpdateBase, literal_column
 from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
@@ -18,6 +18,17 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from root_dash.records import IntArray
 from root_dash.store import postgres, schema, sqlite
 from root_dash.store.place import Place
+
+
+class Found(Protocol):
+    """What a statement found and did."""
+
+    @property
+    def rowcount(self) -> int:
+        """The number of rows that it changed."""
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
 
 
 def open_reader(place: Place) -> Engine:
@@ -81,6 +92,14 @@ def insert_numbers(connection: Connection, table: Table, keys: IntArray, values:
     else:
         rows = zip(keys.tolist(), values.tolist(), strict=True)
         sqlite.insert_rows(connection, table, [(*key, *numbers) for key, numbers in rows])
+
+
+def execute(connection: Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> Found:
+    """Execute a statement of those that every frame needs; its parameters are taken as they are."""
+    if _of_postgres(connection):
+        found: Found = connection.execute(statement, parameters)
+        return found
+    return sqlite.execute(connection, statement, parameters)
 
 
 def insert_or_ignore(connection: Connection, table: Table) -> SqliteInsert | PostgresInsert:

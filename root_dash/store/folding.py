@@ -33,10 +33,9 @@ class Pyramid(Buckets):
 
     def add(self, step: int, kinds: Iterable[Kind]) -> None:
         """Open the buckets of a frame that was just stored, and fold those that no frame is expected in any more."""
-        opened = self.open_buckets()
-        for kind in kinds:
-            if kind not in FOLDED:
-                continue
+        folded = [kind for kind in kinds if kind in FOLDED]
+        opened = self.open_buckets() if folded else {}
+        for kind in folded:
             bucket = step // pyramid.width(0, self.intervals[kind])
             known = opened.get(kind, [])
             if bucket in known:

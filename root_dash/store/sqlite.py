@@ -6,14 +6,15 @@ import ctypes
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, QueuePool, Table, create_engine, event, insert
+from sqlalchemy import Connection, Engine, QueuePool, Table, UpdateBase, create_engine, event, insert
 from sqlalchemy.dialects.sqlite import dialect
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
@@ -103,12 +104,33 @@ def give_space_back(engine: Engine, path: Path) -> None:
 def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
     """Insert rows of all the table's columns, in their order."""
     # The driver takes them as they are: through SQLAlchemy's own, by name, it is 3 times the work.
-    connection.exec_driver_sql(_insertion(table), list(rows))
+    _cursor(connection).executemany(_insertion(table), rows)
+
+
+def execute(connection: Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> DBAPICursor:
+    """Execute a statement by the driver, whose parameters need no conversion: of what every frame does.
+
+    Between the steps of a training SQLAlchemy's own way to it takes several times as long as SQLite.
+    """
+    sql, given = _compiled(statement)
+    cursor = _cursor(connection)
+    cursor.execute(sql, {**given, **parameters})
+    return cursor
+
+
+def _cursor(connection: Connection) -> DBAPICursor:
+    return connection.connection.cursor()
 
 
 @cache
 def _insertion(table: Table) -> str:
     return str(insert(table).compile(dialect=dialect()))
+
+
+@lru_cache(64)
+def _compiled(statement: UpdateBase) -> tuple[str, Mapping[str, Any]]:
+    compiled = statement.compile(dialect=dialect(paramstyle="named"))
+    return str(compiled), dict(compiled.params)
 
 
 def identity(path: Path) -> tuple[int, int] | None:
@@ -195,7 +217,7 @@ def make_engine(creator: Callable[[], sqlite3.Connection], begin: str) -> Engine
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        _cursor(connection).execute(begin)
 
     return engine
 

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, in
 from root_dash.records import Frame
 from root_dash.store import schema
 from root_dash.store.encoding import decode, encode
+from root_dash.store.engine import execute
 
 _KIND = -1  # in the place of a kind: of all of them
 _columns = schema.pyramid.c
@@ -57,7 +58,7 @@ def stored(connection: Connection, run_id: int | None = None) -> dict[int, Total
 def add(connection: Connection, run_id: int, frame: Frame) -> None:
     """Count a frame that was just stored."""
     row = {"run": run_id, "lost": frame.lost, "step": frame.step, "time": _encoded(frame.time)}
-    if not connection.execute(_addition, row).rowcount:
+    if not execute(connection, _addition, row).rowcount:
         recount(connection, run_id)
 
 

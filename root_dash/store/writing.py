@@ -21,7 +21,7 @@ from root_dash.records import (
     Run,
 )
 from root_dash.store import attempts, rows, schema, sqlite, totals
-from root_dash.store.engine import identity, insert_numbers, insert_or_ignore, insert_rows, lock, translated
+from root_dash.store.engine import execute, identity, insert_numbers, insert_or_ignore, insert_rows, lock, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.place import Place
 from root_dash.store.runs import store_layers, store_run
@@ -80,7 +80,8 @@ class Recording:
             self._tally.forget()  # of a frame that could not be stored
             with translated(self._path), connection.begin():
                 lock(connection, self.run.id, telling=True)
-                stored = connection.execute(
+                inserted = execute(
+                    connection,
                     self._insertion,
                     {
                         "run_id": self.run.id,
@@ -92,8 +93,8 @@ class Recording:
                         "lost": frame.lost,
                         "cost": frame.cost,
                     },
-                ).scalar()
-                if stored is None:
+                ).fetchone()
+                if inserted is None:
                     columns = schema.frames.c
                     query = select(columns.id, columns.step, columns.time)
                     same = (columns.attempt_id == self._attempt) & (columns.seq == frame.seq)
@@ -101,6 +102,7 @@ class Recording:
                     if (known.step, known.time) != (frame.step, frame.time):
                         raise AlreadyRecorded(f"frame {frame.seq} of the attempt is stored already, and another one")
                     return int(known.id)
+                stored = int(inserted[0])
                 for table, content in (
                     (schema.histograms, rows.histograms(frame, stored, self._ids)),
                     (schema.quantiles, rows.quantiles(frame, stored, self._ids)),
@@ -119,7 +121,7 @@ class Recording:
                 self._derived.add(frame.step, frame.kinds)
                 totals.add(connection, self.run.id, frame)
             self._tally.keep()
-            return int(stored)
+            return stored
 
     def extend(self, layers: Sequence[Layer]) -> None:
         """Add layers that the run did not have at its start; one that it has stays as it is.

@@ -41,7 +41,8 @@ import sys, time, root_dash
 from root_dash.monitor.cadence import Cadence
 from tests.monitor.training import Model, sgd, step
 model = Model(); optimizers = sgd(model)
-run = root_dash.watch(model, optimizers, server=sys.argv[1], spool=sys.argv[2], cadence=Cadence(1, 2, 2, 2, 2))
+cadence = Cadence(1, 2, 2, 2, 2)
+run = root_dash.watch(model, optimizers, server=sys.argv[1], spool=sys.argv[2], cadence=cadence, max_overhead=1e9)
 for index in range(1_000_000):
     run.log(loss=step(model, optimizers, index))
     time.sleep(0.01)

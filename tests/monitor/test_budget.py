@@ -50,7 +50,7 @@ def test_the_overhead_is_the_cost_by_interval_and_step_time() -> None:
 def test_the_kind_that_costs_most_is_thinned_first_and_alone(kind: Kind) -> None:
     """Statistics and the cheap kinds stay as they were asked for, and the budget is kept."""
     interval = getattr(ASKED, kind)
-    last = run(start(), CHEAP | {kind: 0.02 * interval * STEP * 4}, 2000)[-1]
+    last = run(start(), CHEAP | {kind: 0.019 * interval * STEP * 4}, 2000)[-1]
     thinned = {name for name, steps in asdict(last.cadence).items() if steps != getattr(ASKED, name)}
     assert thinned == {kind}
     assert last.overhead <= 0.03
@@ -58,9 +58,9 @@ def test_the_kind_that_costs_most_is_thinned_first_and_alone(kind: Kind) -> None
 
 
 def test_statistics_are_thinned_where_they_alone_are_too_much() -> None:
-    """A step of 100 ms that takes statistics of 9 ms: every fourth step, since a third of the steps is no doubling."""
-    last = run(start(), CHEAP | {"statistics": 0.009}, 500)[-1]
-    assert last.cadence == Cadence(statistics=4, histograms=10, quantiles=10, spectra=100, masks=100)
+    """A step of 100 ms that takes statistics of 8 ms: every fourth, since a third of the steps is no doubling."""
+    last = run(start(), CHEAP | {"statistics": 0.008}, 500)[-1]
+    assert last.cadence == Cadence(statistics=4, histograms=20, quantiles=20, spectra=100, masks=100)
 
 
 def test_steps_that_remain_are_steps_of_the_cadence_that_was_asked_for() -> None:
@@ -73,6 +73,14 @@ def test_steps_that_remain_are_steps_of_the_cadence_that_was_asked_for() -> None
         if not asked:
             assert getattr(states[-1].cadence, kind) == 0
     assert states[-1].cadence.statistics > 3
+
+
+def test_what_was_asked_for_together_stays_together() -> None:
+    """Histograms in a step without statistics would have gradients and momenta gathered for them alone."""
+    for cost in (0.004, 0.008, 0.016, 0.032, 0.064):
+        costs = CHEAP | {"statistics": cost, "histograms": 0.01}
+        for state in (*run(start(), costs, 500), *run(run(start(), costs, 500)[-1], CHEAP, 500)):
+            assert all(interval % state.cadence.statistics == 0 for interval in asdict(state.cadence).values())
 
 
 def test_steps_that_take_longer_bring_the_cadence_back() -> None:
@@ -102,6 +110,25 @@ def test_a_cold_first_time_and_a_single_spike_are_no_reason_to_thin() -> None:
     assert {one.cadence for one in [*states, spike, *run(spike, CHEAP, 200)]} == {ASKED}
 
 
+@pytest.mark.parametrize("first", [[10.0, 30.0], [0.2, 0.001], [STEP, 5.0, 5.0]])
+def test_first_steps_of_another_length_do_not_mislead(first: list[float]) -> None:
+    """They compile, or are skipped: by the first decision the time of a step is known well enough to thin."""
+    state, costs = start(), CHEAP | {"statistics": 0.008}
+    for step_time in first:
+        state = next_cadence(state, costs, step_time)
+    states = run(state, costs, 2 * PATIENCE)
+    assert states[-1].step_time == pytest.approx(STEP, rel=0.2)
+    assert states[-1].cadence.statistics == 4
+
+
+def test_pauses_between_steps_are_not_taken_for_steps() -> None:
+    """A validation of twenty steps' time, every tenth step, leaves the time of a step within a few percent."""
+    state = start()
+    for step in range(300):
+        state = next_cadence(state, CHEAP, 20 * STEP if step % 10 == 9 else STEP)
+    assert state.step_time == pytest.approx(STEP, rel=0.04)
+
+
 def test_nothing_changes_before_enough_was_seen() -> None:
     """Nor so shortly after the last change."""
     states = [start(), *run(start(), dict.fromkeys(CHEAP, 0.05), 1000)]
@@ -114,10 +141,10 @@ def test_nothing_changes_before_enough_was_seen() -> None:
 
 
 def test_thinning_leaves_room_for_what_is_not_measured() -> None:
-    """It comes down to four fifths of the budget, and is not taken back from there to the whole of it."""
+    """It comes down to seven tenths of the budget, and is not taken back from there to the whole of it."""
     for cost in (0.0061, 0.0063, 0.0095):
         last = run(start(), CHEAP | {"statistics": cost}, 2000)[-1]
-        assert 0.012 < last.overhead <= 0.8 * 0.03
+        assert 0.01 < last.overhead <= 0.7 * 0.03
 
 
 def test_an_infinite_budget_keeps_to_the_cadence() -> None:
@@ -127,9 +154,10 @@ def test_an_infinite_budget_keeps_to_the_cadence() -> None:
 
 def test_a_change_is_told_with_its_reason() -> None:
     """What changed, from what to what, the cost and the budget."""
-    before, after = start(), run(start(), CHEAP | {"statistics": 0.009}, PATIENCE)[-1]
+    before, after = start(), run(start(), CHEAP | {"statistics": 0.008}, PATIENCE)[-1]
     assert change(before, after) == (
-        "statistics every 4 steps (before: 1): recording added 9.0% to a step, the budget is 3.0%"
+        "statistics every 4 steps (before: 1), histograms every 20 steps (before: 10), "
+        "quantiles every 20 steps (before: 10): recording added 8.0% to a step, the budget is 3.0%"
     )
 
 
