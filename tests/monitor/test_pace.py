@@ -12,6 +12,8 @@ import pytest
 
 import root_dash
 from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.pace import Pace
+from root_dash.records import Kind
 from tests.monitor.training import EVERY_STEP, MATRICES, Model, layers_of, root, train
 
 
@@ -51,6 +53,22 @@ def test_an_infinite_budget_records_every_step(tmp_path: Path) -> None:
         assert run.cadence == EVERY_STEP
     store = root_dash.open(path)
     assert store.steps(layers_of(store)["square.weight"].id, "masks").tolist() == list(range(1, 121))
+
+
+def test_what_all_kinds_need_is_charged_to_the_lightest_that_is_due() -> None:
+    """Seconds of no kind's own: with histograms alone they are the histograms', with nothing due the scalars'."""
+    cases: list[tuple[frozenset[Kind], Kind]] = [
+        (frozenset({"statistics", "histograms"}), "statistics"),
+        (frozenset({"histograms", "spectra"}), "histograms"),
+        (frozenset(), "scalars"),
+    ]
+    for due, charged in cases:
+        pace = Pace(EVERY_STEP, 0.03)
+        list(pace.settle(frozenset(), 1))
+        pace.meter.charge("spectra", 0.25)
+        pace.spent = 1.0
+        assert list(pace.settle(due, 2)) == []
+        assert pace.budget.costs == {"spectra": 0.25, charged: 0.75}
 
 
 @pytest.mark.parametrize(
