@@ -5,10 +5,6 @@ Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imp
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,16 +16,9 @@ from torch import Tensor
 from root_dash.monitor import kernels, statistics
 from root_dash.monitor.columns import gradient_columns, momentum_columns, outlier_columns
 from root_dash.monitor.statistics import PIECE_WIDTH
-from root_dash.optim.kernels import available
 from root_dash.optim.outliers import split, threshold
+from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
 from tests.pretended import pretended_cuda
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
-)
-needs_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and available(torch.empty(0, device="cuda"))), reason="no CUDA device for Triton"
-)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -104,40 +93,18 @@ def check_kernel(device: str) -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """In one pass come the same statistics as from the sums apart; no import before loads Triton."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.monitor.test_kernels"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    run_interpreted("tests.monitor.test_kernels")
 
 
 @pytest.mark.heavy
 @needs_triton
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernel_compiles(capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_compiles(capability: int, dtype: str, tmp_path: Path) -> None:
     """Machine code comes out, without a GPU, that loads each entry once and keeps a block in registers."""
-    triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.compiler")
-    backends = importlib.import_module("triton.backends.compiler")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = kernels._kernel()
     constants = {"GRADIENT": True, "MOMENTUM": True, "CUT": True, "PIECE": PIECE_WIDTH, "BLOCK": kernels.BLOCK}
     types = {"G": f"*{dtype}", "M": f"*{dtype}", "epsilon": "*fp32", "out": "*fp64"}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    source = compiler.ASTSource(
-        kernel,
-        signature,
-        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in types},
-    )
-    options = {"num_warps": kernels._WARPS, "enable_fp_fusion": True}
-    built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
-    assert built.asm["cubin"]
+    built = compiled(kernels._kernel(), capability, constants, types, tmp_path, aligned=types, num_warps=kernels._WARPS)
     assert "st.local" not in built.asm["ptx"]
 
 

@@ -6,9 +6,6 @@ Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imp
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -16,19 +13,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from root_dash.optim.digits import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
 from torch import Tensor
 
 from root_dash.optim import digits
-from root_dash.optim.digits import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
 from root_dash.optim.kernels import available
 from root_dash.optim.radix import radix_neighbours
-
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
-)
-needs_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and available(torch.empty(0, device="cuda"))), reason="no CUDA device for Triton"
-)
+from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
 
 
 def given(dtype: torch.dtype, rows: int, width: int, device: str = "cpu") -> Tensor:
@@ -106,30 +97,15 @@ def check_last_piece() -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """Counts equal NumPy's, and the selection torch's sort; no import before loads Triton."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.optim.test_digits"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    run_interpreted("tests.optim.test_digits")
 
 
 @pytest.mark.heavy
 @needs_triton
 @pytest.mark.parametrize("among", [False, True])
 @pytest.mark.parametrize(("capability", "integer"), [(80, "i32"), (90, "i16")])
-def test_the_kernel_compiles(
-    capability: int, integer: str, among: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernel_compiles(capability: int, integer: str, among: bool, tmp_path: Path) -> None:
     """Machine code comes out, without a GPU, that adds without asking for what was there."""
-    triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.compiler")
-    backends = importlib.import_module("triton.backends.compiler")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = digits._kernel()
     constants: dict[str, object] = {
         "INFINITY": 0x7F80_0000 if integer == "i32" else 0x7F80,
         "LARGEST": 2**31 - 1 if integer == "i32" else 2**15 - 1,
@@ -144,13 +120,7 @@ def test_the_kernel_compiles(
     if not among:
         constants["prefixes"] = None
     types = {"raw": f"*{integer}", "prefixes": "*i32", "counts": "*i32"}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    source = compiler.ASTSource(
-        kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    )
-    options = {"num_warps": 8, "enable_fp_fusion": True}
-    built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
-    assert built.asm["cubin"]
+    built = compiled(digits._kernel(), capability, constants, types, tmp_path, num_warps=8)
     assert "atom.global" in built.asm["ptx"] or "red.global" in built.asm["ptx"]
 
 

@@ -5,10 +5,6 @@ Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imp
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,15 +14,10 @@ from torch import Tensor
 
 from root_dash.optim import kernels
 from root_dash.optim.kernels import DTYPES, available, gram, plain_gram, plain_polynomial, polynomial
+from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
 
 SHAPES = [(1, 16, 16), (3, 33, 70), (2, 64, 200), (1, 130, 50), (2, 1, 7), (1, 33, 1)]
 B, C = -4.775, 2.0315
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
-)
-needs_gpu = pytest.mark.skipif(
-    not (torch.cuda.is_available() and available(torch.empty(0, device="cuda"))), reason="no CUDA device for Triton"
-)
 
 
 def rounding(exact: Tensor, magnitude: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
@@ -138,44 +129,22 @@ def check_compiled(X: Tensor) -> None:
 @needs_triton
 def test_the_interpreted_kernels_are_right() -> None:
     """Both products lie within the rounding bounds of float64, symmetric to the bit; no import before loads Triton."""
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.optim.test_kernels"],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    run_interpreted("tests.optim.test_kernels")
 
 
 @pytest.mark.heavy
 @needs_triton
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (86, 99), (90, 227)])
-def test_the_kernel_compiles_for_every_generation(
-    capability: int, shared: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_kernel_compiles_for_every_generation(capability: int, shared: int, tmp_path: Path) -> None:
     """Machine code comes out, without a GPU, that uses the matrix units and fits into the shared memory of a block."""
-    triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.compiler")
-    backends = importlib.import_module("triton.backends.compiler")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     block, depth, stages, warps = kernels.tiling(1024, torch.bfloat16, "ieee")
-    kernel = kernels._kernel()
     constants = {"ADD": True, "LOAD": True, "BLOCK": block, "DEPTH": depth, "GROUP": 8, "PRECISION": "ieee"}
     constants["stride_col"] = 1
     types = {"X": "*bf16", "C": "*bf16", "b": "*fp32", "c": "*fp32"}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     aligned = ("X", "C", "stride_batch", "stride_row", "m", "n")
-    source = compiler.ASTSource(
-        kernel,
-        signature,
-        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    options = {"num_stages": stages, "num_warps": warps, "enable_fp_fusion": True}
-    built = triton.compile(source, target=backends.GPUTarget("cuda", capability, 32), options=options)
-    assert built.asm["cubin"]
+    kernel = kernels._kernel()
+    options = {"num_stages": stages, "num_warps": warps}
+    built = compiled(kernel, capability, constants, types, tmp_path, aligned=aligned, **options)
     assert ("wgmma" if capability == 90 else "mma.sync") in built.asm["ptx"]
     assert built.metadata.shared + 1024 <= shared * 1024
 
