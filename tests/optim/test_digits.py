@@ -13,10 +13,10 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from root_dash.optim.digits import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
 from torch import Tensor
 
 from root_dash.optim import digits
+from root_dash.optim.digits import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
 from root_dash.optim.kernels import available
 from root_dash.optim.radix import radix_neighbours
 from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from root_dash.optim import ROOT
-from tests.optim import ranks
+from tests.optim import ranks, sharding
 
 pytestmark = pytest.mark.heavy
 
@@ -220,15 +220,15 @@ def test_a_checkpoint_may_be_loaded_into_another_world(results: Results) -> None
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_checkpoint_of_shards_may_be_loaded_into_a_single_process(results: Results, folder: Path) -> None:
     """It goes on without a process group, and ends where one does that never stopped."""
-    model = ranks.model()
-    optimizer = ranks.optimizer(model, nonfinite="skip")
+    model = sharding.model()
+    optimizer = sharding.optimizer(model, nonfinite="skip")
     ranks.load(model, optimizer, folder / "checkpoint")
     for step in range(3, 6):
-        ranks.give(list(model.parameters()), ranks.drawn([p.shape for p in model.parameters()], step))
+        sharding.give(list(model.parameters()), sharding.drawn([p.shape for p in model.parameters()], step))
         optimizer.step()
     expected = results[3][0]["checkpointed"]
-    assert_equal_but_for_adamw(ranks.weights(model), expected["single"])
-    assert_equal_but_for_adamw(ranks.momenta(model, optimizer), expected["single momenta"])
+    assert_equal_but_for_adamw(sharding.weights(model), expected["single"])
+    assert_equal_but_for_adamw(sharding.momenta(model, optimizer), expected["single momenta"])
 
 
 def test_the_process_group_is_no_state(results: Results) -> None:
