@@ -6,6 +6,7 @@ Importing this module is quick: what a command needs it imports when it runs.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -88,10 +89,10 @@ def serve(
         from root_dash.serving import run_server
         from root_dash.store import Store, migrate
 
-        done = migrate(settings.db) if Path(settings.db).is_file() else None
+        done = migrate(settings.db) if os.path.isfile(settings.db) else None
         if done is not None:
             typer.echo(f"root-dash: brought up to date, the file as it was is {done.backup}")
-        if not settings.read_only and not Path(settings.db).exists():
+        if not settings.read_only and not os.path.exists(settings.db):
             Store.create(settings.db).close()  # of a PostgreSQL database the tables that it lacks
         with Store.open(settings.db) as store:
             run_server(settings, store, open_browser=open_)

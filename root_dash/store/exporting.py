@@ -22,7 +22,7 @@ from root_dash.records import TENSORS, statistic_names
 from root_dash.store import schema
 from root_dash.store.counts import unpack
 from root_dash.store.encoding import decode
-from root_dash.store.engine import open_reader, translated
+from root_dash.store.engine import identity, open_reader, translated
 from root_dash.store.place import Given, parse
 
 What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
@@ -84,6 +84,8 @@ def export(
     chosen = form or to.suffix.lstrip(".").lower()
     if chosen not in _WRITERS:
         raise ValueError(f"the format must be one of {', '.join(_WRITERS)}, got {chosen!r}")
+    if isinstance(place, Path) and identity(to) == identity(place) is not None:
+        raise ValueError(f"to must be another file than the database, got {to}")
     engine = open_reader(place)
     part = to.with_name(to.name + ".part")
     try:

@@ -48,6 +48,7 @@ class Pyramid(Buckets):
     def keep(self, frame_id: int, step: int, layer_ids: IntArray, statistics: Float32Array) -> None:
         """Remember the statistics of a frame that was just stored: layers x statistics."""
         kept = self._kept.setdefault(step // pyramid.width(0, self.intervals["statistics"]), {})
+        kept.pop(frame_id, None)  # of a frame that was rolled back: its id is given again
         if statistics.nbytes * (len(kept) + 1) <= _KEPT_BYTES:
             kept[frame_id] = step, layer_ids, statistics.copy()  # its owner may use the memory again
 
@@ -97,6 +98,7 @@ class Pyramid(Buckets):
         row = {"run_id": self.run_id, "kind": KINDS.index(kind), "bucket": bucket}
         self.connection.execute(insert(schema.pyramid_open).values(row))
         if self._delete(kind, 0, bucket):
+            self.layers = self._layers()  # another attempt of the run may have added some
             # It was folded before, and what it was is in all that cover it: they are made anew without it.
             for level in range(1, pyramid.LEVELS + 1):
                 self._join(kind, level, bucket // pyramid.FACTOR ** (level - 1))

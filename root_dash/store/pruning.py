@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from root_dash.exceptions import NotRecorded
 from root_dash.records import KINDS, Kind
 from root_dash.store import schema, totals
 from root_dash.store.buckets import FOLDED
-from root_dash.store.engine import give_space_back, lock, open_writer, size, translated
+from root_dash.store.engine import give_space_back, lock, open_reader, open_writer, size, translated
 from root_dash.store.folding import Pyramid
 from root_dash.store.migrations import migrate
 from root_dash.store.place import Given, parse
@@ -48,12 +49,13 @@ def prune(
         keep_steps: of each run the frames are removed that are at least so many steps before its last one.
         kinds: with kinds only the rows of these are removed, and the frames stay; without, the frames with all.
         runs: the ids of the runs that are pruned; without, all are.
-        dry_run: only count.
+        dry_run: only count: nothing is written, and nobody who writes waits.
         vacuum: give the space back to the disk as well, which writes the whole file anew, in PostgreSQL every table.
 
     Raises:
         ValueError: there is no rule: neither an age, nor steps, nor kinds.
         NotRecorded: there is no such run.
+        StoreForeign: it is of an older schema, and nothing is to be written.
         StoreError: the database cannot be written.
     """
     chosen = tuple(dict.fromkeys(kinds))
@@ -64,15 +66,20 @@ def prune(
         raise ValueError("prune needs a rule: an age, a number of steps to keep, or kinds")
     if keep_steps is not None and keep_steps < 1:
         raise ValueError(f"keep_steps must be at least 1, got {keep_steps}")
+    if before is not None and not math.isfinite(before):
+        # PostgreSQL takes every time for less than NaN.
+        raise ValueError(f"before must be finite, got {before}")
     place = parse(path)
-    migrate(place)
-    engine = open_writer(place)
+    if not dry_run:
+        migrate(place)
+    engine = open_reader(place) if dry_run else open_writer(place)
     rows, frames = dict[Kind, int](), 0
     try:
         before_bytes = size(engine, place)
         with translated(place), engine.begin() as connection:
             for run_id in _runs(connection, runs):
-                lock(connection, run_id)
+                if not dry_run:
+                    lock(connection, run_id)
                 condition = _condition(connection, run_id, before, keep_steps)
                 if condition is None:
                     continue

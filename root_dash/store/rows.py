@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,29 @@ from root_dash.store.tally import Tally
 Row = dict[str, Any]
 Ids = Mapping[int, int]
 """The ids of the run's layers by position."""
+
+
+_FURTHEST = 2**62
+"""The largest step: beyond it the end of its bucket has no place in 64 bits, and nothing of the run could be read."""
+
+
+def checked(frame: Frame) -> Frame:
+    """The frame with its numbers as Python's own: a driver stores NumPy's as the bytes that they lie in.
+
+    Raises:
+        ValueError: one of them is none that a database has a place for.
+    """
+    try:
+        seq, step, lost = index(frame.seq), index(frame.step), index(frame.lost)
+    except TypeError:
+        raise ValueError(
+            f"seq, step and lost must be integers, got {frame.seq!r}, {frame.step!r} and {frame.lost!r}"
+        ) from None
+    if abs(step) > _FURTHEST:
+        raise ValueError(f"step must be within 2^62 of 0, got {step}")
+    if not math.isfinite(frame.time):
+        raise ValueError(f"time must be finite, got {frame.time}")
+    return replace(frame, seq=seq, step=step, lost=lost, time=float(frame.time), cost=float(frame.cost))
 
 
 def key(frame: Frame, frame_id: int, ids: Ids, position: int) -> Row:
@@ -65,8 +90,8 @@ def histograms(frame: Frame, frame_id: int, ids: Ids) -> list[Row]:
             histogram = by_tensor.get(tensor)
             row[f"{tensor}_counts"] = None
             # None of them is NULL, which takes no room.
-            row[f"{tensor}_nan"] = None if histogram is None else histogram.nan or None
-            row[f"{tensor}_inf"] = None if histogram is None else histogram.inf or None
+            row[f"{tensor}_nan"] = None if histogram is None else int(histogram.nan) or None
+            row[f"{tensor}_inf"] = None if histogram is None else int(histogram.inf) or None
             if histogram is not None:
                 held.append((row, f"{tensor}_counts", _counts(histogram)))
         rows.append(row)
@@ -85,7 +110,7 @@ def quantiles(frame: Frame, frame_id: int, ids: Ids) -> list[Row]:
         for tensor in TENSORS:
             quantiles = by_tensor.get(tensor)
             row[f"{tensor}_values"] = None if quantiles is None else _values(quantiles)
-            row[f"{tensor}_count"] = None if quantiles is None else quantiles.count
+            row[f"{tensor}_count"] = None if quantiles is None else int(quantiles.count)
         rows.append(row)
     return rows
 
@@ -133,12 +158,13 @@ def scalars(frame: Frame, frame_id: int, run_id: int) -> list[Row]:
     return [
         {
             "run_id": run_id,
-            "name": text(name),
+            "name": name,
             "frame_id": frame_id,
             "step": frame.step,
             "value": float(value),
         }
-        for name, value in frame.scalars.items()
+        # Two names may be one as text: the later value stays, where a row twice would keep the frame out for ever.
+        for name, value in {text(name): value for name, value in frame.scalars.items()}.items()
     ]
 
 

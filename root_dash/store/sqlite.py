@@ -75,10 +75,14 @@ def open_writer(path: Path) -> Engine:
         StoreNotFound: the folder is missing, the path is a directory, or it cannot be written.
         StoreForeign: there is a file that is not a database of ours, or of another schema version.
     """
-    if not path.parent.is_dir():
-        raise StoreNotFound(f"the folder {path.parent} does not exist")
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise StoreNotFound(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+    if there:
         check_file(path, empty_is_ours=True)
+    elif not path.parent.is_dir():
+        raise StoreNotFound(f"the folder {path.parent} does not exist")
     check_writable(path)
     engine = make_engine(lambda: connect(path, "mode=rwc", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
     try:
@@ -157,6 +161,8 @@ def translated(path: Path) -> Iterator[None]:
         if code == sqlite3.SQLITE_NOTADB:
             raise StoreForeign(f"{path} is not a root-dash database") from error
         raise StoreError(f"{path}: {cause}") from error
+    except OverflowError:
+        raise ValueError("ids and steps must be integers of 64 bits") from None
     except UnicodeDecodeError:
         raise StoreError(f"{path}: the file is damaged: a text in it is none") from None
     except SQLAlchemyError as error:

@@ -75,6 +75,7 @@ class Recording:
             StoreError: it could not be stored: the disk is full.
         """
         with self._lock:
+            frame = rows.checked(frame)
             connection = self._open()
             self._stay()
             self._tally.forget()  # of a frame that could not be stored

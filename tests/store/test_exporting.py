@@ -144,5 +144,10 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
         export(path, tmp_path / "x.xlsx")
     with pytest.raises(NotRecorded, match="there is no run 7"):
         export(path, tmp_path / "x.csv", run=7)
+    with pytest.raises(ValueError, match="64 bits"):
+        export(path, tmp_path / "x.csv", run=2**70)
+    (tmp_path / "x.csv").symlink_to(path)
+    with pytest.raises(ValueError, match="to must be another file than the database"):
+        export(path, tmp_path / "x.csv")
     with pytest.raises(RootDashError, match=r"no/x\.csv cannot be written: no such file"):
         export(path, tmp_path / "no" / "x.csv")

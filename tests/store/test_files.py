@@ -74,6 +74,8 @@ def test_missing_paths_are_named(tmp_path: Path) -> None:
         Store.open(tmp_path / "file" / "x.db")
     with pytest.raises(StoreNotFound):
         Store.open("nul\0byte")
+    with pytest.raises(StoreNotFound, match="file name too long"):
+        Store.create(tmp_path / ("x" * 300))
     assert not (tmp_path / "x.db").exists()
 
 

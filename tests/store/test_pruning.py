@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from root_dash.exceptions import NotRecorded
+from root_dash.exceptions import NotRecorded, StoreForeign
 from root_dash.records import KINDS
 from root_dash.store import Store, examine, prune
 from tests.postgresql import Server
@@ -112,11 +115,12 @@ def test_a_vacuum_gives_the_space_back(path: Path | str) -> None:
 
 
 def test_a_rule_is_needed(path: Path | str) -> None:
-    """No rule, an unknown kind, no steps at all and an unknown run are refused before anything is removed."""
+    """No rule, an unknown kind, no steps, no time and an unknown run are refused before anything is removed."""
     for arguments, text in (
         ({}, "prune needs a rule"),
         ({"kinds": ["spectrum"]}, "kinds must be among"),
         ({"keep_steps": 0}, "keep_steps must be at least 1, got 0"),
+        ({"before": math.nan}, "before must be finite, got nan"),
     ):
         with pytest.raises(ValueError, match=text):
             prune(path, **arguments, dry_run=False)
@@ -124,3 +128,18 @@ def test_a_rule_is_needed(path: Path | str) -> None:
         prune(path, keep_steps=1, runs=[9], dry_run=False)
     with Store.open(path) as store:
         assert store.run(1).frames == 200
+
+
+def test_to_count_writes_nothing(tmp_path: Path) -> None:
+    """What would go is said also while another holds the write lock, and an older file stays as it is."""
+    path = record(tmp_path / "x.db", 20)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert prune(path, keep_steps=5).frames == 15
+        with pytest.raises(ValueError, match="64 bits"):
+            prune(path, keep_steps=2**70)
+        other.execute("ROLLBACK")
+        other.execute("PRAGMA user_version=2")
+    with pytest.raises(StoreForeign, match="`root-dash migrate` brings it up to date"):
+        prune(path, keep_steps=5)
+    assert not list(tmp_path.glob("*.schema-2"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,3 +113,56 @@ def test_a_forked_process_cannot_append(place: Path | str, monkeypatch: pytest.M
             with pytest.raises(StoreError, match="forked process"):
                 recording.append(make_frame(0, 0, recording.layers, np.random.default_rng(0)))
         recording.append(make_frame(0, 0, recording.layers, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("step", 2**63 - 1, "step must be within"),
+        ("step", 1.5, "must be integers"),
+        ("seq", 2**63, "64 bits"),
+        ("time", math.nan, "time must be finite"),
+    ],
+)
+def test_a_number_that_has_no_place_is_refused(field: str, value: Any, text: str, tmp_path: Path) -> None:
+    """A frame that would make its whole run unreadable is a ValueError, and the frames after it are stored."""
+    layers, rng = make_layers(1), np.random.default_rng(0)
+    with Store.create(tmp_path / "x.db") as store:
+        recording = store.begin(RUN, layers)
+        with pytest.raises(ValueError, match=text):
+            recording.append(replace(make_frame(0, 0, layers, rng), **{field: value}))
+        recording.append(make_frame(1, 1, layers, rng))
+        assert store.history(1, "grad_norm").steps.tolist() == [1]
+
+
+def test_numbers_of_numpy_are_numbers(place: Path | str) -> None:
+    """NumPy's integers are stored as such, not as the bytes that they lie in; names that are one as text are one."""
+    layers, rng = make_layers(1), np.random.default_rng(0)
+    frame = make_frame(0, 0, layers, rng, ["statistics", "histograms"])
+    held = frame.histograms[0]["gradient"]
+    frame = replace(
+        frame,
+        seq=np.int64(3),
+        step=np.int64(7),
+        time=np.float32(5),
+        histograms={0: {"gradient": replace(held, nan=np.int64(4))}},
+        scalars={"a\0": 1.0, "a\\x00": 2.0},
+    )
+    with Store.create(place) as store:
+        cursor = store.begin(RUN, layers).append(frame)
+        stored = store.frame(cursor)
+        assert (stored.seq, stored.step, stored.time, stored.scalars) == (3, 7, 5.0, {"a\\x00": 2.0})
+        assert stored.histograms[0]["gradient"].nan == 4
+
+
+def test_an_attempt_goes_on_beside_one_that_adds_layers(place: Path | str) -> None:
+    """A bucket that a later attempt folded with more layers is opened again by an earlier one that knows fewer."""
+    layers, rng = make_layers(3), np.random.default_rng(0)
+    with Store.create(place) as store, Store.create(place) as other:
+        first, second = store.begin(RUN, layers[:1]), other.begin(RUN, layers[:1])
+        second.extend(layers[1:])
+        for step in range(200):
+            second.append(make_frame(step, step, layers, rng, ["statistics"]))
+        first.append(make_frame(0, 0, layers[:1], rng, ["statistics"]))
+        assert len(store.history(3, "grad_norm").steps) == 200
+        assert store.grid(1, "grad_norm", 2).values.shape == (3, 2)
