@@ -140,14 +140,10 @@ def test_numbers_of_numpy_are_numbers(place: Path | str) -> None:
     layers, rng = make_layers(1), np.random.default_rng(0)
     frame = make_frame(0, 0, layers, rng, ["statistics", "histograms"])
     held = frame.histograms[0]["gradient"]
-    frame = replace(
-        frame,
-        seq=np.int64(3),
-        step=np.int64(7),
-        time=np.float32(5),
-        histograms={0: {"gradient": replace(held, nan=np.int64(4))}},
-        scalars={"a\0": 1.0, "a\\x00": 2.0},
-    )
+    numbers: dict[str, Any] = {"seq": np.int64(3), "step": np.int64(7), "time": np.float32(5)}
+    nan: dict[str, Any] = {"nan": np.int64(4)}
+    scalars = {"a\0": 1.0, "a\\x00": 2.0}
+    frame = replace(frame, **numbers, histograms={0: {"gradient": replace(held, **nan)}}, scalars=scalars)
     with Store.create(place) as store:
         cursor = store.begin(RUN, layers).append(frame)
         stored = store.frame(cursor)
