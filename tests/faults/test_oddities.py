@@ -78,7 +78,7 @@ TWIN = """
 import sys, root_dash
 from tests.monitor.training import Model, root, train
 model = Model(); optimizers = root(model)
-with root_dash.watch(model, optimizers, db=sys.argv[1], name=sys.argv[2]) as run:
+with root_dash.watch(model, optimizers, db=sys.argv[1], name=sys.argv[2], max_overhead=1e9) as run:
     train(model, optimizers, 15, run.log)
 assert (run.stored, run.lost, run.failures) == (15, 0, 0)
 """
