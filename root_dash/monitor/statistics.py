@@ -100,7 +100,7 @@ def norms_of(tensors: Sequence[Tensor]) -> Tensor:
         squares = torch.stack(torch._foreach_norm(pieces)).double().square().view(len(tensors), -1).sum(1)
         if _ordinary(squares):
             return squares.sqrt().float()
-    return norms(torch.stack(list(tensors)).flatten(1))
+    return norms(torch.stack(list(tensors)).reshape(len(tensors), -1))  # also of what has no dimension
 
 
 def orthogonality_error(update: Tensor) -> Tensor:

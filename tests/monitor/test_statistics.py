@@ -166,6 +166,12 @@ def test_norms_of_tensors_apart_are_those_of_the_stack(
     )
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(0.0, torch.float32), (-3.0, torch.bfloat16), (3.0, torch.float64)])
+def test_the_norm_of_a_single_number_is_its_magnitude(value: float, dtype: torch.dtype) -> None:
+    """A temperature has no dimension: neither its type nor a zero is a reason to fail."""
+    assert statistics.norms_of([torch.tensor(value, dtype=dtype)] * 2).tolist() == [abs(value)] * 2
+
+
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
 def test_orthogonality_error_equals_its_definition(shape: tuple[int, int]) -> None:
     """On the short side, against float64."""
