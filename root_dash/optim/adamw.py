@@ -114,9 +114,13 @@ def step_device(param: Tensor) -> torch.device:
 
 
 def _update(momentum: Tensor, square: Tensor, steps: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
-    """m̂ / (√v̂ + eps) of averages (L, rows, cols) after `steps` (L, 1, 1)."""
-    corrections = [1 - torch.pow(beta, steps.double()).to(momentum.dtype) for beta in betas]
-    return momentum / corrections[0] / ((square / corrections[1]).sqrt() + eps)
+    """m̂ / (√v̂ + eps) of averages (L, rows, cols) after `steps` (L, 1, 1), in float32 or wider.
+
+    In float16 eps were 0, and what never had a gradient 0 / 0.
+    """
+    wide = torch.promote_types(momentum.dtype, torch.float32)
+    corrections = [(1 - torch.pow(beta, steps.double())).to(wide) for beta in betas]
+    return momentum.to(wide) / corrections[0] / ((square.to(wide) / corrections[1]).sqrt() + eps)
 
 
 def _stacks(params: Sequence[Tensor]) -> list[Tensor]:

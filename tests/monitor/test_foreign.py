@@ -371,3 +371,16 @@ def test_other_dtypes_are_recorded_as_well(tmp_path: Path, dtype: torch.dtype) -
     assert "phase" not in layers
     expected = optimizers[0].state[model.square.weight]["exp_avg"].double().norm().item()
     assert store.statistics(layers["square.weight"].id)["momentum_norm"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_has_no_gradient_has_no_update_in_half_precision(tmp_path: Path) -> None:
+    """Rows that no token named stand still under ROOT's AdamW, and the others' update is what moved them."""
+    model = torch.nn.Embedding(6, 4, dtype=torch.float16)
+    before = model.weight.detach().double()
+    optimizer = ROOT([{"params": [model.weight], "algorithm": "adamw"}], lr=0.5, weight_decay=0.0)
+    with root_dash.watch(model, optimizer, db=tmp_path / "runs.db"):
+        model(torch.tensor([1, 4])).square().sum().backward()
+        optimizer.step()
+    store = root_dash.open(tmp_path / "runs.db")
+    moved = (before - model.weight.detach().double()).norm().item() / 0.5
+    assert store.statistics(layers_of(store)["weight"].id)["update_norm"] == pytest.approx(moved, rel=1e-2)
