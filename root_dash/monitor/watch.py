@@ -362,7 +362,7 @@ class Recorder:
             bill=self._pace.meter.bill if measured and self._on_cpu else None,
             joins=joins,
         )
-        self._pace.meter.bill.awaits_writer = pending.bill is not None
+        self._pace.meter.bill.awaits_writer |= pending.bill is not None  # also where more is logged later
         self._writer.put(pending)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import root_dash
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.pace import Pace
-from root_dash.records import Kind
-from tests.monitor.training import EVERY_STEP, MATRICES, Model, layers_of, root, train
+from root_dash.monitor.watch import Recorder
+from root_dash.monitor.writer import Nowhere
+from root_dash.records import Frame, Kind
+from tests.monitor.training import EVERY_STEP, MATRICES, Model, layers_of, root, step, train
 
 
 def test_a_budget_that_cannot_be_kept_thins_every_kind_and_says_so(tmp_path: Path) -> None:
@@ -69,6 +72,26 @@ def test_what_all_kinds_need_is_charged_to_the_lightest_that_is_due() -> None:
         pace.spent = 1.0
         assert list(pace.settle(due, 2)) == []
         assert pace.budget.costs == {"spectra": 0.25, charged: 0.75}
+
+
+def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None:
+    """A second `log` in a step is no reason to settle the first one's frame before it is stored."""
+    held = threading.Event()
+
+    class Held(Nowhere):
+        def append(self, frame: Frame) -> object:
+            return held.wait()
+
+    model = Model()
+    optimizers = root(model)
+    positions = {parameter: place for place, parameter in enumerate(model.parameters())}
+    with Recorder(optimizers, positions, Held(), cadence=EVERY_STEP, outlier_quantile=0.9) as run:
+        for index in range(6):
+            run.log(loss=step(model, optimizers, index))
+            run.log(accuracy=0.5)
+        known = run.overhead
+        held.set()
+    assert known == 0
 
 
 @pytest.mark.parametrize(
