@@ -74,7 +74,7 @@ def hog():
         with run._writer._changed:
             time.sleep(0.001)
 for _ in range(2): threading.Thread(target=hog, daemon=True).start()
-for turn in range(10):
+for turn in range(6):
     pid = os.fork()
     if pid == 0:
         train(model, optimizers, 1, run.log)
@@ -92,7 +92,7 @@ assert (run.stored, run.lost, run.failures) == (4, 0, 0)
 
 
 def test_a_child_never_waits_for_a_lock_that_was_held_at_the_fork(tmp_path: Path) -> None:
-    """Ten children train, log, close, collect their garbage and end, past the interpreter or through it."""
+    """Six children train, log, close, collect their garbage and end, past the interpreter or through it."""
     subprocess.run(
         [sys.executable, "-c", BUSY, tmp_path / "runs.db"],
         check=True,
