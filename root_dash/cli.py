@@ -142,7 +142,7 @@ def runs(db: Database = None) -> None:
         for run in found:
             table.add_row(
                 str(run.id),
-                Text(run.title),
+                Text(_shown(run.title)),
                 datetime.fromtimestamp(run.started_at).isoformat(" ", "seconds"),
                 str(run.frames),
                 str(run.lost),
@@ -185,7 +185,7 @@ def doctor(
             typer.echo(f"made the summaries of {summarize(settings.db)} runs anew")
         findings = examine(settings.db, thorough=thorough)
         for finding in findings:
-            typer.echo(f"{finding.level:<8}{finding.what}: {finding.text}")
+            typer.echo(_shown(f"{finding.level:<8}{finding.what}: {finding.text}"))
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -321,8 +321,13 @@ def _one_line() -> Iterator[None]:
 
 
 def _refuse(message: str) -> NoReturn:
-    typer.echo(f"root-dash: {' '.join(message.split())}", err=True)
+    typer.echo(f"root-dash: {_shown(' '.join(message.split()))}", err=True)
     raise typer.Exit(2)
+
+
+def _shown(text: str) -> str:
+    """The text on one line, with nothing in it that a terminal obeys: names come from whoever recorded."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 if __name__ == "__main__":

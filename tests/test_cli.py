@@ -311,3 +311,12 @@ def test_a_server_takes_its_token_from_the_environment(tmp_path: Path) -> None:
         process.terminate()
         process.wait(10)
         assert process.communicate() == ("", "")
+
+
+def test_names_are_shown_as_text(tmp_path: Path) -> None:
+    """What a terminal would obey in a run's name, and a line that it would fake, are written out."""
+    path = record(tmp_path / "x.db", 2, name="\x1b]0;mine\x07\nok      integrity")
+    for verb in ("runs", "doctor"):
+        said = CliRunner().invoke(app, [verb, str(path)], env={"COLUMNS": "200"}).output
+        assert r"\x1b]0;mine\x07\nok" in said
+        assert not set(said) & {"\x1b", "\x07"}

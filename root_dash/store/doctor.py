@@ -18,7 +18,7 @@ from root_dash.store.buckets import FOLDED
 from root_dash.store.engine import open_reader, translated
 from root_dash.store.migrations import older
 from root_dash.store.place import Given, Place, Server, parse
-from root_dash.store.sqlite import connect_reader, sqlite_has_wal_reset_bug
+from root_dash.store.sqlite import connect_reader, log_size, sqlite_has_wal_reset_bug
 
 WAL_LIMIT = 256 * 2**20
 """Bytes of write-ahead log beyond which a reader must be holding it open."""
@@ -160,10 +160,7 @@ def _filesystem(path: Path) -> Iterator[Finding]:
 
 
 def _log(path: Path) -> Finding:
-    try:
-        size = path.with_name(path.name + "-wal").stat().st_size
-    except OSError:
-        size = 0
+    size = log_size(path)
     if size > WAL_LIMIT:
         text = f"{size / 2**20:,.0f} MiB: a reader holds it open; it shrinks when that is closed"
         return Finding("warning", "write-ahead log", text)

@@ -19,7 +19,7 @@ from root_dash.exceptions import StoreError, StoreFull, StoreMoved
 from root_dash.records import Event, Frame, Layer, Run
 from root_dash.store.doctor import WAL_LIMIT, filesystem, is_network
 from root_dash.store.place import Place
-from root_dash.store.sqlite import sqlite_has_wal_reset_bug
+from root_dash.store.sqlite import log_size, sqlite_has_wal_reset_bug
 from root_dash.store.store import Store
 
 
@@ -43,9 +43,10 @@ class Lasting:
 
     def append(self, frame: Frame) -> int:
         """Store a frame as `Recording.append` does."""
-        if not self._grown and (size := _log_size(self._store.path)) > WAL_LIMIT:
+        place = self._store.path
+        if not self._grown and isinstance(place, Path) and (size := log_size(place)) > WAL_LIMIT:
             self._grown = True
-            text = f"the write-ahead log of {self._store.path} has {size / 2**20:,.0f} MiB: a reader holds it open"
+            text = f"the write-ahead log of {place} has {size / 2**20:,.0f} MiB: a reader holds it open"
             self._tell(f"{text}, and it shrinks when that is closed")
         try:
             return self._append(frame)
@@ -138,13 +139,6 @@ def concerns(place: Place, beside: Sequence[int]) -> list[str]:
             f"write at once (fixed in 3.51.3): give each run a file of its own"
         )
     return found
-
-
-def _log_size(place: Place) -> int:
-    try:
-        return os.stat(f"{place}-wal").st_size if isinstance(place, Path) else 0
-    except OSError:
-        return 0
 
 
 def _made_beside(path: Path) -> Path:

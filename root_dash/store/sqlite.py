@@ -55,8 +55,7 @@ def open_reader(path: Path) -> Engine:
         raise
     except StoreError:
         engine.dispose()
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size:
+        if log_size(path):
             raise
         # A closed WAL database in a folder that we may not write: SQLite cannot create its shared memory beside it.
         engine = make_engine(lambda: connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON"), "BEGIN")
@@ -146,6 +145,14 @@ def identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def log_size(path: Path) -> int:
+    """The bytes of the write-ahead log: beside the file itself, also where the path is a link to that."""
+    try:
+        return os.stat(f"{os.path.realpath(path)}-wal").st_size
+    except OSError:
+        return 0
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn what SQLAlchemy and SQLite raise inside into the store's own errors."""
@@ -209,8 +216,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA schema_version").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
-        wal = path.with_name(path.name + "-wal")
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or wal.exists():
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or log_size(path):
             raise
         return connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON")
     return connection

@@ -12,6 +12,7 @@ import pytest
 from root_dash.records import Run
 from root_dash.store import Store, examine, repair
 from root_dash.store.doctor import Finding, filesystem, is_network
+from root_dash.store.sqlite import log_size
 from tests.store.frames import make_frame, make_layers, record
 from tests.store.test_migrations import FIXTURES
 
@@ -138,3 +139,16 @@ def test_the_filesystem_is_read_from_the_mounts(tmp_path: Path) -> None:
         "lustre",
         "cifs",
     ]
+
+
+def test_the_log_of_a_linked_file_is_found(tmp_path: Path) -> None:
+    """SQLite keeps it beside the file that the link leads to."""
+    link = tmp_path / "link.db"
+    (tmp_path / "there").mkdir()
+    link.symlink_to(tmp_path / "there" / "x.db")
+    with Store.create(link) as store:
+        store.begin(Run("run-1", "a run", 1.7e9), make_layers(1)).append(
+            make_frame(0, 0, make_layers(1), np.random.default_rng(0))
+        )
+        assert log_size(link) == (tmp_path / "there" / "x.db-wal").stat().st_size > 0
+        assert "0.0 MiB" not in next(f.text for f in examine(link) if f.what == "write-ahead log")
