@@ -16,7 +16,7 @@ from root_dash.exceptions import StoreError, StoreForeign
 from root_dash.records import Attempt, Float64Array, Layer, Run, histogram_edges
 from root_dash.store import schema
 from root_dash.store.encoding import decode
-from root_dash.store.engine import identity, open_reader, open_writer, translated
+from root_dash.store.engine import open_reader, open_writer, state, translated
 from root_dash.store.listening import Listener
 from root_dash.store.migrations import migrate
 from root_dash.store.place import Given, Place, parse
@@ -31,7 +31,7 @@ class Database:
         self._reader = reader
         self._writer = writer
         self._closed = False
-        self._file = identity(path)
+        self._file = state(reader, path)
         self._reopening = threading.Lock()
         self._edges: dict[int, Float64Array] = {}
         self._recordings: list[Recording] = []
@@ -117,14 +117,17 @@ class Database:
                 raise ValueError("ids and steps must be integers of 64 bits") from None
 
     def _follow(self) -> None:
-        """Open the file anew where another one has taken its place: SQLite would go on reading the one that is gone."""
-        now = identity(self.path)
-        if self._writer is not None or now in (None, self._file):
+        """Open the file anew where another one has taken its place: SQLite would go on reading the one that is gone.
+
+        So it would read what was there first, where it was opened as a file that nobody writes to, and somebody does.
+        """
+        if self._writer is not None or state(self._reader, self.path) in (None, self._file):
             return
         with self._reopening:
-            if now != self._file:
+            if state(self._reader, self.path) != self._file:
                 self._reader.dispose()
-                self._reader, self._file = open_reader(self.path), now
+                self._reader = open_reader(self.path)
+                self._file = state(self._reader, self.path)
                 self._edges.clear()
 
     def _edges_of(self, connection: Connection, run_id: int) -> Float64Array:

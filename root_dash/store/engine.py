@@ -62,6 +62,11 @@ def identity(place: Place) -> tuple[int, int] | None:
     return sqlite.identity(place) if isinstance(place, Path) else None
 
 
+def state(engine: Engine, place: Place) -> tuple[int, ...] | None:
+    """What has to stay for the engine's connections to see what there is; None where there is no file, of a server."""
+    return sqlite.state(engine, place) if isinstance(place, Path) else None
+
+
 def size(engine: Engine, place: Place) -> int:
     """The bytes on disk of the file, or of the tables."""
     return place.stat().st_size if isinstance(place, Path) else postgres.size(engine, place)

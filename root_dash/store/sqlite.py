@@ -59,6 +59,7 @@ def open_reader(path: Path) -> Engine:
             raise
         # A closed WAL database in a folder that we may not write: SQLite cannot create its shared memory beside it.
         engine = make_engine(lambda: connect(path, "mode=ro&immutable=1", "PRAGMA query_only=ON"), "BEGIN")
+        engine.update_execution_options(immutable=True)
         with translated(path), engine.connect() as connection:
             _check_schema(connection, path)
     return engine
@@ -143,6 +144,20 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def state(engine: Engine, path: Path) -> tuple[int, ...] | None:
+    """What has to stay for the engine's connections to see what there is; None where there is no file.
+
+    Which file it is, and where that is read as one that nobody writes to, its size, its time and its log's size too:
+    SQLite would go on answering with what it has read.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    still = (status.st_size, status.st_mtime_ns, log_size(path))
+    return status.st_dev, status.st_ino, *(still if engine.get_execution_options().get("immutable") else ())
 
 
 def log_size(path: Path) -> int:

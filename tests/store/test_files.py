@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -211,6 +213,35 @@ def test_a_read_only_folder_is_readable(tmp_path: Path) -> None:
             Store.create(tmp_path / "y.db")
     finally:
         tmp_path.chmod(0o755)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="anybody may write anywhere")
+def test_who_may_only_look_sees_a_finished_run_go_on() -> None:
+    """A file that was whole when it was opened, in a folder that we may not write to, is read anew as it grows."""
+    with TemporaryDirectory() as folder:  # one that others may search
+        path = record(Path(folder, "x.db"), 3)
+        with _looking(path.parent):
+            store = Store.open(path)
+            assert store.run(1).frames == 3
+        with store:
+            record(path, 4, start=3, end=False)
+            with _looking(path.parent):
+                assert (store.run(1).frames, store.history(1, "grad_norm").steps[-1]) == (7, 6)
+
+
+@contextmanager
+def _looking(folder: Path) -> Iterator[None]:
+    """As one who may not write to that folder."""
+    root = os.geteuid() == 0
+    folder.chmod(0o555)
+    try:
+        if root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
 
 
 @pytest.mark.parametrize(
