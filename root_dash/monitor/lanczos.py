@@ -22,6 +22,16 @@ STARTS = 4
 _AGREEMENT = 1e-3
 """How far, relatively, a singular value may differ between starts to be taken for one of the matrix."""
 
+_EXHAUSTED = 1e-4
+"""The share of the largest number so far below which the next is rounding, and a start has found all that it can.
+
+So it is of a matrix of low rank, as a gradient of few tokens is, and of one whose singular values are alike: what
+followed would be values that the matrix does not have, 257 where all were 3.
+"""
+
+_SEVERAL = 5.0
+"""From so many expected singular values on, one that exhausted starts found is taken for several that are alike."""
+
 _SEED = 1
 
 
@@ -38,13 +48,19 @@ def bidiagonals(matrices: Tensor) -> Tensor:
     u = (signs.to(A.dtype) * 2 - 1).expand(len(A), -1, -1) / A.shape[1] ** 0.5
     U, V = (A.new_empty(len(A), STARTS, steps, side) for side in A.shape[1:])
     numbers = A.new_zeros(len(A), STARTS, 2, steps)
+    largest = A.new_zeros(len(A), STARTS)
+    # The squares of 1e30, and of 1e-30, are out of float32's range.
+    size: Tensor = torch.linalg.vector_norm(A, torch.inf, dim=(1, 2)).clamp(min=torch.finfo(A.dtype).tiny)
+    size = size.view(-1, 1, 1)
     for step in range(steps):
         U[:, :, step] = u
-        numbers[:, :, 0, step], v = _unit(_without(u @ A, V[:, :, :step]))
+        norm, v = _unit(_without(u @ A / size, V[:, :, :step]), largest)
+        numbers[:, :, 0, step], largest = norm, torch.maximum(largest, norm)
         V[:, :, step] = v
         if step + 1 < steps:
-            numbers[:, :, 1, step], u = _unit(_without(v @ A.mT, U[:, :, : step + 1]))
-    return numbers
+            norm, u = _unit(_without(v @ A.mT / size, U[:, :, : step + 1]), largest)
+            numbers[:, :, 1, step], largest = norm, torch.maximum(largest, norm)
+    return numbers * size.unsqueeze(-1)
 
 
 def singular_values(bidiagonals: NDArray[np.floating], m: int) -> Float64Array:
@@ -60,31 +76,48 @@ def singular_values(bidiagonals: NDArray[np.floating], m: int) -> Float64Array:
         lower = torch.diag_embed(taken[:, :, 0]) + torch.diag_embed(taken[:, :, 1, :-1], -1)
         left, nodes, _ = torch.linalg.svd(lower)
         shares = left[..., 0, :] ** 2
-        values[finite] = [_merged(*both, m) for both in zip(nodes.numpy(), shares.numpy(), strict=True)]
+        exhausted = (taken[..., :-1] == 0).any((-2, -1)).all(-1)
+        each = zip(nodes.numpy(), shares.numpy(), exhausted.tolist(), strict=True)
+        values[finite] = [_merged(*one, m) for one in each]
     return values
 
 
-def _merged(nodes: Float64Array, shares: Float64Array, m: int) -> Float64Array:
+def _merged(nodes: Float64Array, shares: Float64Array, exhausted: bool, m: int) -> Float64Array:
     """One matrix' m singular values, descending, of the nodes and shares (starts, k) of each start's quadrature."""
-    spread = nodes.max(0) - nodes.min(0) > _AGREEMENT * nodes.mean(0)
-    known = int(spread.argmax()) if spread.any() else len(spread)
+    usual, expected = nodes.mean(0), m * shares.mean(0)
+    apart = (nodes.max(0) - nodes.min(0) > _AGREEMENT * usual) | (usual <= _EXHAUSTED * usual[0])
+    if not exhausted:
+        # Where all lie close together nodes agree that stand for several. Of n that stand for one each, more than
+        # n + 3 √n are expected in one of 300 cases at most.
+        apart |= (expected - 1).cumsum() > 3 * np.sqrt(np.arange(len(expected)) + 1)
+    known = int(apart.argmax()) if apart.any() else len(apart)
+    counts = np.where(expected[:known] >= _SEVERAL, expected[:known].round(), 1.0).astype(int)
+    largest = np.repeat(usual[:known], counts)[:m]
     values = np.zeros(m)
-    values[:known] = nodes[:, :known].mean(0)
+    values[: len(largest)] = largest
     rest, weights = nodes[:, known:].ravel(), shares[:, known:].ravel()
-    if known < m and weights.sum() > 0:
+    left = m - len(largest)
+    if left and weights.sum() > 0:
         order = rest.argsort()[::-1]
-        rest, weights = rest[order], weights[order] * ((m - known) / weights.sum())
-        values[known:] = np.interp(np.arange(m - known) + 0.5, weights.cumsum() - weights / 2, rest)
+        rest, weights = rest[order], weights[order] * (left / weights.sum())
+        values[len(largest) :] = np.interp(np.arange(left) + 0.5, weights.cumsum() - weights / 2, rest)
     return values
 
 
 def _without(w: Tensor, basis: Tensor) -> Tensor:
-    """Vectors w (L, starts, n) less their parts in bases (L, starts, k, n), which rounding would let grow."""
-    parts = basis @ w.unsqueeze(-1)
-    return w - (parts.mT @ basis).squeeze(-2)
+    """Vectors w (L, starts, n) less their parts in bases (L, starts, k, n), which rounding would let grow.
+
+    Twice, since where little is left the first time's rounding is a part of it.
+    """
+    for _ in range(2):
+        parts = basis @ w.unsqueeze(-1)
+        w = w - (parts.mT @ basis).squeeze(-2)
+    return w
 
 
-def _unit(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms (L, starts) of vectors (L, starts, n), and these divided by them; zero stays zero."""
+def _unit(w: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Norms (L, starts) of vectors (L, starts, n), and these divided by them; zero beside `largest`."""
     norm = torch.linalg.vector_norm(w, dim=-1)
-    return norm, w / norm.clamp(min=torch.finfo(w.dtype).tiny).unsqueeze(-1)
+    gone = norm <= _EXHAUSTED * largest
+    unit = w / norm.clamp(min=torch.finfo(w.dtype).tiny).unsqueeze(-1)
+    return norm.masked_fill(gone, 0.0), unit.masked_fill(gone.unsqueeze(-1), 0.0)

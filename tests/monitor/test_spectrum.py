@@ -129,6 +129,22 @@ def test_estimates_of_few_values_are_exact() -> None:
         np.testing.assert_allclose(torch.linalg.svdvals(lower).numpy(), singular, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e30, 1e-30])
+@pytest.mark.parametrize(
+    "singular",
+    [[3.0], [3.0, 2.0, 0.5], [3.0] * 150, [3.0 - 2e-5 * i for i in range(150)]],
+    ids=["rank 1", "rank 3", "alike", "close"],
+)
+def test_estimates_end_where_there_is_nothing_more_to_find(singular: list[float], scale: float) -> None:
+    """Of low rank, or all but orthogonal, a matrix has the values that it has, and no others made of rounding."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, len(singular), generator=generator)).Q for n in (150, 220))
+    matrix = (left * torch.tensor(singular)) @ right.mT * scale
+    estimated = lanczos.singular_values(lanczos.bidiagonals(matrix[None]).numpy(), 150)[0] / scale
+    np.testing.assert_allclose(estimated[: len(singular)], singular, rtol=2e-3)
+    assert estimated[len(singular) :].sum() < 1e-2
+
+
 def test_estimates_of_zero_and_non_finite_matrices_spare_the_others() -> None:
     """Zero has the spectrum zero, NaN none, and a sound layer of their batch its own."""
     sound, singular = layer((40, 60))
