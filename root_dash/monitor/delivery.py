@@ -36,6 +36,9 @@ FRAME_BYTES = wire.LIMIT - 2**10
 class Spool(Protocol):
     """What is asked of a store of one attempt."""
 
+    def runs(self) -> list[Run]:
+        """All runs."""
+
     def run(self, run_id: int) -> Run:
         """The run of that id."""
 
@@ -239,10 +242,30 @@ def leftovers(folder: Path, open_spool: Callable[[Path], Spool], mail: Mail) -> 
         if held is None:
             continue
         try:
-            yield Delivery(held, open_spool(path), mail)
+            yield Delivery(held, _opened(path, open_spool), mail)
         except RootDashError as error:
             held.release()
             print_to_stderr(f"root-dash: {path} stays as it is: {error}")
+
+
+def _opened(path: Path, open_spool: Callable[[Path], Spool]) -> Spool:
+    """The spool at that path.
+
+    Raises:
+        StoreError: it cannot be read, or it is a database of somebody's that only bears the name of one: it would be
+            deleted as a spool that nothing was put into.
+    """
+    spool = open_spool(path)
+    try:
+        with suppress(NotRecorded):
+            spool.attempt(path.stem)
+            return spool
+        if spool.runs():
+            raise StoreError("it holds runs, but not the attempt that its name says")
+    except BaseException:
+        spool.close()
+        raise
+    return spool
 
 
 def found(folder: Path) -> Sequence[Path]:

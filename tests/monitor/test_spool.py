@@ -28,6 +28,7 @@ from root_dash.store.spool import Spool
 from tests.monitor.servers import WRITE, free_port, serving
 from tests.monitor.spools import LAYERS, RUN, arrived, left, send
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
+from tests.store.frames import record
 from tests.store.test_frames import same_frames, trained
 
 
@@ -49,6 +50,21 @@ def test_a_spool_that_cannot_be_had_keeps_none_of_the_others(tmp_path: Path, cap
         assert send(folder, server) == [4]
     assert len(arrived(tmp_path / "team.db")) == 4
     assert f"{'c' * 32}.db stays as it is" in capfd.readouterr().err
+
+
+def test_a_database_that_bears_a_spools_name_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One of somebody's own, and a copy of a spool under another name: neither was sent, and neither is deleted."""
+    folder = tmp_path / "spool"
+    path = left(folder)
+    copy, own = folder / f"{'c' * 32}.db", record(folder / f"{'d' * 32}.db", 3)
+    shutil.copy(path, copy)
+    with serving(tmp_path / "team.db") as (server, _, _):
+        assert send(folder, server) == [4]
+    assert not path.exists()
+    assert copy.exists()
+    with Store.open(own) as store:
+        assert store.run(1).frames == 3
+    assert capfd.readouterr().err.count("it holds runs, but not the attempt that its name says") == 2
 
 
 def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
