@@ -21,6 +21,10 @@ Columns = dict[str, Float64Array]
 """Statistics by name, each (L,)."""
 
 
+_ROUNDING = 2.0**-21
+"""Of the mean: no more is no deviation. That of a constant was 1.5e-7, which is how well float32 knows its mean."""
+
+
 _quiet = np.errstate(divide="ignore", invalid="ignore")  # what is undefined is NaN, and is meant to be
 
 
@@ -61,6 +65,7 @@ def gradient_columns(arrays: Arrays, entries: int) -> Columns:
     # Moments about each piece's own mean become those about the row's.
     d = means - mean[:, None]
     second = (seconds + counts * d**2).sum(-1) / count
+    second = np.where(second > (_ROUNDING * mean) ** 2, second, 0.0)
     third = (thirds + 3 * d * seconds + counts * d**3).sum(-1) / count
     fourth = (fourths + 4 * d * thirds + 6 * d**2 * seconds + counts * d**4).sum(-1) / count
     largest = unit * np.maximum(maxima.max(-1), -minima.min(-1))

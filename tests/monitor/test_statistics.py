@@ -105,6 +105,13 @@ def test_a_zero_gradient_has_no_skew_and_no_kurtosis() -> None:
     assert all(bool((value == (9 if name == "grad_zero" else 0)).all()) for name, value in columns.items())
 
 
+def test_a_constant_gradient_has_no_deviation() -> None:
+    """Also one that float32 cannot add up exactly: what its mean is off by is no distribution."""
+    columns = gradient_statistics(torch.full((1, 420_001), 0.1))
+    assert [columns[f"grad_{name}"].item() for name in ("std", "skewness", "kurtosis")] == [0, 0, 0]
+    assert columns["grad_norm"].item() == pytest.approx(0.1 * math.sqrt(420_001))
+
+
 def test_every_way_through_a_device_makes_the_same_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other devices do with masks and scales, and in one piece, yields what a CPU does without and in pieces."""
     gradient = heavy_tailed(3, 150_000) * torch.tensor([[1.0], [1e3], [1e-3]]) + 1e-4
