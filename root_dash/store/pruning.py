@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, select, update
 
-from root_dash.exceptions import NotRecorded
+from root_dash.exceptions import NotRecorded, StoreError
 from root_dash.records import KINDS, Kind
 from root_dash.store import schema, totals
 from root_dash.store.buckets import FOLDED
@@ -90,7 +90,10 @@ def prune(
                 if not dry_run:
                     _remove(connection, run_id, condition, chosen)
         if vacuum and not dry_run:
-            give_space_back(engine, place)
+            try:
+                give_space_back(engine, place)
+            except StoreError as error:
+                raise type(error)(f"{error}: it was removed, but its room was not given back to the disk") from error
         after_bytes = size(engine, place)
     finally:
         engine.dispose()

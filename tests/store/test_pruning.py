@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from root_dash.exceptions import NotRecorded, StoreForeign
+from root_dash.exceptions import NotRecorded, StoreError, StoreForeign
 from root_dash.records import KINDS
 from root_dash.store import Store, examine, prune
 from tests.postgresql import Server
@@ -143,3 +144,17 @@ def test_to_count_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreForeign, match="`root-dash migrate` brings it up to date"):
         prune(path, keep_steps=5)
     assert not list(tmp_path.glob("*.schema-2"))
+
+
+def test_a_disk_that_has_no_room_for_a_vacuum_is_told_of_what_is_gone(tmp_path: Path) -> None:
+    """What was to be removed is, and the error says so."""
+    path = record(tmp_path / "x.db", 200)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
+    try:
+        with pytest.raises(StoreError, match="it was removed, but its room was not given back"):
+            prune(path, keep_steps=190, dry_run=False, vacuum=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    with Store.open(path) as store:
+        assert store.run(1).frames == 190
