@@ -128,8 +128,6 @@ def runs(db: Database = None) -> None:
     """List the runs in a database, the newest first."""
     with _one_line():
         settings = _of(db)
-        from datetime import datetime
-
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -143,7 +141,7 @@ def runs(db: Database = None) -> None:
             table.add_row(
                 str(run.id),
                 Text(_shown(run.title)),
-                datetime.fromtimestamp(run.started_at).isoformat(" ", "seconds"),
+                _when(run.started_at),
                 str(run.frames),
                 str(run.lost),
                 "" if run.last_step is None else str(run.last_step),
@@ -323,6 +321,16 @@ def _one_line() -> Iterator[None]:
 def _refuse(message: str) -> NoReturn:
     typer.echo(f"root-dash: {_shown(' '.join(message.split()))}", err=True)
     raise typer.Exit(2)
+
+
+def _when(seconds: float) -> str:
+    """The local time; of a time that no calendar has the seconds since the epoch."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g}"
 
 
 def _shown(text: str) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -320,3 +321,12 @@ def test_names_are_shown_as_text(tmp_path: Path) -> None:
         said = CliRunner().invoke(app, [verb, str(path)], env={"COLUMNS": "200"}).output
         assert r"\x1b]0;mine\x07\nok" in said
         assert not set(said) & {"\x1b", "\x07"}
+
+
+def test_a_run_of_a_time_that_no_calendar_has_is_listed(tmp_path: Path) -> None:
+    """It keeps no other run from being shown."""
+    path = record(tmp_path / "x.db", 2)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE runs SET started_at = 1e300")
+    said = CliRunner().invoke(app, ["runs", str(path)], env={"COLUMNS": "200"})
+    assert (said.exit_code, "1e+300" in said.output) == (0, True)

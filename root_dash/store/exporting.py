@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -87,7 +87,6 @@ def export(
     if isinstance(place, Path) and identity(to) == identity(place) is not None:
         raise ValueError(f"to must be another file than the database, got {to}")
     engine = open_reader(place)
-    part = to.with_name(to.name + ".part")
     try:
         with translated(place), engine.connect() as connection:
             if (
@@ -96,7 +95,7 @@ def export(
             ):
                 raise NotRecorded(f"there is no run {run}")
             fields, rows = _rows(connection, what, run)
-            with _whole(part, to), closing(rows):
+            with _whole(to) as part, closing(rows):
                 written = _WRITERS[chosen](part, fields, rows)
     finally:
         engine.dispose()
@@ -104,16 +103,30 @@ def export(
 
 
 @contextmanager
-def _whole(part: Path, to: Path) -> Iterator[None]:
+def _whole(to: Path) -> Iterator[Path]:
+    """A file to write to that then takes the place of that one, or goes."""
     try:
-        yield
-        part.replace(to)
+        part = _made_beside(to)
+        try:
+            yield part
+            part.replace(to)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RootDashError(f"{to} cannot be written: {(error.strerror or str(error)).lower()}") from None
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+
+
+def _made_beside(to: Path) -> Path:
+    """An empty file under a name that was free: of two exports at once each has its own, and nobody loses one."""
+    for number in count(1):
+        part = to.with_name(f"{to.name}.part{number if number > 1 else ''}")
+        try:
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return part
+    raise AssertionError("there is always a number")
 
 
 def _rows(connection: Connection, what: What, run: int | None) -> tuple[list[_Field], Generator[_Row]]:

@@ -121,6 +121,8 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, place: Path | s
     path = record(place, 20)
     out = tmp_path / "out.json"
     out.write_text("before")
+    others = tmp_path / "out.json.part"
+    others.write_text("somebody's")
     with Store.create(path) as store:
         recording = store.begin(Run("u", "r", 1.0), make_layers(1))
         connection = recording._connection
@@ -132,7 +134,10 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, place: Path | s
     with pytest.raises(RootDashError, match="damaged"):
         export(path, out, "histograms")
     assert out.read_text() == "before"
-    assert not list(tmp_path.glob("*.part"))
+    assert export(path, out, "scalars").rows
+    assert out.read_text() != "before"
+    assert others.read_text() == "somebody's"
+    assert list(tmp_path.glob("*.part*")) == [others]
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
