@@ -41,10 +41,13 @@ class Pace:
         step_time, self._began, self.spent = now - self._began - spent, now, 0.0
         if math.isnan(step_time):
             return
-        # What all kinds need is charged to the lightest of them: where that is due alone, it takes no less.
-        lightest: Kind = next((kind for kind in KINDS if kind in due), "scalars")
-        self.meter.charge(lightest, max(spent - self.meter.total(), 0.0))
+        self.meter.charge(lightest(due), max(spent - self.meter.total(), 0.0))
         for bill in self.meter.settle(step_time):
             before, self.budget = self.budget, next_cadence(self.budget, bill.costs(), bill.step_time)
             if self.budget.cadence != before.cadence:
                 yield Event("cadence", change(before, self.budget), step, time.time())
+
+
+def lightest(due: frozenset[Kind]) -> Kind:
+    """To which of the kinds that are due is charged what all need: where it is due alone, it takes no less."""
+    return next((kind for kind in KINDS if kind in due), "scalars")

@@ -25,7 +25,7 @@ from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.foreign import ForeignOptimizer, has_closure
 from root_dash.monitor.measure import Batch, Measurement, batches_of, batches_of_shards, measure
-from root_dash.monitor.pace import Pace
+from root_dash.monitor.pace import Pace, lightest
 from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import HEAVIEST_FIRST, Link, Nowhere, Pending, Sink, Writer
@@ -302,7 +302,7 @@ class Recorder:
     @_guarded("to read the gradients")
     def _before(self, foreign: ForeignOptimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._due:
-            with self._pace.meter.of("statistics", foreign.device):
+            with self._pace.meter.of(lightest(self._due), foreign.device):
                 foreign.before_step(self._due, closure=has_closure(args, kwargs))
 
     @_guarded("to measure a step")

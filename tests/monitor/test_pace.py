@@ -18,7 +18,7 @@ from root_dash.monitor.pace import Pace
 from root_dash.monitor.watch import Recorder
 from root_dash.monitor.writer import Nowhere
 from root_dash.records import Frame, Kind
-from tests.monitor.training import EVERY_STEP, MATRICES, Model, layers_of, root, step, train
+from tests.monitor.training import EVERY_STEP, MATRICES, Model, adamw, layers_of, root, step, train
 
 
 def test_a_budget_that_cannot_be_kept_thins_every_kind_and_says_so(tmp_path: Path) -> None:
@@ -93,6 +93,19 @@ def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None
         known = run.overhead
         held.set()
     assert known == 0
+
+
+def test_what_is_gathered_before_a_step_is_charged_to_a_kind_that_is_due(tmp_path: Path) -> None:
+    """Where statistics never are, the histograms bear it: the budget leaves out what is never due."""
+    model = Model()
+    optimizers = adamw(model)
+    cadence = Cadence(statistics=0, histograms=1, quantiles=0, spectra=0, masks=0)
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=cadence) as run:
+        train(model, optimizers, 6, run.log)
+        while run.pending > 1:
+            time.sleep(0.01)
+        train(model, optimizers, 1)
+        assert set(run._pace.budget.costs) == {"histograms"}
 
 
 @pytest.mark.parametrize(
