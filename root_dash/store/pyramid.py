@@ -40,7 +40,7 @@ Presence = NDArray[np.bool_]
 def interval_of(kind: Kind, cadence: Any) -> int:
     """The steps between two recordings of the kind, as the run's cadence says, or 1."""
     every = cadence.get(kind) if isinstance(cadence, dict) else None
-    return min(max(int(every), 1), _MAX_INTERVAL) if isinstance(every, int | float) and every == every else 1
+    return int(min(max(every, 1), _MAX_INTERVAL)) if isinstance(every, int | float) and every == every else 1
 
 
 def width(level: int, interval: int) -> int:

@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from root_dash.records import CountArray, Frame, Histogram, Layer, Run, Tensor, histogram_edges, statistic_names
 from root_dash.store import Store
+from root_dash.store.pyramid import interval_of
 from tests.store.frames import make_frame, make_layers, record
 
 NAME = "grad_norm"
@@ -214,3 +215,12 @@ def test_an_interval_of_the_cadence_widens_the_buckets(place: Path | str) -> Non
             max(store.history(1, "sigma_max").values[:50]),
             max(store.history(1, "sigma_max").values[50:]),
         ]
+
+
+@pytest.mark.parametrize(
+    ("every", "interval"),
+    [(5, 5), (0, 1), (-3, 1), (2.5, 2), (math.inf, 2**16), (-math.inf, 1), (math.nan, 1), ("x", 1)],
+)
+def test_any_cadence_is_an_interval(every: Any, interval: int) -> None:
+    """Whatever a run's cadence says, its recordings can be stored and read."""
+    assert interval_of("masks", {"masks": every}) == interval
