@@ -78,7 +78,8 @@ def estimated_statistics(
     """The statistics of kind `"spectra"` of estimated singular values (L, m) and the exact norm of M (L,): each (L,).
 
     An estimate knows neither the smallest singular value nor, so, the condition: NaN. Its polar error is the distance
-    of the update to its own polar factor, the least that it can have to the base's.
+    of the update to its own polar factor, the least that it can have to the base's where that has full rank. Of a lower
+    one, where the exact error leaves the null directions out, it counts them: 0.73 for 0.44 at rank 322 of 560.
     """
     values = spectral_statistics(momentum, rows, cols)
     unknown = np.full(len(momentum), np.nan)
