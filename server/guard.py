@@ -18,6 +18,9 @@ from root_dash.settings import Settings
 INGEST = "/api/v1/ingest/"
 """Below this path recordings are taken."""
 
+_HEAD_BYTES = 2**15
+"""What a request's headers and its address may take together; a browser's take about one."""
+
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _WILDCARDS = {"0.0.0.0", "::", ""}  # noqa: S104 (compared with, not bound to)
 
@@ -33,6 +36,7 @@ color-scheme: light dark; }}</style>
 class Guard:
     """Checks every request's host, origin and token before the application sees it, and adds the security headers.
 
+    - Headers and address of 32 KiB at most.
     - Exactly one `Host`, of a known name: another site's name that was made to point here is not answered.
     - `Origin`, where a browser sends one with a WebSocket or an unsafe method, is the server's own.
     - The token: as `Authorization: Bearer`, as cookie, or once as `?token=` of a page, which sets the cookie and
@@ -59,7 +63,7 @@ class Guard:
             return await self._app(scope, receive, send)
         if scope["type"] not in ("http", "websocket"):
             return None
-        refusal = self._host_refusal(scope) or self._origin_refusal(scope)
+        refusal = _size_refusal(scope) or self._host_refusal(scope) or self._origin_refusal(scope)
         if refusal:
             return await _refuse(scope, send, *refusal)
         if scope["type"] == "http" and scope["path"].startswith(INGEST):
@@ -171,6 +175,12 @@ async def _respond(scope: Scope, send: Send, status: int, content: bytes, header
     await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
     body = b"" if scope.get("method") == "HEAD" else content
     await send({"type": f"{prefix}http.response.body", "body": body})
+
+
+def _size_refusal(scope: Scope) -> tuple[int, str] | None:
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    size += len(scope["path"]) + len(scope.get("query_string", b""))
+    return (431, f"headers and address take at most {_HEAD_BYTES // 2**10} KiB") if size > _HEAD_BYTES else None
 
 
 def _is_api(scope: Scope) -> bool:

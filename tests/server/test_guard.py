@@ -107,6 +107,16 @@ def test_the_token_of_a_page_becomes_a_cookie(browser: TestClient) -> None:
     assert browser.get("/").headers["referrer-policy"] == "no-referrer"
 
 
+def test_a_request_with_a_long_head_is_refused(browser: TestClient) -> None:
+    """In one header, in many, or in its address: beyond 32 KiB, whoever asks."""
+    long = {f"x-{index}": "a" * 330 for index in range(100)}
+    for headers, path in (({"x": "a" * 2**15}, "/"), (long, "/api/v1/runs"), ({}, "/?" + "a" * 2**15)):
+        answer = browser.get(path, headers=BEARER | headers)
+        assert (answer.status_code, answer.headers["cache-control"]) == (431, "no-store")
+        assert "at most 32 KiB" in answer.text
+    assert browser.get("/api/v1/runs", headers=BEARER | {"x": "a" * 2**14}).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example/", "///evil.example", "/%0d%0aX: y"])
 def test_the_redirect_stays_here(path: str, guard: Guard) -> None:
     """However the path is written, the redirect after `?token=` names no other host and adds no header."""
