@@ -1,11 +1,12 @@
-"""What recording costs: python benchmarks/recording.py [--frames 500] [--steps 1000]
+"""What recording costs: python benchmarks/recording.py [--frames 500] [--steps 1000] [--device cuda]
 
 Three questions, each answered by what a user would do, and written as JSON beside this file:
 
 - How long is the trainer blocked by a frame of 100 layers, one histogram and all statistics each, already reduced? Side
   by side with TensorBoard's event files, trackio and wandb offline where they are installed (the `bench` extra).
 - How much longer does the demo's tiny model train when it is watched? With and without a recorder it is trained a few
-  steps in turns, on the same batches.
+  steps in turns, on the same batches. On CUDA it is a model of more than 100 million parameters, in a loop that reads
+  nothing back, and whether any of its steps waits for the device is asked first.
 - How many bytes does a layer take for a step?
 """
 
@@ -19,25 +20,26 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from timing import CAVEAT, environment, ratio, write_json
+from torch.optim import Optimizer
 
 import root_dash
 from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
-from root_dash.demo.train import PRESETS, build_optimizers, train
+from root_dash.demo.train import PRESETS, Preset, build_optimizers, train
 from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.frames import Assembler, Group
 from root_dash.monitor.measure import Batch, measure, outliers_of
 from root_dash.monitor.transfer import send
-from root_dash.monitor.watch import Recorder
+from root_dash.monitor.watch import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
 from root_dash.monitor.writer import Pending, Writer
 from root_dash.optim.background import Job
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
@@ -207,34 +209,36 @@ def blocked(frames: int) -> dict[str, Any]:
     return results
 
 
-def overhead(steps: int) -> dict[str, Any]:
+def overhead(steps: int, device: torch.device) -> dict[str, Any]:
     """Seconds of the same training, unwatched and watched, and the ratios.
 
     All go on at once, `TURN` steps of one and then of the next: what slows the machine for a minute slows all of them.
-    A turn ends when the calibrations that it began are done, which one thread of the process does for all, and a
-    watched one when its last frame is stored.
+    A turn ends when the device has done it, when the calibrations that it began are done, which one thread of the
+    process does for all, and where it is watched, when its last frame is stored.
     """
-    text, preset = standard_library(), PRESETS["tiny"]
-    ways: dict[str, float | None] = {"unwatched": None, "watched, no budget": math.inf, "watched": 0.03}
+    limit = MAX_OVERHEAD_CPU if device.type == "cpu" else MAX_OVERHEAD
+    ways: dict[str, float | None] = {"unwatched": None, "watched, no budget": math.inf, "watched": limit}
     wall: dict[str, list[float]] = {name: [] for name in ways}
     cpu: dict[str, list[float]] = {name: [] for name in ways}
     trainings: dict[str, Iterator[object]] = {}
     recorders: dict[str, Recorder] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, budget in ways.items():
-            torch.manual_seed(0)
-            model = GPT(preset.shape)
-            optimizers = build_optimizers(model, "root", preset)
+            preset, model, optimizers = training(device)
             log: Callable[..., None] = lambda **_: None  # noqa: E731
             if budget is not None:
                 path = Path(folder) / f"{len(recorders)}.db"
                 recorder = root_dash.watch(model, optimizers, db=path, cadence=Cadence(), max_overhead=budget)
                 recorders[name], log = recorder, recorder.log
             # Validation is none of the question: the last step of `train` has one, and is not made.
-            trainings[name] = train(model, optimizers, text, preset, steps + 3, log, CPU)
+            trainings[name] = (
+                train(model, optimizers, standard_library(), preset, steps + 3, log, device)
+                if device.type == "cpu"
+                else unread(model, optimizers, preset, log, device)
+            )
             for _ in range(2):
                 next(trainings[name])  # warm-up
-        Job(lambda: None).result()
+        settle(device)
         gc.collect()  # or what the imports left would be gone through in one of the first turns: 0.15 s
         for turn in range(steps // TURN):
             order = list(ways)
@@ -242,7 +246,7 @@ def overhead(steps: int) -> dict[str, Any]:
                 started, spent = time.perf_counter(), time.process_time()
                 for _ in range(TURN):
                     next(trainings[name])
-                Job(lambda: None).result()
+                settle(device)
                 while name in recorders and recorders[name].pending:
                     time.sleep(1e-4)
                 wall[name].append(time.perf_counter() - started)
@@ -251,7 +255,12 @@ def overhead(steps: int) -> dict[str, Any]:
             recorder.close()
     results: dict[str, Any] = {"unwatched_step_ms": 1e3 * statistics.median(wall["unwatched"]) / TURN}
     for name, recorder in recorders.items():
-        results[name] = {"overhead_by_its_own_measure": recorder.overhead, "stored": recorder.stored}
+        results[name] = {
+            "overhead_by_its_own_measure": recorder.overhead,
+            "stored": recorder.stored,
+            "failures": recorder.failures,
+            "cadence": asdict(recorder.cadence),
+        }
         for clock, seconds in (("wall", wall), ("cpu", cpu)):
             whole = sum(seconds[name]) / sum(seconds["unwatched"])
             results[name][clock] = {"whole": whole, **ratio(seconds, name, "unwatched")}
@@ -259,8 +268,70 @@ def overhead(steps: int) -> dict[str, Any]:
         print(
             f"{name:20}",
             *(f"{k} x{v['whole']:.3f} (turns {v['low']:.3f} to {v['high']:.3f})" for k, v in shown.items()),
+            f"{results[name]['failures']} failures, {recorder.cadence}",
         )
     return results
+
+
+def training(device: torch.device) -> tuple[Preset, GPT, list[Optimizer]]:
+    """The tiny model and its optimizer, or on CUDA one of 106 million parameters."""
+    preset = PRESETS["tiny"]
+    if device.type == "cuda":
+        preset = replace(PRESETS["gpu"], shape=replace(PRESETS["gpu"].shape, depth=15))
+    torch.manual_seed(0)
+    model = GPT(preset.shape).to(device)
+    return preset, model, build_optimizers(model, "root", preset)
+
+
+def unread(
+    model: GPT, optimizers: Sequence[Optimizer], preset: Preset, log: Callable[..., None], device: torch.device
+) -> Iterator[None]:
+    """Steps of which nothing is read back: the processor runs ahead of the device, as fast loops let it."""
+    generator = torch.Generator().manual_seed(1)
+    text = standard_library()
+    batches = [
+        [part.to(device) for part in text.batch(preset.batch, preset.shape.context, generator)] for _ in range(DISTINCT)
+    ]
+    while True:
+        for inputs, targets in batches:
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(inputs)
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
+            log(loss=loss.detach())
+            yield
+
+
+def settle(device: torch.device) -> None:
+    """Wait for the device and for the calibrations."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    Job(lambda: None).result()
+
+
+def waits(device: torch.device) -> dict[str, int]:
+    """How many of a watched training's steps waited for the device, by cadence: where one does, an error is raised."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cadence in (("default cadence", Cadence()), ("every kind in every step", Cadence(1, 1, 1, 1, 1))):
+            preset, model, optimizers = training(device)
+            path = Path(folder) / f"{len(found)}.db"
+            with root_dash.watch(model, optimizers, db=path, cadence=cadence, max_overhead=math.inf) as recorder:
+                steps = unread(model, optimizers, preset, recorder.log, device)
+                next(steps)  # allocates the state
+                settle(device)
+                torch.cuda.set_sync_debug_mode("error")
+                try:
+                    for _ in range(12):
+                        next(steps)
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
+                found[name] = recorder.failures  # what is raised in the hook is counted there
+            print(f"{name}: {found[name]} failures in 12 steps that may not wait, {recorder.stored} stored")
+    return found
 
 
 def main() -> None:
@@ -269,6 +340,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=500, help="of 100 layers; 0: none")
     parser.add_argument("--steps", type=int, default=1000, help="of each way to train; 0: none")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that torch trains on")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that the training is on")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(CAVEAT)
@@ -276,8 +348,12 @@ def main() -> None:
         content = {"environment": environment(CPU), "layers": LAYERS, "frames": arguments.frames}
         write_json(__file__, "blocked", content | {"ways": blocked(arguments.frames)})
     if arguments.steps:
-        content = {"environment": environment(CPU), "steps": arguments.steps, "turn": TURN}
-        write_json(__file__, "overhead", content | overhead(arguments.steps))
+        device = torch.device(arguments.device)
+        content = {"environment": environment(device), "steps": arguments.steps, "turn": TURN}
+        if device.type == "cuda":
+            content["waits"] = waits(device)
+        section = "overhead" if device.type == "cpu" else "overhead, cuda"
+        write_json(__file__, section, content | overhead(arguments.steps, device))
 
 
 if __name__ == "__main__":
