@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from root_dash.monitor import keys
 from root_dash.records import HISTOGRAM_BINS_PER_OCTAVE, HISTOGRAM_OCTAVES, QUANTILE_COUNT, QUANTILE_REACH
 
 # The bins of `records.histogram_edges` as arithmetic on the bits of a float32: dropping all but the sign, the exponent
@@ -37,12 +38,18 @@ def histogram_counts(entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The bin follows from a float32's bits by a shift, so an entry on an edge is never misplaced by rounding; wider
     types are rounded to float32 first.
     """
-    bits = entries.float().contiguous().view(torch.int32)
-    counts = _host_key_counts(bits) if bits.is_cpu else _counts((bits >> _KEY_SHIFT) & (_KEYS - 1), _KEYS)
-    sides = counts.view(-1, 2, _KEYS // 2)  # zero and positive, then negative
-    nonfinite = sides[..., _NONFINITE_KEY:].sum((1, 2))
-    clean = bits.is_cpu and not bool(nonfinite.any())
-    nan = nonfinite if clean else torch.isnan(entries).sum(-1)
+    if keys.takes(entries):
+        counts = keys.leading_counts(entries).long()
+        sides = counts.view(-1, 2, _KEYS // 2)  # zero and positive, then negative
+        nonfinite = sides[..., _NONFINITE_KEY:].sum((1, 2))
+        nan = sides[..., _NONFINITE_KEY + 1 :].sum((1, 2))
+    else:
+        bits = entries.float().contiguous().view(torch.int32)
+        counts = _host_key_counts(bits) if bits.is_cpu else _counts((bits >> _KEY_SHIFT) & (_KEYS - 1), _KEYS)
+        sides = counts.view(-1, 2, _KEYS // 2)
+        nonfinite = sides[..., _NONFINITE_KEY:].sum((1, 2))
+        clean = bits.is_cpu and not bool(nonfinite.any())
+        nan = nonfinite if clean else torch.isnan(entries).sum(-1)
     middle = sides[..., :_FIRST_KEY].sum((1, 2)).unsqueeze(-1)
     positive, negative = sides[..., _FIRST_KEY:_OPEN_KEY].unbind(1)
     above, below = sides[..., _OPEN_KEY:_NONFINITE_KEY].sum(-1, keepdim=True).unbind(1)
@@ -55,18 +62,25 @@ def quantiles(entries: Tensor) -> tuple[Tensor, Tensor]:
     Of the entries rounded to bfloat16, linear between order statistics, as `numpy.quantile` does by default. NaN where
     nothing is finite.
     """
+    if keys.takes(entries):
+        counts = keys.rounded_counts(entries).long()
+        infinite = counts[:, 2**15 + _LEAST_INFINITE]
+        cumulative = counts.cumsum(-1)
+        return _quantiles(
+            entries.shape[1] - infinite, lambda rank: torch.searchsorted(cumulative, rank, right=True) - 2**15
+        )
     if not entries.is_cpu:
         finite = torch.isfinite(entries)
-        keys = _ordered(_rounded(entries, finite))
-        cumulative = _counts(keys.int() + 2**15, 2**16).cumsum(-1)
+        ordered = _ordered(_rounded(entries, finite))
+        cumulative = _counts(ordered.int() + 2**15, 2**16).cumsum(-1)
         return _quantiles(finite.sum(-1), lambda rank: torch.searchsorted(cumulative, rank, right=True) - 2**15)
     count = torch.full((len(entries),), entries.shape[1])
-    keys = _sorted(_ordered(entries.bfloat16()))
-    if entries.numel() and bool(((keys[:, -1] >= _LEAST_INFINITE) | (keys[:, 0] <= _GREATEST_INFINITE)).any()):
+    ordered = _sorted(_ordered(entries.bfloat16()))
+    if entries.numel() and bool(((ordered[:, -1] >= _LEAST_INFINITE) | (ordered[:, 0] <= _GREATEST_INFINITE)).any()):
         finite = torch.isfinite(entries)
         count = finite.sum(-1)
-        keys = _sorted(_ordered(_rounded(entries, finite)))
-    return _quantiles(count, lambda rank: keys.gather(-1, rank))
+        ordered = _sorted(_ordered(_rounded(entries, finite)))
+    return _quantiles(count, lambda rank: ordered.gather(-1, rank))
 
 
 def _host_key_counts(bits: Tensor) -> Tensor:

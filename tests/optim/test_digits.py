@@ -76,7 +76,8 @@ def check_kernel(device: str) -> None:
     with_nan = given(torch.float32, 2, 50, device)
     assert radix_neighbours(with_nan, 30, 50)[1].isnan().all()
     assert not Digits(torch.zeros(2, 0, device=device), torch.int32).leading().any()
-    torch.library.opcheck(torch.ops.root_dash.leading_counts.default, (torch.ones(2, 5).view(torch.int32), 2**30, 16))
+    ones = torch.ones(2, 5, device=device).view(torch.int32)
+    torch.library.opcheck(torch.ops.root_dash.leading_counts.default, (ones, 2**30, 16))
 
 
 def check_last_piece() -> None:
