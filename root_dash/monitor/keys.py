@@ -2,7 +2,7 @@
 
 In plain torch the key of every entry is made by several passes over memory, and `scatter_add_` reads it as eight bytes:
 of gradients and momenta of 106 M parameters the histograms took 25 ms of an H100, and the quantiles 26. The Triton
-kernel here reads each entry once and adds to counts in global memory: 7 and 10 ms.
+kernel here reads each entry once and adds to counts in global memory: 3 and 8 ms.
 
 Everywhere else the keys are counted by plain torch, in `root_dash.monitor.distribution`. Importing this module imports
 no Triton; the first count on a GPU does.
@@ -17,6 +17,7 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
+from root_dash.optim.digits import copies_of
 from root_dash.optim.kernels import available
 
 LEADING_KEYS = 2**11
@@ -54,10 +55,12 @@ def rounded_counts(entries: Tensor) -> Tensor:
 @torch.library.custom_op("root_dash::key_counts", mutates_args=())
 def _counts(entries: Tensor, rounded: bool) -> Tensor:
     rows, columns = entries.shape
-    counts: Tensor = _empty(entries, rounded).zero_()
-    if rows == 0 or columns == 0:
-        return counts
+    size = ROUNDED_KEYS if rounded else LEADING_KEYS
     pieces = -(-columns // _PIECE)
+    copies = copies_of(rows, pieces, size)
+    counts = torch.zeros(rows, copies, size, dtype=torch.int32, device=entries.device)
+    if rows == 0 or columns == 0:
+        return counts[:, 0]
     with torch.cuda.device_of(entries):  # Triton launches on the current device
         _kernel()[(rows * pieces,)](
             entries,
@@ -65,17 +68,18 @@ def _counts(entries: Tensor, rounded: bool) -> Tensor:
             *entries.stride(),
             columns,
             pieces,
+            copies,
             ROUNDED=rounded,
             PIECE=_PIECE,
             BLOCK=_BLOCK,
             num_warps=_WARPS,
             enable_fp_fusion=True,
         )
-    return counts
+    return counts[:, 0] if copies == 1 else counts.sum(1, dtype=torch.int32)
 
 
 @_counts.register_fake
-def _empty(entries: Tensor, rounded: bool) -> Tensor:
+def _(entries: Tensor, rounded: bool) -> Tensor:
     return entries.new_empty(len(entries), ROUNDED_KEYS if rounded else LEADING_KEYS, dtype=torch.int32)
 
 
@@ -84,17 +88,18 @@ def _kernel() -> Any:
     global tl
     triton = importlib.import_module("triton")
     tl = importlib.import_module("triton.language")
-    return triton.jit(_count, do_not_specialize=["pieces"])
+    return triton.jit(_count, do_not_specialize=["pieces", "copies"])
 
 
 @no_type_check
 def _count(
     entries,  # (L, n)
-    counts,  # (L, 65536) or (L, 2048) int32, zeros
+    counts,  # (L, copies, 65536) or (L, copies, 2048) int32, zeros
     stride_row,
     stride_col,
     n,
     pieces,
+    copies,
     ROUNDED: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -105,7 +110,7 @@ def _count(
     first = (program % pieces).to(tl.int64) * PIECE
     width = tl.minimum(n - first, PIECE).to(tl.int32)
     entries += row * stride_row + first * stride_col
-    counts += row * (65536 if ROUNDED else 2048)
+    counts += (row * copies + program % pieces % copies) * (65536 if ROUNDED else 2048)
     for start in range(0, width, BLOCK):
         k = start + tl.arange(0, BLOCK)
         counted = k < width
