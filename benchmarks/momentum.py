@@ -20,15 +20,15 @@ from timing import environment, write_json
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
+from root_dash.coefficients.spectra import polar_error
+from root_dash.coefficients.tables import MUON, Coefficients, resolve
 from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, build_optimizers, train
 from root_dash.optim import ROOT
-from root_dash.optim.calibration import Change
-from root_dash.optim.coefficients import MUON, Coefficients, resolve
+from root_dash.optim.calibration.online import Change
+from root_dash.optim.newton_schulz.orthogonalize import orthogonalize
 from root_dash.optim.observation import Observation
-from root_dash.optim.orthogonalize import orthogonalize
-from root_dash.optim.spectra import polar_error
 
 EVERY = 20
 STEPS = 5

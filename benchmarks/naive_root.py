@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from root_dash.optim.coefficients import resolve
+from root_dash.coefficients.tables import resolve
 
 STEPS = 5
 

@@ -19,10 +19,10 @@ from timing import CAVEAT, CLOCKS, environment, interleaved, ratio, summary, wri
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
-from root_dash.optim.adanewton import FINE_LIMIT, FINE_NOISE, LIMIT, NOISE, fit
-from root_dash.optim.coefficients import CONTRACTING, MUON, ROBUST, Coefficients, Normalization, resolve
-from root_dash.optim.orthogonalize import orthogonalize
-from root_dash.optim.plan import is_fine, plan
+from root_dash.coefficients.fit import FINE_LIMIT, FINE_NOISE, LIMIT, NOISE, fit
+from root_dash.coefficients.tables import CONTRACTING, MUON, ROBUST, Coefficients, Normalization, resolve
+from root_dash.optim.newton_schulz.orthogonalize import orthogonalize
+from root_dash.optim.newton_schulz.plan import is_fine, plan
 
 Shape: TypeAlias = tuple[int, int]
 Make: TypeAlias = Callable[[Shape, torch.Generator], Tensor]

@@ -18,7 +18,7 @@ import torch
 from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, ratio, seconds, summary, write_json
 from torch import Tensor
 
-from root_dash.optim.outliers import threshold
+from root_dash.optim.outliers.threshold import threshold
 
 QUANTILE = 0.9
 # (count, rows, columns): two large matrices, then the batches of equal shapes in small transformers.

@@ -41,7 +41,7 @@ from root_dash.monitor.measure import Batch, measure, outliers_of
 from root_dash.monitor.transfer import send
 from root_dash.monitor.watch import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
 from root_dash.monitor.writer import Pending, Writer
-from root_dash.optim.background import Job
+from root_dash.optim.calibration.background import Job
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
 

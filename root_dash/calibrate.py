@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from root_dash.coefficients.fit import fit, polar_error
+from root_dash.coefficients.tables import Coefficients, Name, Normalization, resolve
 from root_dash.exceptions import RootDashError
-from root_dash.optim.adanewton import fit, polar_error
-from root_dash.optim.coefficients import Coefficients, Name, Normalization, resolve
 from root_dash.store import Store
 
 if TYPE_CHECKING:

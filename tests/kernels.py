@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from root_dash.optim.kernels import available
+from root_dash.kernels.symmetric import available
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from root_dash.calibrate import Row, render, report
+from root_dash.coefficients.fit import polar_error, supremum
+from root_dash.coefficients.tables import resolve
 from root_dash.exceptions import NotRecorded, RootDashError
-from root_dash.optim.adanewton import polar_error, supremum
-from root_dash.optim.coefficients import resolve
 from root_dash.store import Store
 from tests.store.frames import make_layers, record
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.optim.coefficients import evaluate, normalize_spectrum, resolve
+from root_dash.coefficients.tables import evaluate, normalize_spectrum, resolve
 from root_dash.records import Float64Array, History, Layer, Spectrum
 
 Measure = Literal["polar_error", "orthogonality_error"]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Muon, Optimizer
 
-from root_dash.optim.batches import as_matrix, matrix_shape
-from root_dash.optim.shards import local
+from root_dash.optim.matrices.batches import as_matrix, matrix_shape
+from root_dash.optim.matrices.shards import local
 
 
 @dataclass(frozen=True, slots=True)

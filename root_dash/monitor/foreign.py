@@ -13,8 +13,8 @@ from torch.optim import Muon, Optimizer
 from root_dash.monitor import statistics
 from root_dash.monitor.displacement import Displacement, displacement, stacked
 from root_dash.monitor.measure import Batch, chunks, outliers_of
-from root_dash.optim.batches import matrix_shape
-from root_dash.optim.shards import is_dtensor, local
+from root_dash.optim.matrices.batches import matrix_shape
+from root_dash.optim.matrices.shards import is_dtensor, local
 from root_dash.records import Kind
 
 MOMENTUM_KEYS = ("momentum_buffer", "exp_avg")

@@ -18,8 +18,8 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
+from root_dash.kernels.symmetric import available
 from root_dash.monitor.statistics import PIECE_WIDTH
-from root_dash.optim.kernels import available
 
 BLOCK = 2**12
 _WARPS = 8
@@ -37,7 +37,7 @@ def takes(*tensors: Tensor | None) -> bool:
 def sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> dict[str, Tensor]:
     """The sums that `gradient_sums`, `momentum_sums` and `outlier_sums` make of gradients and momenta (L, n).
 
-    Outliers are taken by thresholds (L,), as `root_dash.optim.outliers.split` cuts. In float64, of no unit; which there
+    Outliers are taken by thresholds (L,), as `optim.outliers.threshold.split` cuts. In float64, of no unit; which there
     are depends on what is given.
     """
     found: Tensor = _sums(gradient, momentum, threshold)

@@ -17,8 +17,8 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
-from root_dash.optim.digits import copies_of
-from root_dash.optim.kernels import available
+from root_dash.kernels.digit_counts import copies_of
+from root_dash.kernels.symmetric import available
 
 LEADING_KEYS = 2**11
 ROUNDED_KEYS = 2**16

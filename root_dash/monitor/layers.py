@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from root_dash.optim.pieces import Layout
+from root_dash.optim.matrices.layout import Layout
 from root_dash.records import Layer
 
 NOT_OPTIONS = (

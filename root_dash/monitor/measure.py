@@ -12,9 +12,9 @@ from torch import Tensor
 
 from root_dash.monitor import distribution, kernels, statistics
 from root_dash.monitor.lanczos import bidiagonals
+from root_dash.optim.matrices.shards import counted_here, is_dtensor
 from root_dash.optim.observation import Observation, ShardObservation
-from root_dash.optim.outliers import split, threshold
-from root_dash.optim.shards import counted_here, is_dtensor
+from root_dash.optim.outliers.threshold import split, threshold
 from root_dash.records import Kind
 
 EXACT_UP_TO = 512

@@ -25,7 +25,7 @@ from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.frames import Group
 from root_dash.monitor.merging import Joined, merged
 from root_dash.monitor.parts import Part, packed, unpacked
-from root_dash.optim.shards import counted_here, is_dtensor
+from root_dash.optim.matrices.shards import counted_here, is_dtensor
 from root_dash.records import Event, Layer
 
 if TYPE_CHECKING:

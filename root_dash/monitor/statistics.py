@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from root_dash.optim.plan import CPU_MULTIPLIES_BFLOAT16
+from root_dash.optim.newton_schulz.plan import CPU_MULTIPLIES_BFLOAT16
 
 LARGEST_COUNT = 32
 """How many of the entries of greatest magnitude a mask names by coordinate."""

@@ -29,10 +29,10 @@ from root_dash.monitor.pace import Pace, lightest
 from root_dash.monitor.signals import drain_on_termination, forget
 from root_dash.monitor.transfer import send
 from root_dash.monitor.writer import HEAVIEST_FIRST, Link, Nowhere, Pending, Sink, Writer
-from root_dash.optim.calibration import Change
+from root_dash.optim.calibration.online import Change
+from root_dash.optim.matrices.shards import is_dtensor, local
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
-from root_dash.optim.shards import is_dtensor, local
 from root_dash.records import Event, Kind
 
 DRAIN_SECONDS = 60.0

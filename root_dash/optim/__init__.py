@@ -12,7 +12,7 @@ __all__ = ["ROOT", "Observation"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazily, so that the dashboard reads `root_dash.optim.coefficients` without torch.
+    # Lazily, so that the dashboard reads `root_dash.coefficients.tables` without torch.
     if name == "ROOT":
         from root_dash.optim.root import ROOT
 

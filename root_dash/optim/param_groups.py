@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from root_dash.optim.arguments import ALGORITHMS, Algorithm
-from root_dash.optim.pieces import PLAIN, Layout
+from root_dash.optim.matrices.layout import PLAIN, Layout
+from root_dash.optim.options import ALGORITHMS, Algorithm
 
 # What models call their output layer when neither tying nor its size tells; it is the last Linear of that name.
 HEAD_NAMES = ("lm_head", "head", "heads", "head_dist", "classifier", "embed_out", "qa_outputs")

@@ -28,8 +28,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from root_dash.optim.adamw import step_device
-from root_dash.optim.arguments import (
+from root_dash.coefficients.tables import Normalization
+from root_dash.optim.calibration.coefficient_sets import ChangeObserver, CoefficientSets
+from root_dash.optim.calibration.online import PAPER_MIXTURE
+from root_dash.optim.distributed.dispatch import adamw_over_ranks, check_process_group, root_over_ranks
+from root_dash.optim.matrices.layout import Layout
+from root_dash.optim.matrices.nonfinite import NonFinite, finite_flags, refuse_nonfinite
+from root_dash.optim.observation import Observer, ShardObserver
+from root_dash.optim.options import (
     AdjustLr,
     NsCoefficients,
     Schedule,
@@ -37,16 +43,10 @@ from root_dash.optim.arguments import (
     check_parameter,
     own_normalization,
 )
-from root_dash.optim.calibration import PAPER_MIXTURE
-from root_dash.optim.coefficients import Normalization
-from root_dash.optim.distributed import adamw_over_ranks, check_process_group, root_over_ranks
-from root_dash.optim.faults import NonFinite, finite_flags, refuse_nonfinite
-from root_dash.optim.observation import Observer, ShardObserver
-from root_dash.optim.outliers import QuantileMethod
+from root_dash.optim.outliers.threshold import QuantileMethod
 from root_dash.optim.param_groups import param_groups
-from root_dash.optim.pieces import Layout
-from root_dash.optim.sets import ChangeObserver, CoefficientSets
-from root_dash.optim.step import cut_of
+from root_dash.optim.update.adamw import step_device
+from root_dash.optim.update.root_step import cut_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -34,7 +34,7 @@ from root_dash.monitor.frames import Group
 from root_dash.monitor.ranks import Inbox, Outbox
 from root_dash.monitor.watch import Recorder
 from tests.monitor.training import EVERY_STEP
-from tests.optim.sharding import cut, drawn, give, model, optimizer, tokens, weights
+from tests.optim.distributed.sharding import cut, drawn, give, model, optimizer, tokens, weights
 
 STEPS = 3
 SECONDS = 120

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import root_dash
-from root_dash.optim.calibration import Change
+from root_dash.optim.calibration.online import Change
 from root_dash.optim.root import ROOT
 from tests.monitor.training import Model, train
 

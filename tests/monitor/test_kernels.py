@@ -16,7 +16,7 @@ from torch import Tensor
 from root_dash.monitor import kernels, statistics
 from root_dash.monitor.columns import gradient_columns, momentum_columns, outlier_columns
 from root_dash.monitor.statistics import PIECE_WIDTH
-from root_dash.optim.outliers import split, threshold
+from root_dash.optim.outliers.threshold import split, threshold
 from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
 from tests.pretended import pretended_cuda
 

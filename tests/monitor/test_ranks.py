@@ -19,7 +19,7 @@ import root_dash
 from root_dash.records import STATISTICS, Layer, Run
 from root_dash.store.store import Store
 from tests.monitor import ranks
-from tests.optim.sharding import drawn, model
+from tests.optim.distributed.sharding import drawn, model
 
 pytestmark = pytest.mark.heavy
 

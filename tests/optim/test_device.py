@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from root_dash.optim import ROOT
-from root_dash.optim.calibration import Change
+from root_dash.optim.calibration.online import Change
 from root_dash.optim.observation import Observation
 from tests.optim.conformance import CASES
 from tests.pretended import pretended_cuda

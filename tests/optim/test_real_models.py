@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor, nn
 
 from root_dash.optim import ROOT
+from root_dash.optim.matrices.layout import Layout, pieces
 from root_dash.optim.param_groups import param_groups
-from root_dash.optim.pieces import Layout, pieces
 
 LANGUAGE = {
     "vocab_size": 50,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from root_dash.coefficients.tables import resolve
 from root_dash.optim import ROOT
-from root_dash.optim.coefficients import resolve
 from tests.optim.reference import root_steps
 from tests.optim.training import MUON, copies, give_gradients, mixed, parameters
 

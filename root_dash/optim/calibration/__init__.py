@@ -1,0 +1,1 @@
+"""Coefficient sets that follow the spectra of the run."""

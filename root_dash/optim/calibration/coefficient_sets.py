@@ -1,0 +1,204 @@
+"""Which coefficient set each shape of each parameter group is stepped with, and how it is calibrated on the run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from root_dash.coefficients.tables import Coefficients, resolve
+from root_dash.optim.calibration.online import Calibration, Change
+from root_dash.optim.matrices.batches import Batch, batches_of, whole
+from root_dash.optim.matrices.layout import Layout, pieces
+from root_dash.optim.matrices.shards import groups_of, of_the_first
+from root_dash.optim.newton_schulz.plan import is_fine, plan
+from root_dash.optim.options import ONLINE
+from root_dash.optim.outliers.threshold import split
+from root_dash.optim.update.root_step import Sets, cut_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+ChangeObserver: TypeAlias = Callable[[Change], object]
+Shape: TypeAlias = tuple[int, int]
+
+
+class CoefficientSets:
+    """The sets of all groups of an optimizer. A group is known by its index and by its options."""
+
+    def __init__(self) -> None:
+        self._calibrations: dict[int, Calibration] = {}
+        self._tensors: dict[tuple[int, Shape, torch.device, bool], Tensor] = {}
+        self._observers: OrderedDict[int, ChangeObserver] = OrderedDict()
+
+    def register_observer(self, observer: ChangeObserver) -> RemovableHandle:
+        """Have `observer` called with every change of a set, until the handle is removed."""
+        handle = RemovableHandle(self._observers)
+        self._observers[handle.id] = observer
+        return handle
+
+    def of(self, index: int, group: Mapping[str, Any]) -> Sets:
+        """The sets that the group is stepped with: as tensors, which a captured graph reads, where it is capturable."""
+
+        def triples(batch: Batch) -> Sequence[Coefficients] | Tensor:
+            fine = _is_fine(group, batch.shape, batch.dtype, batch.device)
+            if not group["capturable"]:
+                return self._triples(index, group, batch.shape, fine)
+            key = (index, batch.shape, batch.device, fine)
+            if key not in self._tensors:
+                self._tensors[key] = _on_device(self._triples(index, group, batch.shape, fine), batch.device)
+            return self._tensors[key]
+
+        return triples
+
+    def adopt(self, index: int, group: Mapping[str, Any], step: int, process_group: ProcessGroup | None = None) -> None:
+        """Put the sets that are due at a step in place, and tell the observers.
+
+        Processes that hold the same parameters, or parts of them, take what the first has found: a collective call, for
+        which the host waits. Their processors may differ, and so round a fit otherwise.
+        """
+        if index not in self._calibrations:
+            return
+        calibration = self._calibrations[index]
+        proposals = calibration.take(step)
+        groups = groups_of(group["params"], process_group) if proposals else []
+        if groups:
+            none = [math.nan] * calibration.width
+            found = torch.tensor([none if each is None else each for each in proposals.values()], dtype=torch.float64)
+            rows = of_the_first(found, group["params"][0].device, groups).tolist()
+            agreed = (None if math.isnan(row[0]) else row for row in rows)
+            proposals = dict(zip(proposals, agreed, strict=True))
+        changes = calibration.apply(step, proposals)
+        if changes:
+            self._refresh(index, group)
+        for change in changes:
+            for observe in tuple(self._observers.values()):
+                observe(change)
+
+    def calibrate(
+        self,
+        index: int,
+        group: MutableMapping[str, Any],
+        state: Mapping[Tensor, Mapping[str, Any]],
+        *,
+        now: bool = False,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        """After a step: where one is due, begin a calibration of each shape on the base of one of its matrices.
+
+        `now` adopts what is on its way first, however young, and begins another.
+        """
+        calibration = self._calibration(index, group)
+        if calibration is None:
+            return
+        step = group["step"]
+        if now:
+            self.adopt(index, group, step + calibration.lag, process_group)
+        elif not calibration.due(step):
+            return
+        group["turn"] += 1
+        for shape, base in _bases(group, state, step, group["turn"], partial(calibration.wants, now=now)):
+            fine = _is_fine(group, shape, base.dtype, base.device)
+            calibration.offer(step, shape, base, fine=fine, now=now)
+
+    def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
+        """Keep what the calibrations have learned in their groups, each as a string.
+
+        It grows as shapes and spectra come in, and `torch.distributed.checkpoint` loads only what has a place already.
+        """
+        for index, calibration in self._calibrations.items():
+            groups[index]["calibration"] = json.dumps(calibration.state_dict(), default=_numbers)
+
+    def load(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what the groups hold."""
+        self._calibrations.clear()
+        for index, group in enumerate(groups):
+            calibration = self._calibration(index, group) if "calibration" in group else None
+            if calibration is not None:
+                calibration.load_state_dict(json.loads(group["calibration"], object_hook=_tensor))
+            self._refresh(index, group)
+
+    def _refresh(self, index: int, group: Mapping[str, Any]) -> None:
+        """Write the present sets into the tensors that hold them: a captured graph goes on reading those."""
+        for (of, shape, _, fine), tensor in self._tensors.items():
+            if of == index:
+                tensor.copy_(_on_device(self._triples(index, group, shape, fine), tensor.device))
+
+    def _triples(self, index: int, group: Mapping[str, Any], shape: Shape, fine: bool) -> Sequence[Coefficients]:
+        calibration = self._calibration(index, group)
+        if calibration is not None:
+            return calibration.coefficients(shape, fine=fine)
+        return resolve(group["ns_coefficients"], group["ns_steps"], shape, fine=fine)
+
+    def _calibration(self, index: int, group: Mapping[str, Any]) -> Calibration | None:
+        choice = group["ns_coefficients"]
+        if group["algorithm"] != "root" or choice not in ONLINE or not group["calibrate_every"]:
+            return None
+        if index not in self._calibrations:
+            self._calibrations[index] = Calibration(
+                choice,
+                group["ns_steps"],
+                normalization=group["normalization"],
+                every=group["calibrate_every"],
+                mixture=group["calibration_mixture"],
+            )
+        return self._calibrations[index]
+
+
+def _on_device(triples: Sequence[Coefficients], device: torch.device) -> Tensor:
+    """(K, 3) on the device; from pinned memory to CUDA, where a copy from other memory makes the host wait."""
+    on_cuda = device.type == "cuda"
+    return torch.tensor(triples, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
+
+
+def _is_fine(group: Mapping[str, Any], shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the group's products leave matrices of a shape and dtype their bits until the first step is taken."""
+    return is_fine(plan(min(shape), max(shape), group["ns_steps"], group["ns_dtype"], "auto", dtype, device.type))
+
+
+def _numbers(tensor: Tensor) -> dict[str, list[float]]:
+    """A float64 tensor as JSON holds it, every bit kept."""
+    return {"float64": tensor.tolist()}
+
+
+def _tensor(values: dict[str, Any]) -> Any:
+    return torch.tensor(values["float64"], dtype=torch.float64) if values.keys() == {"float64"} else values
+
+
+def _bases(
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, Mapping[str, Any]],
+    step: int,
+    turn: int,
+    wants: Callable[[int, Shape], bool],
+) -> list[tuple[Shape, Tensor]]:
+    """B of one matrix, in turn, per shape (m, n), m <= n, that is wanted, by gradient and momentum of the last step."""
+    layout, cut = Layout.of(group), cut_of(group, step)
+    params = [p for p in group["params"] if p.grad is not None and "momentum_buffer" in state.get(p, {})]
+    places: dict[Shape, list[Any]] = {}
+    for batch in batches_of(params, layout):
+        rows, cols = batch.shape
+        if min(batch.shape) > 0:
+            places.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.places)
+    bases = []
+    for shape, found in places.items():
+        if not wants(step, shape):
+            continue
+        place = found[turn % len(found)]
+        parameter = params[place.parameter]
+        buffer = pieces(whole(state[parameter]["momentum_buffer"]), layout)[place.piece]
+        M = buffer
+        if group["nesterov"]:
+            gradient = pieces(whole(parameter.grad), layout)[place.piece]
+            M = (gradient.neg() if group["maximize"] else gradient).lerp(buffer, group["momentum"])
+        M = M.unsqueeze(0).contiguous()
+        threshold = cut.threshold(M)
+        bases.append((shape, (M if threshold is None else split(M, threshold))[0]))
+    return bases

@@ -1,0 +1,1 @@
+"""The matrices of a step: how they are taken from parameters, batched and written back."""

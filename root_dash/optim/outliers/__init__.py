@@ -1,0 +1,1 @@
+"""The quantile threshold of the momentum, and how it is selected."""

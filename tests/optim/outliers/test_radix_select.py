@@ -1,0 +1,209 @@
+"""Both selections against a sort, for every bit pattern of every dtype."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from torch import Tensor
+
+from root_dash.optim.outliers.radix_select import Combine, bucket_center, partition_neighbours, radix_neighbours
+
+BITS = {
+    torch.float64: (np.int64, torch.int64),
+    torch.float32: (np.int32, torch.int32),
+    torch.float16: (np.int16, torch.int16),
+    torch.bfloat16: (np.int16, torch.int16),
+}
+Select = Callable[[Tensor, int], Tensor]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """So many small operations only wait for a second one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def radix(entries: Tensor, rank: int) -> Tensor:
+    """Of whole rows."""
+    return radix_neighbours(entries, rank, entries.shape[1])
+
+
+def by_sorting(entries: Tensor, rank: int) -> Tensor:
+    """The entries at a rank and the next of the sorted magnitudes of each row."""
+    ordered = entries.abs().sort(1).values
+    pair = torch.stack([ordered[:, rank], ordered[:, min(rank + 1, entries.shape[1] - 1)]], 1)
+    filled: Tensor = pair.masked_fill(ordered[:, -1:].isnan(), torch.nan)
+    return filled
+
+
+def assert_same(actual: Tensor, expected: Tensor) -> None:
+    """Equal to the bit, where NaN equals NaN."""
+    assert actual.dtype == expected.dtype
+    integer = BITS[actual.dtype][1]
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(0).view(integer), expected.nan_to_num(0).view(integer))
+
+
+SELECTIONS = pytest.mark.parametrize("select", [radix, partition_neighbours])
+DTYPES = pytest.mark.parametrize("dtype", list(BITS))
+
+
+@SELECTIONS
+@DTYPES
+@given(st.data())
+@settings(deadline=None, max_examples=15)
+def test_any_bits(select: Select, dtype: torch.dtype, data: st.DataObject) -> None:
+    """Among all floats, the infinite, the denormal and NaN too, both find what a sort finds."""
+    numpy_integer = BITS[dtype][0]
+    shape = st.tuples(st.integers(1, 4), st.integers(1, 30))
+    some = st.sampled_from([0.0, 1.0, -1.0, float("inf"), 2.0**-20])
+    if data.draw(st.booleans()):
+        entries = torch.from_numpy(data.draw(npst.arrays(numpy_integer, shape))).view(dtype)
+    else:
+        entries = torch.from_numpy(data.draw(npst.arrays(np.float64, shape, elements=some))).to(dtype)
+    rank = data.draw(st.integers(0, entries.shape[1] - 1))
+    assert_same(select(entries, rank), by_sorting(entries, rank))
+
+
+def student(n: int, dtype: torch.dtype) -> Tensor:
+    """Two rows of heavy-tailed entries."""
+    generator = torch.Generator().manual_seed(n)
+    normal = torch.randn(4, 2, n, generator=generator)
+    entries: Tensor = normal[0] / torch.linalg.vector_norm(normal[1:], dim=0)
+    return entries.to(dtype)
+
+
+ROWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "heavy tails": lambda x: x,
+    "few values": lambda x: (x * 4).round(),
+    "all equal": lambda x: torch.full_like(x, -2.5),
+    "mostly zero": lambda x: torch.where(x.abs() > 3, x, 0),
+    "ascending": lambda x: x.abs().sort(1).values,
+    "denormal": lambda x: x.sign() * x.abs().clamp(1e-3, 10) * torch.finfo(x.dtype).tiny / 16,
+    "large where sampled": lambda x: torch.where(torch.arange(x.shape[1]) % 9 == 0, 100 + x, x),
+    "small where sampled": lambda x: torch.where(torch.arange(x.shape[1]) % 9 == 0, x / 100, x),
+    "a tenth infinite": lambda x: torch.where(torch.arange(x.shape[1]) % 10 == 3, torch.inf, x),
+}
+
+
+@SELECTIONS
+@pytest.mark.parametrize("kind", list(ROWS))
+@DTYPES
+def test_long_rows(select: Select, kind: str, dtype: torch.dtype) -> None:
+    """Rows longer than a sample, and samples that mislead, at every rank."""
+    n = 2**16 + 3 if select is partition_neighbours else 2**12 + 3
+    entries = ROWS[kind](student(n, dtype))
+    expected = {rank: by_sorting(entries, rank) for rank in (0, n // 1000, n // 2, n * 9 // 10, n - 1)}
+    for rank, pair in expected.items():
+        assert_same(select(entries, rank), pair)
+
+
+@pytest.mark.parametrize("n", [2**12 - 1, 2**12, 2**12 + 1, 2**15, 2**18 - 1, 2**18, 2**18 + 1])
+def test_lengths_around_the_switches(n: int) -> None:
+    """The partition of few entries, of many, and of several blocks."""
+    entries = student(n, torch.float32)
+    for rank in (0, int(0.9 * (n - 1)), n - 2, n - 1):
+        assert_same(partition_neighbours(entries, rank), by_sorting(entries, rank))
+
+
+def test_bounds_from_a_misleading_sample_at_every_rank() -> None:
+    """Wherever the upper bound crosses the wanted entries, on one of the two too, both are found."""
+    n = 2**12 + 1
+    entries = ROWS["small where sampled"](student(n, torch.float32))
+    ordered = entries.abs().sort(1).values
+    for rank in range(400):
+        assert torch.equal(partition_neighbours(entries, rank), ordered[:, rank : rank + 2])
+
+
+@SELECTIONS
+@pytest.mark.parametrize("n", [100, 10_000])
+def test_nan_stays_in_its_row(select: Select, n: int) -> None:
+    """One NaN, of whatever bits, makes its row's pair NaN and no other."""
+    entries = student(n, torch.float32)
+    entries.view(torch.int32)[0, n // 2] = 0x7F800001
+    found = select(entries, n // 10)
+    assert found.isnan().tolist() == [[True, True], [False, False]]
+
+
+@SELECTIONS
+@pytest.mark.parametrize("n", [100, 10_000])
+def test_the_entries_are_left_alone(select: Select, n: int) -> None:
+    """Selection neither reorders its input nor takes part in gradients, and takes strided rows."""
+    entries = student(2 * n, torch.float32).requires_grad_()
+    before = entries.detach().clone()
+    found = select(entries[:, ::2], n // 2)
+    assert not found.requires_grad
+    assert torch.equal(entries, before)
+    assert_same(found, by_sorting(before[:, ::2], n // 2))
+
+
+def lockstep(workers: int) -> list[Combine]:
+    """Sums over threads that wait for one another, as all-reduce does over processes."""
+    barrier = threading.Barrier(workers, timeout=20)
+    given: list[Tensor | None] = [None] * workers
+
+    def combine(worker: int, counts: Tensor) -> Tensor:
+        given[worker] = counts
+        barrier.wait()
+        total = torch.stack([each for each in given if each is not None]).sum(0, dtype=counts.dtype)
+        barrier.wait()
+        return total
+
+    return [lambda counts, worker=worker: combine(worker, counts) for worker in range(workers)]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [0, 700, 900, 999])
+def test_counts_of_shards_add_up(rank: int, dtype: torch.dtype) -> None:
+    """Uneven and empty shards of two rows find, each of them, what the whole rows hold."""
+    entries = student(1000, dtype)
+    entries[0, 500:] = 0
+    shards = entries.split([613, 0, 386, 1], dim=1)
+    found: dict[int, Tensor] = {}
+
+    def work(worker: int, combine: Combine) -> None:
+        found[worker] = radix_neighbours(shards[worker], rank, 1000, combine=combine)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(lockstep(len(shards)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [0, 1, 2, 3]
+    for pair in found.values():
+        assert_same(pair, by_sorting(entries, rank))
+
+
+def test_nothing_depends_on_the_data() -> None:
+    """Without any data, on the meta device, where a shape or a branch that needs them is an error, radix runs."""
+    assert radix(torch.empty(3, 1000, device="meta"), 899).shape == (3, 2)
+
+
+@DTYPES
+def test_a_bucket_holds_its_center(dtype: torch.dtype) -> None:
+    """The center is within 2^-8 (float32), 2^-21 (float64) or nothing (16 bits) of a normal value; some stay."""
+    entries = student(10_000, dtype).abs()
+    bound = {torch.float64: 2.0**-21, torch.float32: 2.0**-8}.get(dtype, 0.0)
+    off = (bucket_center(entries) - entries).abs() / entries
+    assert off.max() <= bound
+    assert off.max() >= bound / 2
+    kept = torch.tensor([0.0, torch.inf, torch.nan], dtype=dtype)
+    assert_same(bucket_center(kept), kept)
+
+
+@DTYPES
+def test_coarse_ones_share_the_bucket(dtype: torch.dtype) -> None:
+    """One pass fewer, or two, finds the bucket where the exact neighbours are."""
+    entries = student(5000, dtype)
+    coarse = radix_neighbours(entries, 4500, 5000, coarse=True)
+    assert_same(bucket_center(coarse), bucket_center(radix(entries, 4500)))
