@@ -35,12 +35,12 @@ import root_dash
 from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, Preset, build_optimizers, train
-from root_dash.monitor.cadence import Cadence
 from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.measure import Batch, measure, outliers_of
-from root_dash.monitor.transfer import send
-from root_dash.monitor.watch import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
-from root_dash.monitor.writer import Pending, Writer
+from root_dash.monitor.recorder import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
+from root_dash.monitor.writing.transfer import send
+from root_dash.monitor.writing.writer import Pending, Writer
 from root_dash.optim.calibration.background import Job
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     except ImportError:
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
-    from root_dash.monitor.cadence import Cadence
-    from root_dash.monitor.ranks import Which
-    from root_dash.monitor.watch import Recorder
-    from root_dash.monitor.writer import Sink
+    from root_dash.monitor.limits.cadence import Cadence
+    from root_dash.monitor.ranks.exchange import Which
+    from root_dash.monitor.recorder import Recorder
+    from root_dash.monitor.writing.writer import Sink
 
 DEFAULT_DB = "root-dash.db"
 DEFAULT_SPOOL = "root-dash-spool"
@@ -115,20 +115,20 @@ def watch(
     except ImportError:
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
-    from root_dash.monitor.appearing import Appearing
-    from root_dash.monitor.cadence import Cadence
     from root_dash.monitor.failures import print_to_stderr
     from root_dash.monitor.layers import describe_optimizers, watched_layers
-    from root_dash.monitor.ranks import of_the_first, standing_of
-    from root_dash.monitor.watch import Recorder, closed_recorder
-    from root_dash.monitor.writer import Nowhere
+    from root_dash.monitor.limits.cadence import Cadence
+    from root_dash.monitor.new_layers import Appearing
+    from root_dash.monitor.ranks.exchange import of_the_first, standing_of
+    from root_dash.monitor.recorder import Recorder, closed_recorder
+    from root_dash.monitor.writing.writer import Nowhere
 
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     cadence = Cadence() if cadence is None else cadence
     of_optimizers = bool(optimizers) and all(isinstance(one, Optimizer) for one in optimizers)
     for argument, value, fits, kind in (
         ("optimizer", optimizer, of_optimizers, "an optimizer of torch or a sequence of them"),
-        ("cadence", cadence, isinstance(cadence, Cadence), "a root_dash.monitor.cadence.Cadence"),
+        ("cadence", cadence, isinstance(cadence, Cadence), "a root_dash.monitor.limits.cadence.Cadence"),
         ("name", name, name is None or isinstance(name, str), "a str"),
         ("config", config, config is None or isinstance(config, Mapping), "a mapping"),
         ("outlier_quantile", outlier_quantile, isinstance(outlier_quantile, float | int), "a number"),
@@ -184,10 +184,10 @@ def watch(
 
 def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
     """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
-    from root_dash.monitor.delivery import Delivery, leftovers
-    from root_dash.monitor.mail import Mail
-    from root_dash.monitor.remote import Sender, Spooled
-    from root_dash.monitor.spools import hold
+    from root_dash.delivery.client import Mail
+    from root_dash.delivery.delivery import Delivery, leftovers
+    from root_dash.delivery.sender import Sender, Spooled
+    from root_dash.delivery.spool_lock import hold
 
     token = default_token(token)
     Mail(server, token).close()  # says what is wrong with either, before anything is made
@@ -227,8 +227,8 @@ def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) 
         ValueError: the server's address or the token is none.
         RootDashError: the server does not answer or refuses the frames, which stay where they are.
     """
-    from root_dash.monitor.delivery import deliver, leftovers
-    from root_dash.monitor.mail import Mail
+    from root_dash.delivery.client import Mail
+    from root_dash.delivery.delivery import deliver, leftovers
 
     mail = Mail(server, default_token(token))
     try:

@@ -25,7 +25,7 @@ from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
-from root_dash.monitor.watch import Recorder
+from root_dash.monitor.recorder import Recorder
 from root_dash.recording import default_place, watch
 from root_dash.store import Place, Server
 

@@ -16,7 +16,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from root_dash.demo.model import GPT, Shape
 from root_dash.demo.text import Text
 from root_dash.exceptions import RootDashError
-from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.optim.root import ROOT
 
 OptimizerName = Literal["root", "muon", "adamw"]

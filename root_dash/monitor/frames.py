@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.monitor import lanczos
-from root_dash.monitor.columns import statistics_of
-from root_dash.monitor.mask import Packed, mask_of, mask_statistics
-from root_dash.monitor.spectrum import (
+from root_dash.monitor.quantities import lanczos
+from root_dash.monitor.quantities.mask import Packed, mask_of, mask_statistics
+from root_dash.monitor.quantities.spectrum import (
     Grams,
     base_and_polar_error,
     estimated_statistics,
     singular_values,
     spectral_statistics,
 )
+from root_dash.monitor.quantities.statistics import statistics_of
 from root_dash.records import (
     TENSORS,
     Event,

@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from root_dash.monitor import distribution, kernels, statistics
-from root_dash.monitor.lanczos import bidiagonals
+from root_dash.kernels import moments
+from root_dash.monitor.quantities import distribution
+from root_dash.monitor.quantities import sums as statistics
+from root_dash.monitor.quantities.lanczos import bidiagonals
 from root_dash.optim.matrices.shards import counted_here, is_dtensor
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.outliers.threshold import split, threshold
@@ -254,9 +256,9 @@ def _sums(batch: Batch) -> dict[str, Tensor]:
     """Of gradient and momentum, in one pass where a device has a kernel for it."""
     gradient = None if batch.gradient is None or batch.weight_norm is None else batch.gradient.flatten(1)
     epsilon = None if batch.momentum is None or batch.base is None else batch.threshold
-    if (gradient is not None or epsilon is not None) and kernels.takes(batch.gradient, batch.momentum):
+    if (gradient is not None or epsilon is not None) and moments.takes(batch.gradient, batch.momentum):
         momentum = None if batch.momentum is None else batch.momentum.flatten(1)
-        return kernels.sums(gradient, momentum, epsilon)
+        return moments.sums(gradient, momentum, epsilon)
     sums: dict[str, Tensor] = {}
     if gradient is not None:
         sums |= statistics.gradient_sums(gradient)

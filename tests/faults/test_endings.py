@@ -98,8 +98,8 @@ def test_closing_takes_the_handler_away(tmp_path: Path) -> None:
 # A sink that is stuck: what cannot be stored must not keep the process.
 STUCK = """
 import signal, time, threading, torch
-from root_dash.monitor.cadence import Cadence
-from root_dash.monitor.watch import Recorder
+from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.recorder import Recorder
 from tests.monitor.training import Model, root, train
 class Stuck:
     def append(self, frame): threading.Event().wait()

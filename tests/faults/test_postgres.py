@@ -7,7 +7,7 @@ import time
 import pytest
 
 import root_dash
-from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.store import examine
 from tests.faults.test_kill import are_whole, killed
 from tests.monitor.training import Model, root, step

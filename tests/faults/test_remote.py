@@ -20,7 +20,7 @@ import pytest
 
 from root_dash.records import Attempt, Run
 from root_dash.store import Store
-from tests.monitor.servers import free_port
+from tests.delivery.servers import free_port
 from tests.store.frames import make_layers
 from tests.store.test_frames import same_frames, trained
 
@@ -38,7 +38,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 TRAINER = """
 import sys, time, root_dash
-from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.limits.cadence import Cadence
 from tests.monitor.training import Model, sgd, step
 model = Model(); optimizers = sgd(model)
 cadence = Cadence(1, 2, 2, 2, 2)
@@ -52,7 +52,7 @@ for index in range(1_000_000):
 SERVER = """
 import signal, sys
 from pathlib import Path
-from tests.monitor.servers import serving
+from tests.delivery.servers import serving
 with serving(Path(sys.argv[1]), int(sys.argv[2])):
     signal.pause()
 """
@@ -64,7 +64,7 @@ from root_dash.monitor import delivery, remote
 from root_dash.recording import sync
 delivery.BATCH_FRAMES = 1  # many requests, to be interrupted anywhere
 remote.PAUSE_SECONDS = (0.05, 0.2)
-from root_dash.monitor.mail import Unreachable
+from root_dash.delivery.client import Unreachable
 while any(delivery.found(Path(sys.argv[2]))):
     try:
         for path, frames in sync(sys.argv[2], sys.argv[1], None):

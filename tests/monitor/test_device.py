@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import root_dash
-from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.measure import EXACT_UP_TO
 from tests.monitor.training import EVERY_STEP, Build, Model, adamw, muon, plain_sgd, root, sgd
 from tests.pretended import pretended_cuda

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import root_dash
-from root_dash.monitor import statistics
-from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.measure import AT_ONCE, Batch, chunks, measure, outliers_of
+from root_dash.monitor.quantities import sums
 from root_dash.records import Kind
 from tests.monitor.training import (
     EVERY_STEP,
@@ -52,7 +52,7 @@ def batch_of(rows: list[int]) -> Batch:
     )
     gradient, momentum, weight = (tensor[rows] for tensor in (gradient, momentum, weight))
     base, threshold = outliers_of(momentum, 0.9)
-    norm = statistics.norms_of(list(weight))
+    norm = sums.norms_of(list(weight))
     return Batch(tuple(rows), gradient, norm, momentum, threshold, base, momentum / 2, 0.1, orthogonalized=True)
 
 
@@ -156,7 +156,7 @@ def test_the_memory_of_a_step_does_not_grow_with_the_number_of_layers(
     """But for what is recorded of them: what is made on the way is of two layers at a time, and copies are bounded."""
     monkeypatch.setattr("root_dash.monitor.measure.EXACT_UP_TO", 64)
     monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", 2 * SIDES[0] * SIDES[1])
-    monkeypatch.setattr("root_dash.monitor.foreign.COPIED_BYTES", 2 * LAYER_BYTES)
+    monkeypatch.setattr("root_dash.monitor.optimizers.generic.COPIED_BYTES", 2 * LAYER_BYTES)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     few, many = peak(4, tmp_path / "few.db"), peak(8, tmp_path / "many.db")
     assert 4 * LAYER_BYTES < few

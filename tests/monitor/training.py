@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import root_dash
-from root_dash.monitor.cadence import Cadence
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.optim.root import ROOT
 from root_dash.records import Layer
 from root_dash.store.store import Store

@@ -1,0 +1,1 @@
+"""How much recording may cost: cadence, budget, back-pressure."""

@@ -1,0 +1,1 @@
+"""What is known of optimizers: how each is observed."""

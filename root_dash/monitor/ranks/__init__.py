@@ -1,0 +1,1 @@
+"""Several processes: what each measured, sent to the first and merged."""

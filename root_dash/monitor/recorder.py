@@ -1,0 +1,400 @@
+"""Attaches to a model and its optimizers, owns the cadence, and hands frames to the writer.
+
+The training run comes first: whatever goes wrong here is caught, counted and shown once, nothing waits for the device
+or the disk, and no tensor of the training is written to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from root_dash.monitor.failures import Failures, print_to_stderr
+from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.limits.pace import Pace, lightest
+from root_dash.monitor.measure import Batch, Measurement, batches_of, batches_of_shards, measure
+from root_dash.monitor.new_layers import Appearing, told
+from root_dash.monitor.optimizers.generic import ForeignOptimizer, has_closure
+from root_dash.monitor.writing.sigterm import drain_on_termination, forget
+from root_dash.monitor.writing.transfer import send
+from root_dash.monitor.writing.writer import HEAVIEST_FIRST, Link, Nowhere, Pending, Sink, Writer
+from root_dash.optim.calibration.online import Change
+from root_dash.optim.matrices.shards import is_dtensor, local
+from root_dash.optim.observation import Observation, ShardObservation
+from root_dash.optim.root import ROOT
+from root_dash.records import Event, Kind
+
+DRAIN_SECONDS = 60.0
+"""How long `close` waits for frames to be stored before it says how many are missing."""
+
+INTERRUPTED_SECONDS = 5.0
+"""The same after Ctrl-C."""
+
+MAX_OVERHEAD = 0.01
+"""The share of a step's time that recording may add where it trains on a device of its own."""
+
+MAX_OVERHEAD_CPU = 0.03
+"""The same on a CPU, whose cores the writer shares with the training."""
+
+Arguments = ParamSpec("Arguments")
+Guarded = Callable[Concatenate["Recorder", Arguments], None]
+
+
+def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
+    """Make a method our part of the training thread: timed, without autograd, never raising into the user's loop.
+
+    It does nothing once recording has ended or given up, and in a process forked from the one that trains.
+    """
+
+    def decorate(method: Guarded[Arguments]) -> Guarded[Arguments]:
+        def guarded(self: Recorder, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+            if not self.active:
+                return
+            started = time.perf_counter()
+            try:
+                with torch.no_grad():
+                    method(self, *args, **kwargs)
+            except Exception as error:
+                self._failures.add(doing, error)
+            finally:
+                took = time.perf_counter() - started
+                self._cost += took
+                self._pace.spent += took
+
+        return guarded
+
+    return decorate
+
+
+class Recorder:
+    """What `watch` returns: records every step of the optimizers until it is closed.
+
+    Use it as a context manager, or call `close` yourself; a process that ends without is closed at exit. Of several
+    optimizers, each steps at most once in a step: a new one begins when one of them steps again. A step's frame is
+    complete when something is logged, or when the next step begins.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        positions: Mapping[Tensor, int],
+        sink: Sink,
+        *,
+        cadence: Cadence,
+        outlier_quantile: float,
+        max_overhead: float | None = None,
+        link: Link | None = None,
+        forwards: bool = False,
+        appearing: Appearing | None = None,
+    ) -> None:
+        """`link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing.
+
+        `appearing` looks for layers that come later; without, they are not recorded.
+        """
+        self.step = 0
+        """The last step begun, from 1; 0 before the first."""
+        self._positions = dict(positions)
+        self._on_cpu = all(parameter.is_cpu for parameter in self._positions)
+        if max_overhead is None:
+            max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
+        self._pace = Pace(cadence, max_overhead)
+        self._outlier_quantile = outlier_quantile
+        self._failures = Failures()
+        self._misused = Failures(limit=None)
+        self._appearing = appearing
+        self._writer = Writer(sink, link)
+        self._joins = link is not None
+        self._forwards = forwards
+        self._process = os.getpid()
+        self._closed = False
+        self._due: frozenset[Kind] = frozenset()
+        self._asked: frozenset[Kind] = frozenset()
+        self._measured: list[Measurement] = []
+        self._events: list[Event] = []
+        self._unsealed = False
+        self._cost = 0.0
+        self._handles: list[Any] = []
+        self._stepped: set[int] = set()
+        self._failures_before = 0
+        for index, optimizer in enumerate(optimizers):
+            self._attach(optimizer, index)
+        for optimizer in optimizers if forwards else ():
+            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
+        # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
+        self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
+        atexit.register(self._at_exit)
+        weakref.finalize(self, _let_go, self._writer).atexit = False
+        drain_on_termination(self._writer)
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Record numbers with the last finished step, such as `loss=loss`; a tensor is not waited for.
+
+        What is not a single number is counted as a failure of recording and left out: it never raises.
+        """
+        if self.active and not self._forwards:
+            self._log(scalars)
+
+    def capture_masks(self) -> None:
+        """Record the exact outlier masks of the next step too, whatever the cadence says; of shards if all call it."""
+        self._asked = frozenset({"masks"})
+
+    def close(self, timeout: float = DRAIN_SECONDS) -> None:
+        """Store what is waiting, for at most `timeout` seconds, and detach from the optimizers; once."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._seal_safely()
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        self._appearing = None  # it holds the model
+        for handle in self._handles:
+            handle.remove()
+        try:
+            stored = self._writer.close(timeout)
+        finally:
+            forget(self._writer)
+        if self._writer.pending:
+            print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
+        elif not stored:
+            print_to_stderr("root-dash: all frames are stored, but the end of the recording was not waited for")
+        elif self.lost:
+            print_to_stderr(f"root-dash: {self.lost} frames were lost, {self.stored} stored")
+
+    @property
+    def pending(self) -> int:
+        """Frames taken and not yet stored, the one that is still open included."""
+        return self._writer.pending + self._unsealed
+
+    @property
+    def stored(self) -> int:
+        """Frames stored."""
+        return self._writer.stored
+
+    @property
+    def lost(self) -> int:
+        """Frames taken that could not be stored, or were stored without what another process had to add."""
+        return self._writer.lost
+
+    @property
+    def cadence(self) -> Cadence:
+        """How often each kind is recorded for the time being: as asked, or less often to keep the budget."""
+        return self._pace.budget.cadence
+
+    @property
+    def left_out(self) -> int:
+        """How many recordings of a kind were left out since the store could not keep up."""
+        return self._pace.left_out
+
+    @property
+    def overhead(self) -> float:
+        """The share of a step's time that recording adds by its own measurement; 0 before it is known."""
+        return self._pace.budget.overhead
+
+    @property
+    def failures(self) -> int:
+        """How often recording failed; the first failure was shown on stderr."""
+        return self._failures.count + self._misused.count + self._writer.failures.count
+
+    @property
+    def active(self) -> bool:
+        """Whether it still records: not closed, not given up, and not in a forked child."""
+        gave_up = self._failures.gave_up or self._writer.failures.gave_up
+        return not self._closed and not gave_up and os.getpid() == self._process
+
+    def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
+        """A copy, such as a spawned process gets with its dataset, is one that was closed: it records nothing."""
+        return closed_recorder, ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(INTERRUPTED_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
+
+    def _attach(self, optimizer: Optimizer, index: int) -> None:
+        # First of the hooks: it seals the frame of the step before.
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
+        if isinstance(optimizer, ROOT):
+            self._handles.append(optimizer.register_observer(self._observe, lambda: bool(self._due)))
+            self._handles.append(optimizer.register_shard_observer(self._observe_shards))
+            self._handles.append(optimizer.register_change_observer(self._notice))
+            return
+        foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
+        self._handles.append(optimizer.register_step_pre_hook(lambda _, *given: self._before(foreign, *given)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after(foreign)))
+
+    def _enter(self, index: int) -> None:
+        """An optimizer is about to step: a new step begins with the first, and with one that has stepped already.
+
+        One that has entered and not left has not stepped: it failed and tries again, or its `step` calls its parent's,
+        whose hooks are the same.
+        """
+        if self.step and index not in self._stepped:
+            return
+        self._stepped.clear()
+        if self.active:
+            self._begin()
+        elif not self._closed and os.getpid() == self._process:
+            self._writer.lose()
+
+    @_guarded("to log")
+    def _log(self, scalars: Mapping[str, Any]) -> None:
+        values: dict[str, float | Tensor] = {}
+        for name, value in scalars.items():
+            try:
+                values[name] = _scalar(name, value)
+            except Exception as error:
+                self._misused.add("to log", error)
+        self._seal(values)
+
+    @_guarded("to begin a step")
+    def _begin(self) -> None:
+        if self._failures.count == self._failures_before:
+            self._failures.clear()
+        self._failures_before = self._failures.count
+        self.step += 1
+        due = self._due
+        try:
+            self._seal({}, self.step - 1)
+        finally:
+            self._due, events = self._pace.due(self.step, self._writer.fill)
+            self._due |= self._asked
+            self._asked = frozenset()
+            self._unsealed = bool(self._due) or self._forwards
+        self._events += [*events, *self._pace.settle(due, self.step)]
+        if self._due and self._appearing is not None:
+            layers, places = self._appearing.look(self._positions)
+            self._positions |= places
+            if layers:
+                self._writer.announce(layers)
+                self._events.append(Event("layers", told(layers), self.step, time.time()))
+
+    @_guarded("to measure a step")
+    def _observe(self, observation: Observation) -> None:
+        self._take(batches_of(observation, self._positions, self._outlier_quantile))
+
+    @_guarded("to measure a step")
+    def _observe_shards(self, shards: Sequence[ShardObservation]) -> None:
+        self._take(batches_of_shards(shards, self._positions))
+
+    @_guarded("to note a new coefficient set")
+    def _notice(self, change: Change) -> None:
+        rows, cols = change.shape
+        text = (
+            f"new coefficients for {rows} x {cols}: mean polar error {change.error_before:.3g} -> "
+            f"{change.error_after:.3g} on spectra that they were not fitted to"
+        )
+        self._events.append(Event("coefficients", text, change.step, time.time()))
+
+    @_guarded("to read the gradients")
+    def _before(self, foreign: ForeignOptimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if self._due:
+            with self._pace.meter.of(lightest(self._due), foreign.device):
+                foreign.before_step(self._due, closure=has_closure(args, kwargs))
+
+    @_guarded("to measure a step")
+    def _after(self, foreign: ForeignOptimizer) -> None:
+        self._take(foreign.after_step())
+
+    def _take(self, batches: Iterator[Batch]) -> None:
+        try:
+            while self._due and (batch := next(batches, None)) is not None:
+                timed = functools.partial(self._pace.meter.of, device=batch.seen.device)
+                # Under the user's autocast our matmuls would be done in half precision.
+                with torch.autocast(batch.seen.device.type, enabled=False):
+                    self._measured.append(measure(batch, self._due, timed, self._give_up))
+                del batch  # before the next is made
+        except torch.OutOfMemoryError as error:
+            self._give_up("statistics", error)
+
+    def _give_up(self, kind: Kind, error: Exception) -> None:
+        """Leave out of the rest of the step what the device has no memory for, and what is heavier."""
+        self._due -= frozenset(HEAVIEST_FIRST[: HEAVIEST_FIRST.index(kind) + 1])
+        self._failures.add(f"to measure {kind}", error)
+
+    @_guarded("to hand over a frame")
+    def _seal_early(self, optimizers: int) -> None:
+        """Once all have stepped: another process waits for what was measured here."""
+        if len(self._stepped) == optimizers:
+            self._seal({})
+
+    @_guarded("to hand over the last frame")
+    def _seal_safely(self) -> None:
+        self._seal({})
+
+    def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
+        """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there is neither."""
+        measured, self._measured = self._measured, []
+        events, self._events = () if self._forwards else tuple(self._events), []
+        cost, self._cost = self._cost, 0.0
+        joins, self._unsealed = self._joins and self._unsealed, False
+        if not measured and not scalars and not events and not joins:
+            return
+        tensors = {f"scalar.{name}": value for name, value in scalars.items() if isinstance(value, Tensor)}
+        for index, measurement in enumerate(measured):
+            tensors |= {f"{index}.{name}": tensor for name, tensor in measurement.tensors.items()}
+        try:
+            arrival = send(tensors)
+        except Exception:
+            self._writer.lose()
+            raise
+        pending = Pending(
+            step=self.step if step is None else step,
+            time=time.time(),
+            layout=tuple((one.positions, one.shape, one.entries) for one in measured),
+            arrival=arrival,
+            scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
+            cost=cost,
+            events=events,
+            bill=self._pace.meter.bill if measured and self._on_cpu else None,
+            joins=joins,
+        )
+        self._pace.meter.bill.awaits_writer |= pending.bill is not None  # also where more is logged later
+        self._writer.put(pending)
+
+
+def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
+    alive = recorder()
+    if alive is not None:
+        interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+        alive.close(INTERRUPTED_SECONDS if interrupted else DRAIN_SECONDS)
+
+
+def _let_go(writer: Writer) -> None:
+    forget(writer)
+    writer.release()
+
+
+def closed_recorder() -> Recorder:
+    """A recorder that does nothing, whatever is done to it."""
+    recorder = Recorder((), {}, Nowhere(), cadence=Cadence(), outlier_quantile=1.0)
+    recorder.close()
+    return recorder
+
+
+def _scalar(name: str, value: float | Tensor) -> float | Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"log({name}=...) takes a single number, got {value.dtype} of shape {tuple(value.shape)}")
+        if is_dtensor(value) and not all(placement.is_replicate() for placement in value.placements):
+            raise ValueError(f"log({name}=...) takes a number that is here, got a DTensor: give its full_tensor()")
+        value = local(value)
+        # A copy, since the user may go on to write into it.
+        return value.detach().reshape(()).to(torch.float64, copy=True)
+    try:
+        return float(value)
+    except Exception as error:
+        raise ValueError(f"log({name}=...) takes a single number, got a {type(value).__name__}") from error

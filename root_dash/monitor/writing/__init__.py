@@ -1,0 +1,1 @@
+"""From the device to the sink: one copy per frame, a bounded queue, one thread."""

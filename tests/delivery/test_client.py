@@ -1,0 +1,114 @@
+"""The way to a server: what its answers mean, and which addresses and tokens are none."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import root_dash
+from root_dash.delivery import sender
+from root_dash.delivery.client import Mail, Refused, Unreachable
+from tests.delivery.servers import WRITE
+from tests.monitor.training import Model, sgd
+
+
+@contextmanager
+def answering(status: int, content: bytes = b"", **headers: str) -> Iterator[str]:
+    """A server of somebody else's that gives one answer to everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "headers", "error", "says"),
+    [
+        (503, b'{"detail": "busy"}', {"Retry_After": "7"}, Unreachable, "cannot take frames now .503: busy"),
+        (507, b"", {"Retry_After": "soon"}, Unreachable, "507"),
+        (429, b"[]", {"Retry_After": "99999"}, Unreachable, "429"),
+        (200, b"<html>", {}, Unreachable, "answers as no root-dash does"),
+        (200, b'{"attempt": "a"}', {}, Unreachable, "answers as no root-dash does"),
+        (404, b"", {}, Refused, "no root-dash of this version"),
+        (302, b"", {"Location": "http://127.0.0.1:1/"}, Refused, "302"),
+        (401, b'{"detail": "the write token is required"}', {}, Refused, "401: the write token is required"),
+        (409, b"", {}, Refused, "409"),
+        (413, b"", {}, Refused, "413"),
+        (422, b"\xff", {}, Refused, "422"),
+    ],
+)
+def test_what_an_answer_means(
+    status: int, content: bytes, headers: dict[str, str], error: type[Exception], says: str
+) -> None:
+    """A server that is busy or full is tried again, when it says so; one that refuses is not asked as often."""
+    with answering(status, content, **headers) as server:
+        mail = Mail(server, WRITE)
+        with pytest.raises(error, match=says) as raised:
+            mail.begin(b"x", "a" * 32)
+        mail.close()
+    asked = {"7": 7.0, "99999": 300.0}.get(headers.get("Retry_After", ""), 0.0)
+    assert getattr(raised.value, "retry_after", 0.0) == asked
+    assert sender._pause(0, raised.value) >= min(asked, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"server": "far:8050"}, "which begins with http:// or https://, got 'far:8050'"),
+        ({"server": "far"}, "which begins with http:// or https://, got 'far'"),
+        ({"server": "ftp://far"}, "which begins with http:// or https://, got 'ftp://far'"),
+        ({"server": "http://:8050"}, "which names a host, got 'http://:8050'"),
+        ({"server": "http://far :8050"}, "got 'http://far :8050'"),
+        ({"server": "http://far:99999"}, "its port from 1 to 65535, got 'http://far:99999'"),
+        ({"server": "http://far:-1"}, "its port from 1 to 65535, got 'http://far:-1'"),
+        ({"server": "http://far:port"}, "got 'http://far:port'"),
+        ({"server": "http://far:8050/api/v1"}, "without a path, got 'http://far:8050/api/v1'"),
+        ({"server": "http://user:secret@far:8050"}, "without a user and password, got one that may hold a secret"),
+        ({"server": "user:secret@far:8050"}, "which begins with http:// or https://, got one that may hold a secret"),
+        ({"server": "http://user:secret@far:port"}, "got one that may hold a secret"),
+        ({"server": "http://far:8050/?token=secret"}, "without a query or fragment: the token is an argument"),
+        ({"server": "http://far:8050#secret"}, "without a query or fragment"),
+        ({"server": "http://far:8050", "token": "a\nb"}, "token must be the write token"),
+        ({"server": "http://far:8050", "token": None}, "server needs the write token"),
+        ({"server": "http://far:8050", "db": "x.db"}, "give db or server, not both"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments: dict[str, str], says: str, tmp_path: Path) -> None:
+    """An address that is none, or says more than where the server is and maybe a secret, and no token."""
+    model = Model()
+    with pytest.raises(ValueError, match=re.escape(says)) as raised:
+        root_dash.watch(model, sgd(model), **{"token": WRITE, "spool": tmp_path / "spool", **arguments})  # type: ignore[arg-type]
+    assert "secret" not in str(raised.value).replace("may hold a secret", "")
+    assert not (tmp_path / "spool").exists()
+
+
+@pytest.mark.parametrize(
+    "server", ["http://far:8050/", "http://far", "https://far", "http://[::1]:8050", "HTTP://Far:1"]
+)
+def test_an_address_that_says_where_the_server_is_is_taken(server: str) -> None:
+    """With a slash at its end or without, a name or an address, and a port or none."""
+    mail = Mail(server, WRITE)
+    assert mail.server == server.rstrip("/")
+    mail.close()

@@ -1,0 +1,102 @@
+"""What a store that cannot keep up makes of the kinds that are due."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from root_dash.monitor.limits.backpressure import Crowding, crowded, leave_out, told
+from root_dash.monitor.limits.budget import THINNED
+from root_dash.monitor.recorder import Recorder
+from root_dash.monitor.writing import writer
+from root_dash.records import KINDS, Frame, Kind, Layer
+from tests.monitor.training import EVERY_STEP, Model, root, train
+
+
+@pytest.mark.parametrize(("fill", "count"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.63, 2), (0.76, 3), (0.9, 4), (1.0, 4)])
+def test_the_costly_kinds_go_first(fill: float, count: int) -> None:
+    """From half of the room on, one after the other; the statistics and the scalars never."""
+    assert crowded(Crowding(), fill).kinds == THINNED[:count]
+
+
+def test_what_is_left_out_stays_so_until_the_queue_has_drained() -> None:
+    """And is counted by kind, in a sentence at each end."""
+    begun = crowded(Crowding(), 0.7)
+    assert told(Crowding(), begun) == "frames wait to be stored: spectra, masks are left out until they are"
+    due: frozenset[Kind] = frozenset({"statistics", "masks"})
+    for _ in range(3):
+        kept, begun = leave_out(begun, due)
+        assert kept == {"statistics"}
+    assert crowded(begun, 0.3) == crowded(begun, 0.5) == begun
+    assert told(begun, begun) is None
+    over = crowded(begun, 0.2)
+    assert over == Crowding()
+    text = told(begun, over)
+    assert text is not None
+    assert text.endswith("left out were 0 of spectra, 3 of masks")
+
+
+class SlowSink:
+    """A sink that stores nothing before it is let."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.free = threading.Event()
+        self.busy = threading.Event()
+        self.lost = 0
+
+    def append(self, frame: Frame) -> object:
+        """Wait, then keep."""
+        self.busy.set()
+        self.free.wait(60)
+        self.frames.append(frame)
+        return None
+
+    def extend(self, layers: Sequence[Layer]) -> object:
+        """There are none."""
+        raise AssertionError(layers)
+
+    def end(self, time: float, lost: int) -> None:
+        """Keep what is said last."""
+        self.lost += lost
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def test_a_slow_sink_costs_the_costly_kinds_then_frames_and_never_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing is stored the queue fills and stays bounded; every recording left out and every frame is counted.
+
+    Once the sink is free again everything is recorded, and the recording itself tells of both.
+    """
+    monkeypatch.setattr(writer, "QUEUE_BYTES", 2**20)
+    alone, model, sink = Model(), Model(), SlowSink()
+    train(alone, root(alone), 60)
+    optimizers = root(model)
+    positions: dict[torch.Tensor, int] = {parameter: i for i, parameter in enumerate(model.parameters())}
+    recorder = Recorder(optimizers, positions, sink, cadence=EVERY_STEP, outlier_quantile=0.9, max_overhead=1e9)
+    train(model, optimizers, 60, recorder.log)
+    assert torch.equal(alone.square.weight, model.square.weight)
+    assert sink.busy.is_set()
+    assert sink.frames == []
+    assert recorder.lost > 0
+    assert recorder.left_out > 0
+    assert recorder._writer.fill <= 1.0
+    sink.free.set()
+    while recorder.pending > 1:
+        threading.Event().wait(0.01)
+    train(model, optimizers, 3, recorder.log)
+    recorder.close()
+    assert recorder.failures == 0
+    assert recorder.stored + recorder.lost == 63
+    assert sum(frame.lost for frame in sink.frames) + sink.lost == recorder.lost
+    assert all("statistics" in frame.kinds for frame in sink.frames)
+    assert set(sink.frames[0].kinds) == set(sink.frames[-1].kinds) == set(KINDS)
+    assert "spectra" not in sink.frames[-4].kinds
+    events = [event for frame in sink.frames for event in frame.events]
+    assert {event.kind for event in events} == {"queue"}
+    assert "are left out until they are" in events[0].text
+    assert "all is recorded again" in events[-1].text

@@ -1,0 +1,51 @@
+"""Masks on the host: totals, map, overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from root_dash.monitor.quantities.mask import MAP_SIZE, jaccard, mask_of, mask_statistics, worst_share
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(5, 7), (64, 64), (100, 300), (257, 65)])
+def test_a_mask_keeps_every_entry_and_its_map_every_count(rows: int, cols: int) -> None:
+    """The dense mask comes back, totals are its sums, and each block of the map counts its own rows and columns."""
+    dense = np.random.default_rng(rows).random((rows, cols)) < 0.1
+    largest = np.arange(3, dtype=np.int64) * cols + 1
+    mask = mask_of(np.packbits(dense), largest, np.ones(3, np.float32), rows, cols, step=9)
+    np.testing.assert_array_equal(mask.dense(), dense)
+    np.testing.assert_array_equal(mask.row_totals, dense.sum(1))
+    np.testing.assert_array_equal(mask.col_totals, dense.sum(0))
+    np.testing.assert_array_equal(mask.largest, [[0, 1], [1, 1], [2, 1]])
+    height, width = mask.pooled.shape
+    assert (height, width) == (min(rows, MAP_SIZE), min(cols, MAP_SIZE))
+    for i in range(height):
+        for j in range(width):
+            block = dense[i * rows // height : (i + 1) * rows // height, j * cols // width : (j + 1) * cols // width]
+            assert mask.pooled[i, j] == block.sum()
+
+
+def test_overlap_is_the_jaccard_index() -> None:
+    """Against sets; two empty masks are the same mask."""
+    first, second = (np.random.default_rng(seed).random(999) < 0.2 for seed in (1, 2))
+    expected = (first & second).sum() / (first | second).sum()
+    assert jaccard(np.packbits(first), np.packbits(second)) == pytest.approx(expected)
+    empty = np.packbits(np.zeros(9, bool))
+    assert jaccard(empty, empty) == 1.0
+
+
+def test_worst_share_finds_the_row_that_holds_them() -> None:
+    """One row of two hundred with half of all outliers; none at all is a share of 0."""
+    totals = np.ones(200, np.uint32)
+    totals[17] = 199
+    assert worst_share(totals) == pytest.approx(200 / 398)  # the worst two of two hundred
+    assert worst_share(np.zeros(5, np.uint32)) == 0.0
+
+
+def test_the_first_mask_has_no_overlap() -> None:
+    """Not recorded, rather than 0."""
+    packed = np.packbits(np.eye(16, dtype=bool))
+    mask = mask_of(packed, np.zeros(1, np.int64), np.ones(1, np.float32), 16, 16, step=1)
+    assert np.isnan(mask_statistics(mask, packed, None)["mask_overlap"])
+    assert mask_statistics(mask, packed, packed)["mask_overlap"] == 1.0
