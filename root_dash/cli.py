@@ -157,7 +157,7 @@ def migrate(db: Database = None) -> None:
         settings = _of(db)
         from root_dash.store import migrate as bring_up_to_date
         from root_dash.store import parse
-        from root_dash.store.schema import SCHEMA_VERSION
+        from root_dash.store.tables.schema import SCHEMA_VERSION
 
         done = bring_up_to_date(settings.db)
         typer.echo(

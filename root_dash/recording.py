@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from root_dash.exceptions import StoreError
 from root_dash.records import Attempt, Layer, Run
-from root_dash.store.lasting import Lasting
-from root_dash.store.place import Place, parse
+from root_dash.store.backends.location import Place, parse
+from root_dash.store.failover import Lasting
 from root_dash.store.spool import Spool
 from root_dash.store.store import Store
 

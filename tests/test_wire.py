@@ -17,7 +17,7 @@ from root_dash.exceptions import Malformed
 from root_dash.records import Attempt, Layer, Run
 from root_dash.wire import End
 from tests.store.frames import CADENCE, make_layers
-from tests.store.test_frames import same_frames, trained
+from tests.store.read.test_frames import same_frames, trained
 
 RUN = Run(
     "u" * 32, "a run", 1.7e9, {"lr": 0.1, "deep": {"list": [1, None, "x"]}}, {"masks": 3}, {"name": "ROOT"}, rank=3

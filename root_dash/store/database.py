@@ -14,13 +14,13 @@ from sqlalchemy import Connection, Engine, select
 
 from root_dash.exceptions import StoreError, StoreForeign
 from root_dash.records import Attempt, Float64Array, Layer, Run, histogram_edges
-from root_dash.store import schema
-from root_dash.store.encoding import decode
-from root_dash.store.engine import open_reader, open_writer, state, translated
-from root_dash.store.listening import Listener
+from root_dash.store.backends.engine import open_reader, open_writer, state, translated
+from root_dash.store.backends.location import Given, Place, parse
+from root_dash.store.backends.notifications import Listener
 from root_dash.store.migrations import migrate
-from root_dash.store.place import Given, Place, parse
-from root_dash.store.writing import Recording
+from root_dash.store.tables import schema
+from root_dash.store.tables.blobs import decode
+from root_dash.store.write.recording import Recording
 
 
 class Database:

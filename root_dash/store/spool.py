@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import delete, func, select
 
 from root_dash.exceptions import StoreError
-from root_dash.store import schema
-from root_dash.store.engine import identity, lock, translated
+from root_dash.store.backends.engine import identity, lock, translated
 from root_dash.store.store import Store
+from root_dash.store.tables import schema
 
 
 class Spool(Store):

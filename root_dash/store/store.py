@@ -32,13 +32,16 @@ from root_dash.records import (
     Tensor,
     statistic_names,
 )
-from root_dash.store import attempts, frames, reading, schema, shaping, tally, views
-from root_dash.store.buckets import Buckets
-from root_dash.store.counts import unpack
+from root_dash.store.backends.engine import cursors
+from root_dash.store.backends.notifications import Follower
 from root_dash.store.database import Database
-from root_dash.store.encoding import decode
-from root_dash.store.engine import cursors
-from root_dash.store.listening import Follower
+from root_dash.store.pyramid import downsampling, views
+from root_dash.store.pyramid.buckets import Buckets
+from root_dash.store.read import frames, queries
+from root_dash.store.tables import schema
+from root_dash.store.tables.blobs import decode
+from root_dash.store.tables.histogram_codec import unpack
+from root_dash.store.write import attempts, outlier_counts
 
 
 class Store(Database):
@@ -53,12 +56,12 @@ class Store(Database):
     def runs(self) -> list[Run]:
         """All runs, the newest first."""
         with self._reading() as connection:
-            return reading.runs(connection)
+            return queries.runs(connection)
 
     def run(self, run_id: int) -> Run:
         """The run of that id."""
         with self._reading() as connection:
-            found = reading.runs(connection, run_id)
+            found = queries.runs(connection, run_id)
         if not found:
             raise NotRecorded(f"there is no run {run_id}")
         return found[0]
@@ -66,7 +69,7 @@ class Store(Database):
     def layers(self, run_id: int) -> list[Layer]:
         """The run's layers in the model's order."""
         with self._reading() as connection:
-            return reading.layers_of(connection, run_id)
+            return queries.layers_of(connection, run_id)
 
     def layer(self, layer_id: int) -> Layer:
         """The layer of that id."""
@@ -74,21 +77,21 @@ class Store(Database):
             row = connection.execute(select(schema.layers).where(schema.layers.c.id == layer_id)).first()
         if row is None:
             raise NotRecorded(f"there is no layer {layer_id}")
-        return reading.to_layer(row)
+        return queries.to_layer(row)
 
     def run_of(self, layer_id: int) -> int:
         """The id of the run that the layer belongs to."""
         with self._reading() as connection:
-            return reading.run_of(connection, layer_id)
+            return queries.run_of(connection, layer_id)
 
     def frames(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Notice]:
         """The run's frames whose cursor is beyond `after`, in the order in which they were stored."""
         with self._reading() as connection:
             ids = cursors(connection)
-            query = reading.notices_query(run_id).where(ids > after).order_by(ids).limit(limit)
-            found = [reading.to_notice(row) for row in connection.execute(query)]
+            query = queries.notices_query(run_id).where(ids > after).order_by(ids).limit(limit)
+            found = [queries.to_notice(row) for row in connection.execute(query)]
             if not found:
-                reading.require_run(connection, run_id)
+                queries.require_run(connection, run_id)
         return found
 
     @contextmanager
@@ -103,11 +106,11 @@ class Store(Database):
     def latest(self, run_id: int) -> Notice | None:
         """The run's frame that was stored last, or None while it has none."""
         with self._reading() as connection:
-            newest = reading.notices_query(run_id).order_by(cursors(connection).desc()).limit(1)
+            newest = queries.notices_query(run_id).order_by(cursors(connection).desc()).limit(1)
             row = connection.execute(newest).first()
             if row is None:
-                reading.require_run(connection, run_id)
-        return None if row is None else reading.to_notice(row)
+                queries.require_run(connection, run_id)
+        return None if row is None else queries.to_notice(row)
 
     def frame(self, cursor: int) -> Frame:
         """The frame of that cursor, as it was appended."""
@@ -131,7 +134,7 @@ class Store(Database):
         with self._reading() as connection:
             found = [Event(*row) for row in connection.execute(query.order_by(columns.id).limit(limit))]
             if not found:
-                reading.require_run(connection, run_id)
+                queries.require_run(connection, run_id)
         return found
 
     # Numbers over the steps
@@ -139,7 +142,7 @@ class Store(Database):
     def steps(self, layer_id: int, kind: Kind) -> IntArray:
         """The steps, ascending, at which that kind was recorded for the layer."""
         with self._reading() as connection:
-            run_id = reading.run_of(connection, layer_id)
+            run_id = queries.run_of(connection, layer_id)
             if kind == "scalars":
                 query = select(schema.scalars.c.step).where(schema.scalars.c.run_id == run_id)
                 return np.array(sorted(set(connection.scalars(query))), np.int64)
@@ -150,7 +153,7 @@ class Store(Database):
         columns = schema.scalars.c
         names: list[str] = []
         with self._reading() as connection:
-            reading.require_run(connection, run_id)
+            queries.require_run(connection, run_id)
             # From name to name: one look-up each, however many values a name has.
             query = select(func.min(columns.name)).where(columns.run_id == run_id)
             name = connection.scalar(query)
@@ -164,29 +167,29 @@ class Store(Database):
         table = schema.scalars
         with self._reading() as connection:
             where = (table.c.run_id == run_id) & (table.c.name == name)
-            steps, values = reading.series(connection, run_id, table, table.c.value, where)
+            steps, values = queries.series(connection, run_id, table, table.c.value, where)
             if not len(steps):
-                reading.require_run(connection, run_id)
+                queries.require_run(connection, run_id)
                 raise NotRecorded(f"run {run_id} logged nothing of that name")
-        kept = shaping.decimate(values, max_points)
+        kept = downsampling.decimate(values, max_points)
         return History(name, steps[kept], values[kept], len(steps))
 
     def cost(self, run_id: int, max_points: int = 2000) -> History:
         """The seconds that recording took of the training thread over the steps; what it thinned, events tell."""
         with self._reading() as connection:
-            steps, values = reading.costs(connection, run_id)
+            steps, values = queries.costs(connection, run_id)
             if not len(steps):
-                reading.require_run(connection, run_id)
-        kept = shaping.decimate(values, max_points)
+                queries.require_run(connection, run_id)
+        kept = downsampling.decimate(values, max_points)
         return History("cost", steps[kept], values[kept], len(steps))
 
     def history(self, layer_id: int, statistic_name: str, max_points: int | None = None) -> History:
         """A statistic of a layer over the steps, of which at most `max_points` that show all extremes."""
         if max_points is not None and max_points < 4:
             raise ValueError(f"max_points must be at least 4, got {max_points}")
-        kind = reading.kind_of(reading.table_of(statistic_name))
+        kind = queries.kind_of(queries.table_of(statistic_name))
         with self._reading() as connection:
-            source = Buckets(connection, reading.run_of(connection, layer_id))
+            source = Buckets(connection, queries.run_of(connection, layer_id))
             if max_points is None:
                 steps, values = views.history(source, kind, layer_id, statistic_name)
                 total = len(steps)
@@ -196,9 +199,9 @@ class Store(Database):
 
     def grid(self, run_id: int, statistic_name: str, buckets: int = 512) -> Grid:
         """A statistic of all the run's layers over the steps, in at most `buckets` columns."""
-        kind = reading.kind_of(reading.table_of(statistic_name))
+        kind = queries.kind_of(queries.table_of(statistic_name))
         with self._reading() as connection:
-            layers = reading.layers_of(connection, run_id)
+            layers = queries.layers_of(connection, run_id)
             source = Buckets(connection, run_id)
             cells = views.grid(source, kind, statistic_name, buckets)
             slots = np.searchsorted(source.layers, np.array([layer.id for layer in layers], np.int64))
@@ -216,16 +219,16 @@ class Store(Database):
         """The layer's statistics by name, each kind's from its own latest recording."""
         found: dict[str, float] = {}
         with self._reading() as connection:
-            reading.run_of(connection, layer_id)
+            queries.run_of(connection, layer_id)
             for kind in KINDS:
                 names = statistic_names(kind)
                 if names:
                     table = schema.RECORDINGS[kind]
-                    row = reading.at_step(connection, table, layer_id, step, [table.c[name] for name in names])
+                    row = queries.at_step(connection, table, layer_id, step, [table.c[name] for name in names])
                     if row is not None:
-                        found |= {name: reading.number(row._mapping[name]) for name in names}
+                        found |= {name: queries.number(row._mapping[name]) for name in names}
         if not found:
-            raise reading.nothing("statistics", layer_id, step)
+            raise queries.nothing("statistics", layer_id, step)
         return found
 
     # Arrays
@@ -233,21 +236,21 @@ class Store(Database):
     def histogram(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Histogram:
         """How the tensor's entries were distributed."""
         table = schema.histograms
-        counts, nan, inf = (table.c[f"{reading.checked_tensor(tensor)}_{part}"] for part in ("counts", "nan", "inf"))
+        counts, nan, inf = (table.c[f"{queries.checked_tensor(tensor)}_{part}"] for part in ("counts", "nan", "inf"))
         with self._reading() as connection:
-            edges = self._edges_of(connection, reading.run_of(connection, layer_id))
-            row = reading.at_step(connection, table, layer_id, step, [counts, nan, inf], counts.is_not(None))
+            edges = self._edges_of(connection, queries.run_of(connection, layer_id))
+            row = queries.at_step(connection, table, layer_id, step, [counts, nan, inf], counts.is_not(None))
         if row is None:
-            raise reading.nothing(f"histogram of the {tensor}", layer_id, step)
+            raise queries.nothing(f"histogram of the {tensor}", layer_id, step)
         return Histogram(unpack([row[1]])[0], nan=row[2] or 0, inf=row[3] or 0, step=row[0], edges=edges)
 
     def histograms(self, layer_id: int, tensor: Tensor = "gradient", max_points: int = 256) -> HistogramHistory:
         """The tensor's distribution over the steps: at most `max_points`, evenly apart, the first and the newest."""
-        counts = schema.histograms.c[f"{reading.checked_tensor(tensor)}_counts"]
+        counts = schema.histograms.c[f"{queries.checked_tensor(tensor)}_counts"]
         with self._reading() as connection:
-            run_id = reading.run_of(connection, layer_id)
+            run_id = queries.run_of(connection, layer_id)
             edges = self._edges_of(connection, run_id)
-            rows, total = reading.over_steps(connection, run_id, schema.histograms, layer_id, max_points, [counts])
+            rows, total = queries.over_steps(connection, run_id, schema.histograms, layer_id, max_points, [counts])
         held = [row for row in rows if row[1] is not None]
         steps = np.array([row[0] for row in held], np.int64)
         return HistogramHistory(steps, unpack([row[1] for row in held]), edges, total if held else 0)
@@ -255,50 +258,50 @@ class Store(Database):
     def quantiles(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Quantiles:
         """The tensor's quantiles."""
         table = schema.quantiles
-        values, count = (table.c[f"{reading.checked_tensor(tensor)}_{part}"] for part in ("values", "count"))
+        values, count = (table.c[f"{queries.checked_tensor(tensor)}_{part}"] for part in ("values", "count"))
         with self._reading() as connection:
-            reading.run_of(connection, layer_id)
-            row = reading.at_step(connection, table, layer_id, step, [values, count], values.is_not(None))
+            queries.run_of(connection, layer_id)
+            row = queries.at_step(connection, table, layer_id, step, [values, count], values.is_not(None))
         if row is None:
-            raise reading.nothing(f"quantiles of the {tensor}", layer_id, step)
+            raise queries.nothing(f"quantiles of the {tensor}", layer_id, step)
         return Quantiles(decode(row[1], "<f4", QUANTILE_COUNT), count=row[2], step=row[0])
 
     def spectrum(self, layer_id: int, step: int | None = None) -> Spectrum:
         """The layer's singular values."""
         table = schema.spectra
         with self._reading() as connection:
-            reading.run_of(connection, layer_id)
-            row = reading.at_step(connection, table, layer_id, step, reading.SPECTRUM)
+            queries.run_of(connection, layer_id)
+            row = queries.at_step(connection, table, layer_id, step, queries.SPECTRUM)
         if row is None:
-            raise reading.nothing("spectrum", layer_id, step)
-        return reading.to_spectrum(row)
+            raise queries.nothing("spectrum", layer_id, step)
+        return queries.to_spectrum(row)
 
     def spectra(self, layer_id: int, max_points: int = 256) -> list[Spectrum]:
         """The layer's singular values over the steps: at most `max_points`, evenly apart, the first and the newest."""
         table = schema.spectra
         with self._reading() as connection:
-            run_id = reading.run_of(connection, layer_id)
-            columns = reading.SPECTRUM
-            rows, _ = reading.over_steps(connection, run_id, table, layer_id, max_points, columns)
-        return [reading.to_spectrum(row) for row in rows]
+            run_id = queries.run_of(connection, layer_id)
+            columns = queries.SPECTRUM
+            rows, _ = queries.over_steps(connection, run_id, table, layer_id, max_points, columns)
+        return [queries.to_spectrum(row) for row in rows]
 
     def mask(self, layer_id: int, step: int | None = None) -> Mask:
         """Where the layer's outliers were."""
         table = schema.masks
         with self._reading() as connection:
-            reading.run_of(connection, layer_id)
-            row = reading.at_step(connection, table, layer_id, step, [c for c in table.c if c.name != "step"])
+            queries.run_of(connection, layer_id)
+            row = queries.at_step(connection, table, layer_id, step, [c for c in table.c if c.name != "step"])
         if row is None:
-            raise reading.nothing("mask", layer_id, step)
-        return reading.to_mask(row)
+            raise queries.nothing("mask", layer_id, step)
+        return queries.to_mask(row)
 
     def outlier_counts(self, layer_id: int, step: int | None = None) -> OutlierCounts:
         """How often each row and each column of the layer was an outlier, over the run's masks up to the step."""
         with self._reading() as connection:
-            reading.run_of(connection, layer_id)
-            counts = tally.latest(connection, layer_id, step)
+            queries.run_of(connection, layer_id)
+            counts = outlier_counts.latest(connection, layer_id, step)
         if counts is None:
-            raise reading.nothing("mask", layer_id, step)
+            raise queries.nothing("mask", layer_id, step)
         return counts
 
     def entry_counts(self, layer_id: int) -> CountArray:
@@ -311,5 +314,5 @@ class Store(Database):
                 dense = mask.dense()
                 counts = dense.astype(np.uint32) if counts is None else counts + dense
         if counts is None:
-            raise reading.nothing("exact mask" if steps else "mask", layer_id, None)
+            raise queries.nothing("exact mask" if steps else "mask", layer_id, None)
         return counts

@@ -13,7 +13,7 @@ from root_dash.store import Store
 from tests.delivery.servers import WRITE
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import make_layers
-from tests.store.test_frames import trained
+from tests.store.read.test_frames import trained
 
 RUN = Run("u" * 32, "far away", 1.7e9, {"lr": 0.1}, {"masks": 3}, {"name": "ROOT"}, rank=1)
 LAYERS = make_layers(6)

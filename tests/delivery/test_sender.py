@@ -22,7 +22,7 @@ from root_dash.store import Store
 from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, remaining, send, start
-from tests.store.test_frames import same_frames, trained
+from tests.store.read.test_frames import same_frames, trained
 
 
 @pytest.fixture(autouse=True)

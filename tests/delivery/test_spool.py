@@ -30,7 +30,7 @@ from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, send
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import record
-from tests.store.test_frames import same_frames, trained
+from tests.store.read.test_frames import same_frames, trained
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,9 @@ def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
     assert hold(path) is None
     (tmp_path / "link").symlink_to(path.parent)
     assert hold(tmp_path / "link" / path.name) is None
-    script = "import sys; from pathlib import Path; from root_dash.delivery.spool_lock import hold;print(hold(Path(sys.argv[1])))"
+    script = (
+        "import sys, pathlib; from root_dash.delivery.spool_lock import hold; print(hold(pathlib.Path(sys.argv[1])))"
+    )
     other = [sys.executable, "-c", script, str(path)]
     assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
     mail = Mail("http://127.0.0.1:1", WRITE)
@@ -228,7 +230,7 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
 
 def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the spool cannot be written all that is in it is sent; what the server has goes when it can be again."""
-    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.01)
     monkeypatch.setattr(delivery, "SETTLED_BYTES", 1)
     monkeypatch.setattr(delivery, "BATCH_FRAMES", 1)
     path = tmp_path / f"{'a' * 32}.db"

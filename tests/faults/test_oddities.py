@@ -39,7 +39,7 @@ sys.stdin.readline()
 @pytest.mark.heavy
 def test_a_lock_held_for_longer_than_the_timeout_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process has the database: training goes on, and what waited is stored when it lets go."""
-    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.05)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
     with root_dash.watch(model, optimizers, db=path) as run:

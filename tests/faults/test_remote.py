@@ -22,7 +22,7 @@ from root_dash.records import Attempt, Run
 from root_dash.store import Store
 from tests.delivery.servers import free_port
 from tests.store.frames import make_layers
-from tests.store.test_frames import same_frames, trained
+from tests.store.read.test_frames import same_frames, trained
 
 pytestmark = pytest.mark.heavy
 

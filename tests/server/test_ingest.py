@@ -27,7 +27,7 @@ from root_dash.settings import Settings
 from root_dash.store import Store
 from root_dash.wire import End
 from tests.store.frames import make_layers
-from tests.store.test_frames import same_frames, trained
+from tests.store.read.test_frames import same_frames, trained
 
 READ, WRITE = "read-token", "write-token"
 RUN = Run("u" * 32, "far away", 1.7e9, {"lr": 0.1}, {"masks": 3}, {"name": "ROOT"}, rank=1)

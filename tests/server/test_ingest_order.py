@@ -20,7 +20,7 @@ from root_dash.records import Frame
 from root_dash.store import Store
 from root_dash.wire import End
 from tests.server.test_ingest import Server, problem
-from tests.store.test_frames import same_frames, trained
+from tests.store.read.test_frames import same_frames, trained
 
 
 class Ingesting(RuleBasedStateMachine):

@@ -17,9 +17,9 @@ import pytest
 from root_dash.exceptions import StoreBusy, StoreForeign
 from root_dash.records import KINDS, TENSORS, statistic_names
 from root_dash.store import Store, migrate
-from root_dash.store.counts import unpack
-from root_dash.store.encoding import decode
-from root_dash.store.schema import RECORDINGS, SCHEMA_VERSION
+from root_dash.store.tables.blobs import decode
+from root_dash.store.tables.histogram_codec import unpack
+from root_dash.store.tables.schema import RECORDINGS, SCHEMA_VERSION
 from tests.store.frames import make_layers, record
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -162,7 +162,7 @@ def test_a_newer_file_is_refused(old: Path) -> None:
 
 def test_a_file_that_another_process_has_open_is_not_migrated(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trainer of the older version would write on into tables that have changed: it must stop first."""
-    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.05)
+    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.05)
     other = sqlite3.connect(old)
     other.execute("PRAGMA journal_mode=WAL")
     other.execute("SELECT count(*) FROM runs").fetchone()

@@ -14,11 +14,9 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, select
 
 from root_dash.exceptions import StoreBusy
-from root_dash.store import schema, totals
-from root_dash.store.engine import open_reader
-from root_dash.store.folding import Pyramid
-from root_dash.store.place import Given, parse
-from root_dash.store.sqlite import (
+from root_dash.store.backends.engine import open_reader
+from root_dash.store.backends.location import Given, parse
+from root_dash.store.backends.sqlite import (
     check_file,
     check_writable,
     connect,
@@ -27,6 +25,9 @@ from root_dash.store.sqlite import (
     refuse_schema,
     translated,
 )
+from root_dash.store.pyramid import run_totals
+from root_dash.store.pyramid.fold import Pyramid
+from root_dash.store.tables import schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _upgrade(connection: Connection, version: int) -> None:
     command.upgrade(config, "head")
     for run_id in list(connection.scalars(select(schema.runs.c.id))):
         Pyramid(connection, run_id).rebuild()
-        totals.recount(connection, run_id)
+        run_totals.recount(connection, run_id)
 
 
 def _be_alone(engine: Engine, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from root_dash.store.schema import metadata
+from root_dash.store.tables.schema import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()

@@ -152,7 +152,7 @@ def test_a_store_that_is_busy_is_waited_for_off_the_training_thread() -> None:
 
 def test_a_database_that_is_held_at_the_end_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process has it when the recording is closed, for many tries: what waits is stored, and the run ends."""
-    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.02)
+    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.02)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
     run = root_dash.watch(model, optimizers, db=path)
@@ -179,7 +179,7 @@ def test_an_end_that_there_is_no_time_for_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """All frames are stored, and another process holds the database for longer than `close` may take."""
-    monkeypatch.setattr("root_dash.store.sqlite.BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.5)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
     run = root_dash.watch(model, optimizers, db=path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from root_dash.store.tally import recount
+from root_dash.store.write.outlier_counts import recount
 
 revision = "0003"
 down_revision = "0002"

@@ -1,0 +1,171 @@
+"""Retention: what of the recordings is removed when a user says so, and never otherwise: `root-dash prune`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, select, update
+
+from root_dash.exceptions import NotRecorded, StoreError
+from root_dash.records import KINDS, Kind
+from root_dash.store.backends.engine import give_space_back, lock, open_reader, open_writer, size, translated
+from root_dash.store.backends.location import Given, parse
+from root_dash.store.migrations import migrate
+from root_dash.store.pyramid import run_totals
+from root_dash.store.pyramid.buckets import FOLDED
+from root_dash.store.pyramid.fold import Pyramid
+from root_dash.store.tables import schema
+
+_TABLES: dict[Kind, Table] = {**schema.RECORDINGS, "scalars": schema.scalars}
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed, or with `dry_run` what would be: frames as a whole, and rows by kind."""
+
+    dry_run: bool
+    frames: int
+    rows: dict[Kind, int] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+def prune(
+    path: Given,
+    *,
+    before: float | None = None,
+    keep_steps: int | None = None,
+    kinds: Iterable[Kind] = (),
+    runs: Sequence[int] = (),
+    dry_run: bool = True,
+    vacuum: bool = False,
+) -> Pruned:
+    """Remove what is older than all rules allow, in one transaction; by default only say how much that is.
+
+    Args:
+        path: the database; a run may be recording to it.
+        before: frames taken before that time, in seconds since the epoch, are removed.
+        keep_steps: of each run the frames are removed that are at least so many steps before its last one.
+        kinds: with kinds only the rows of these are removed, and the frames stay; without, the frames with all.
+        runs: the ids of the runs that are pruned; without, all are.
+        dry_run: only count: nothing is written, and nobody who writes waits.
+        vacuum: give the space back to the disk as well, which writes the whole file anew, in PostgreSQL every table.
+
+    Raises:
+        ValueError: there is no rule: neither an age, nor steps, nor kinds.
+        NotRecorded: there is no such run.
+        StoreForeign: it is of an older schema, and nothing is to be written.
+        StoreError: the database cannot be written.
+    """
+    chosen = tuple(dict.fromkeys(kinds))
+    unknown = [kind for kind in chosen if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"kinds must be among {', '.join(KINDS)}, got {unknown[0]!r}")
+    if before is None and keep_steps is None and not chosen:
+        raise ValueError("prune needs a rule: an age, a number of steps to keep, or kinds")
+    if keep_steps is not None and keep_steps < 1:
+        raise ValueError(f"keep_steps must be at least 1, got {keep_steps}")
+    if before is not None and not math.isfinite(before):
+        # PostgreSQL takes every time for less than NaN.
+        raise ValueError(f"before must be finite, got {before}")
+    place = parse(path)
+    if not dry_run:
+        migrate(place)
+    engine = open_reader(place) if dry_run else open_writer(place)
+    rows, frames = dict[Kind, int](), 0
+    try:
+        before_bytes = size(engine, place)
+        with translated(place), engine.begin() as connection:
+            for run_id in _runs(connection, runs):
+                if not dry_run:
+                    lock(connection, run_id)
+                condition = _condition(connection, run_id, before, keep_steps)
+                if condition is None:
+                    continue
+                for kind in chosen or KINDS:
+                    rows[kind] = rows.get(kind, 0) + _count(connection, _TABLES[kind], condition)
+                if not chosen:
+                    frames += connection.execute(select(func.count()).where(condition)).scalar_one()
+                if not dry_run:
+                    _remove(connection, run_id, condition, chosen)
+        if vacuum and not dry_run:
+            try:
+                give_space_back(engine, place)
+            except StoreError as error:
+                raise type(error)(f"{error}: it was removed, but its room was not given back to the disk") from error
+        after_bytes = size(engine, place)
+    finally:
+        engine.dispose()
+    return Pruned(dry_run, frames, rows, before_bytes, after_bytes)
+
+
+def repair(path: Given) -> int:
+    """Make the views of every run anew from its rows, and return how many runs there are.
+
+    Raises:
+        StoreError: the database cannot be written.
+    """
+    place = parse(path)
+    migrate(place)
+    engine = open_writer(place)
+    try:
+        with translated(place), engine.begin() as connection:
+            found = _runs(connection, ())
+            for run_id in found:
+                lock(connection, run_id)
+                Pyramid(connection, run_id).rebuild()
+                run_totals.recount(connection, run_id)
+    finally:
+        engine.dispose()
+    return len(found)
+
+
+def _runs(connection: Connection, wanted: Sequence[int]) -> list[int]:
+    known = list(connection.scalars(select(schema.runs.c.id).order_by(schema.runs.c.id)))
+    for run_id in wanted:
+        if run_id not in known:
+            raise NotRecorded(f"there is no run {run_id}")
+    return [run_id for run_id in known if not wanted or run_id in wanted]
+
+
+def _condition(
+    connection: Connection, run_id: int, before: float | None, keep_steps: int | None
+) -> ColumnElement[bool] | None:
+    """Which of the run's frames the rules leave no place for; None where it has none at all."""
+    columns = schema.frames.c
+    last = connection.execute(select(func.max(columns.step)).where(columns.run_id == run_id)).scalar()
+    if last is None:
+        return None
+    condition = columns.run_id == run_id
+    if before is not None:
+        condition &= columns.time < before
+    if keep_steps is not None:
+        condition &= columns.step <= last - keep_steps
+    return condition
+
+
+def _of(condition: ColumnElement[bool]) -> Select[int]:
+    return select(schema.frames.c.id).where(condition)
+
+
+def _count(connection: Connection, table: Table, condition: ColumnElement[bool]) -> int:
+    query = select(func.count()).select_from(table).where(table.c.frame_id.in_(_of(condition)))
+    return int(connection.execute(query).scalar_one())
+
+
+def _remove(connection: Connection, run_id: int, condition: ColumnElement[bool], kinds: tuple[Kind, ...]) -> None:
+    for kind in kinds or KINDS:
+        table = _TABLES[kind]
+        connection.execute(delete(table).where(table.c.frame_id.in_(_of(condition))))
+    if kinds:
+        mask = (1 << len(KINDS)) - 1
+        for kind in kinds:
+            mask &= ~(1 << KINDS.index(kind))
+        held = schema.frames.c.kinds.bitwise_and(mask)
+        connection.execute(update(schema.frames).where(condition).values(kinds=held))
+    else:
+        connection.execute(delete(schema.frames).where(condition))
+        run_totals.recount(connection, run_id)
+    Pyramid(connection, run_id).rebuild([kind for kind in kinds or FOLDED if kind in FOLDED])

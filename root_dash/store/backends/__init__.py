@@ -1,0 +1,1 @@
+"""SQLite and PostgreSQL: where a database is, how it is opened, what its errors mean."""

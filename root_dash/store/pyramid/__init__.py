@@ -1,0 +1,1 @@
+"""Summaries over buckets of steps: a view costs the same at any length of a run."""

@@ -1,0 +1,86 @@
+"""How many frames a run has and how far it is, kept as they are stored: listing runs then counts nothing.
+
+A run's total is a row of the pyramid's: derived, and made anew from the frames at any time. It changes in the
+transaction that adds or removes frames, in which nobody else writes to the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select, update
+
+from root_dash.records import Frame
+from root_dash.store.backends.engine import execute
+from root_dash.store.tables import schema
+from root_dash.store.tables.blobs import decode, encode
+
+_KIND = -1  # in the place of a kind: of all of them
+_columns = schema.pyramid.c
+
+_addition = (
+    update(schema.pyramid)
+    .where(_columns.run_id == bindparam("run"), _columns.kind == _KIND)
+    .values(
+        frames=_columns.frames + 1,
+        steps=_columns.steps + bindparam("lost"),
+        last_step=bindparam("step"),
+        content=bindparam("time"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The number of a run's frames and of those lost before one of them; the newest one's step and time."""
+
+    frames: int = 0
+    lost: int = 0
+    last_step: int | None = None
+    last_time: float | None = None
+
+
+def stored(connection: Connection, run_id: int | None = None) -> dict[int, Total]:
+    """The totals of all runs that have one, or of that run, by the run's id."""
+    query = select(schema.runs.c.id, _columns.frames, _columns.steps, _columns.last_step, _columns.content)
+    query = query.join_from(
+        schema.runs, schema.pyramid, (_columns.run_id == schema.runs.c.id) & (_columns.kind == _KIND)
+    )
+    if run_id is not None:
+        query = query.where(schema.runs.c.id == run_id)
+    return {
+        run: Total(frames, lost, step, float(decode(time, "<f8", 1)[0]))
+        for run, frames, lost, step, time in connection.execute(query)
+    }
+
+
+def add(connection: Connection, run_id: int, frame: Frame) -> None:
+    """Count a frame that was just stored."""
+    row = {"run": run_id, "lost": frame.lost, "step": frame.step, "time": _encoded(frame.time)}
+    if not execute(connection, _addition, row).rowcount:
+        recount(connection, run_id)
+
+
+def recount(connection: Connection, run_id: int) -> None:
+    """Count all of the run's frames: some were removed, or the database had no total."""
+    connection.execute(delete(schema.pyramid).where(_columns.run_id == run_id, _columns.kind == _KIND))
+    total = counted(connection, run_id)
+    if total.last_step is None or total.last_time is None:
+        return
+    key = {"run_id": run_id, "kind": _KIND, "level": 0, "bucket": 0, "first_step": 0, "layers": 0}
+    content = {"frames": total.frames, "steps": total.lost, "last_step": total.last_step}
+    connection.execute(insert(schema.pyramid), key | content | {"content": _encoded(total.last_time)})
+
+
+def counted(connection: Connection, run_id: int) -> Total:
+    """The total as the run's frames say it."""
+    frames = schema.frames.c
+    lost = cast(func.coalesce(func.sum(frames.lost), 0), BigInteger)  # PostgreSQL sums to decimals
+    found = connection.execute(select(func.count(), lost, func.max(frames.id)).where(frames.run_id == run_id)).one()
+    newest = connection.execute(select(frames.step, frames.time).where(frames.id == found[2])).first()
+    return Total() if newest is None else Total(found[0], found[1], newest.step, newest.time)
+
+
+def _encoded(time: float) -> bytes:
+    return encode(np.array([time]), "<f8")

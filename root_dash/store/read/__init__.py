@@ -1,0 +1,1 @@
+"""Queries, and rows back to records."""

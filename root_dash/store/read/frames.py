@@ -1,0 +1,110 @@
+"""Whole frames out: the rows of a frame put together again, as they were appended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sqlalchemy import Connection, select
+
+from root_dash.exceptions import NotRecorded
+from root_dash.records import (
+    QUANTILE_COUNT,
+    TENSORS,
+    Event,
+    Frame,
+    Histogram,
+    Kind,
+    Quantiles,
+    Spectrum,
+    Tensor,
+    statistic_names,
+)
+from root_dash.store.read import queries
+from root_dash.store.read.queries import Fields
+from root_dash.store.tables import schema
+from root_dash.store.tables.blobs import decode
+from root_dash.store.tables.histogram_codec import unpack
+
+
+def frame(connection: Connection, cursor: int) -> Frame:
+    """The frame of that cursor: positions are those of the run's layers, and each record says the frame's step.
+
+    A statistic that came without a value is NaN.
+
+    Raises:
+        NotRecorded: there is none of that cursor.
+    """
+    row = connection.execute(select(schema.frames).where(schema.frames.c.id == cursor)).first()
+    if row is None:
+        raise NotRecorded(f"there is no frame {cursor}")
+    kinds = queries.to_notice(row).kinds
+    rows = {kind: _rows(connection, kind, cursor) if kind in kinds else [] for kind in schema.RECORDINGS}
+    names = statistic_names("statistics")
+    values = [found[-len(names) :] for found in rows["statistics"]]
+    return Frame(
+        seq=row.seq,
+        step=row.step,
+        time=row.time,
+        layers=np.array([found.position for found in rows["statistics"]], np.int64),
+        statistics=np.array(values, np.float32).reshape(-1, len(names)),  # NULL as NaN
+        histograms=_histograms(rows["histograms"]),
+        quantiles={found.position: _quantiles(found) for found in rows["quantiles"]},
+        spectra={found.position: (_spectrum(found), _named(found, "spectra")) for found in rows["spectra"]},
+        masks={found.position: (queries.to_mask(found), _named(found, "masks")) for found in rows["masks"]},
+        scalars=_scalars(connection, cursor) if "scalars" in kinds else {},
+        events=_events(connection, row.run_id, cursor),
+        lost=row.lost,
+        cost=queries.number(row.cost),
+    )
+
+
+def _rows(connection: Connection, kind: Kind, cursor: int) -> list[Fields]:
+    """The frame's rows of one kind with their layers' positions, which ascend; the statistics are the last columns."""
+    table = schema.RECORDINGS[kind]
+    names = statistic_names(kind)
+    columns = [*(column for column in table.c if column.name not in names), *(table.c[name] for name in names)]
+    query = select(schema.layers.c.position, *columns)
+    query = query.join_from(table, schema.layers, table.c.layer_id == schema.layers.c.id)
+    return list(connection.execute(query.where(table.c.frame_id == cursor).order_by(schema.layers.c.position)))
+
+
+def _named(row: Fields, kind: Kind) -> dict[str, float]:
+    return {name: queries.number(row._mapping[name]) for name in statistic_names(kind)}
+
+
+def _histograms(rows: Sequence[Fields]) -> dict[int, dict[Tensor, Histogram]]:
+    found: dict[int, dict[Tensor, Histogram]] = {row.position: {} for row in rows}
+    held = [(row, tensor) for row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
+    # All of a frame at once: the cost of unpacking is in its calls.
+    counts = unpack([row._mapping[f"{tensor}_counts"] for row, tensor in held])
+    for (row, tensor), of_tensor in zip(held, counts, strict=True):
+        nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))
+        found[row.position][tensor] = Histogram(of_tensor, nan, inf, row.step)
+    return found
+
+
+def _quantiles(row: Fields) -> dict[Tensor, Quantiles]:
+    return {
+        tensor: Quantiles(decode(values, "<f4", QUANTILE_COUNT), int(row._mapping[f"{tensor}_count"]), row.step)
+        for tensor in TENSORS
+        if (values := row._mapping[f"{tensor}_values"]) is not None
+    }
+
+
+def _spectrum(row: Fields) -> Spectrum:
+    return queries.to_spectrum([row.step, row.momentum, row.base, row.update, row.estimated])
+
+
+def _scalars(connection: Connection, cursor: int) -> dict[str, float]:
+    columns = schema.scalars.c
+    query = select(columns.name, columns.value).where(columns.frame_id == cursor)
+    return {row.name: queries.number(row.value) for row in connection.execute(query)}
+
+
+def _events(connection: Connection, run_id: int, cursor: int) -> tuple[Event, ...]:
+    columns = schema.events.c
+    query = select(columns.kind, columns.text, columns.step, columns.time).where(
+        columns.run_id == run_id, columns.frame_id == cursor
+    )
+    return tuple(Event(*row) for row in connection.execute(query.order_by(columns.id)))

@@ -1,0 +1,1 @@
+"""The tables, and how arrays are kept in them."""
