@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from root_dash.optim.root import ROOT
-    from root_dash.recording import open, watch
+    from root_dash.watching import open, watch
 
 __version__ = "0.1.0"
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
             raise ImportError("root_dash.ROOT needs torch: pip install 'root-dash[torch]'") from None
         return ROOT
     if name in ("open", "watch"):
-        from root_dash import recording
+        from root_dash import watching
 
-        return getattr(recording, name)
+        return getattr(watching, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

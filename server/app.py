@@ -12,7 +12,7 @@ from starlette.routing import Match
 from root_dash.settings import Settings
 from root_dash.store import Store
 
-from . import health, ingest, layers, problems, runs, stream
+from . import ingest, layers, liveness, problems, runs, stream
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -43,7 +43,7 @@ def create_app(
     app.state.stopping = threading.Event() if stopping is None else stopping
     app.state.inbox = inbox
     problems.register(app)
-    for router in (health.router, runs.router, layers.router, stream.router, ingest.router):
+    for router in (liveness.router, runs.router, layers.router, stream.router, ingest.router):
         app.include_router(router)
 
     # Last: a dashboard that is mounted later answers every path that is left, with a page.

@@ -22,8 +22,8 @@ from root_dash.exceptions import AlreadyRecorded, NotRecorded, StoreBusy, StoreE
 from root_dash.records import Attempt
 from root_dash.store import Recording, Store
 
+from .json_records import RecordResponse
 from .parameters import StoreDep
-from .wire import RecordResponse
 
 router = APIRouter(prefix=wire.ATTEMPTS, tags=["ingest"], default_response_class=RecordResponse)
 

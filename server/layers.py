@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 
 from root_dash.records import Tensor
 
+from .json_records import RecordResponse
 from .parameters import LayerId, Points, StatisticName, Step, StoreDep
-from .wire import RecordResponse
 
 router = APIRouter(prefix="/api/v1/layers", tags=["layers"], default_response_class=RecordResponse)
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from .json_records import RecordResponse
 from .parameters import Cursor, Points, RunId, StatisticName, StoreDep
-from .wire import RecordResponse
 
 router = APIRouter(prefix="/api/v1/runs", tags=["runs"], default_response_class=RecordResponse)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import root_dash
-from root_dash import recording, wire
+from root_dash import watching as recording
+from root_dash import wire
 from root_dash.delivery import delivery, sender
 from root_dash.delivery.client import Mail, Unreachable
 from root_dash.delivery.delivery import Delivery, deliver, leftovers

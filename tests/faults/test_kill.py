@@ -27,7 +27,7 @@ KILLS = int(os.environ.get("KILLS", "5"))
 # has taken and how many of them are not stored yet, is what its parent reports of it. Forking saves importing torch.
 TRAINERS = """
 import json, os, random, signal, sys, time
-import root_dash, root_dash.recording, root_dash.monitor.ranks.exchange, root_dash.monitor.recorder
+import root_dash, root_dash.watching, root_dash.monitor.ranks.exchange, root_dash.monitor.recorder
 from root_dash.monitor.limits.cadence import Cadence
 from tests.monitor.training import Model, root, step
 
@@ -127,7 +127,7 @@ def test_kill_9_of_trainers_leaves_whole_frames_and_misses_those_on_their_way(tm
 SERVERS = """
 import json, os, random, signal, socket, sys, threading, time, urllib.request
 import root_dash, root_dash.monitor.ranks.exchange, root_dash.monitor.recorder
-from root_dash.serving import run_server
+from root_dash.cli.serving import run_server
 from root_dash.exceptions import StoreError
 from root_dash.settings import Settings
 from root_dash.store import Store

@@ -19,7 +19,7 @@ from root_dash.kernels import digit_counts
 from root_dash.kernels.digit_counts import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
 from root_dash.kernels.symmetric import available
 from root_dash.optim.outliers.radix_select import radix_neighbours
-from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
+from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
 
 def given(dtype: torch.dtype, rows: int, width: int, device: str = "cpu") -> Tensor:
@@ -98,7 +98,7 @@ def check_last_piece() -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """Counts equal NumPy's, and the selection torch's sort; no import before loads Triton."""
-    run_interpreted("tests.kernels.test_digit_counts")
+    run_interpreted("tests.kernels.harness.test_digit_counts")
 
 
 @pytest.mark.heavy

@@ -18,7 +18,7 @@ from root_dash.monitor.quantities import sums as statistics
 from root_dash.monitor.quantities.statistics import gradient_columns, momentum_columns, outlier_columns
 from root_dash.monitor.quantities.sums import PIECE_WIDTH
 from root_dash.optim.outliers.threshold import split, threshold
-from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
+from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 from tests.pretended import pretended_cuda
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -94,7 +94,7 @@ def check_kernel(device: str) -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """In one pass come the same statistics as from the sums apart; no import before loads Triton."""
-    run_interpreted("tests.kernels.test_moments")
+    run_interpreted("tests.kernels.harness.test_moments")
 
 
 @pytest.mark.heavy

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from root_dash.kernels import symmetric
 from root_dash.kernels.symmetric import DTYPES, available, gram, plain_gram, plain_polynomial, polynomial
-from tests.kernels import compiled, needs_gpu, needs_triton, run_interpreted
+from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
 SHAPES = [(1, 16, 16), (3, 33, 70), (2, 64, 200), (1, 130, 50), (2, 1, 7), (1, 33, 1)]
 B, C = -4.775, 2.0315
@@ -129,7 +129,7 @@ def check_compiled(X: Tensor) -> None:
 @needs_triton
 def test_the_interpreted_kernels_are_right() -> None:
     """Both products lie within the rounding bounds of float64, symmetric to the bit; no import before loads Triton."""
-    run_interpreted("tests.kernels.test_symmetric")
+    run_interpreted("tests.kernels.harness.test_symmetric")
 
 
 @pytest.mark.heavy

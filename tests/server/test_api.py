@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from root_dash.exceptions import StoreBusy, StoreError
 from root_dash.records import STATISTICS, Run
 from root_dash.server.app import create_app
-from root_dash.server.wire import plain
+from root_dash.server.json_records import plain
 from root_dash.settings import Settings
 from root_dash.store import Store
 from tests.store.frames import make_frame, make_layers

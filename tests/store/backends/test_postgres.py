@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event
 from typer.testing import CliRunner
 
-from root_dash.cli import app
+from root_dash.cli.main import app
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
 from root_dash.records import Run
 from root_dash.server.stream import tail

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from root_dash.calibrate import Row, render, report
+from root_dash.cli.calibrate import Row, render, report
 from root_dash.coefficients.fit import polar_error, supremum
 from root_dash.coefficients.tables import resolve
 from root_dash.exceptions import NotRecorded, RootDashError
@@ -116,5 +116,5 @@ def test_runs_without_spectra_are_refused(tmp_path: Path) -> None:
 
 def test_it_needs_no_torch() -> None:
     """The dashboard's host can run it."""
-    code = "import sys, root_dash.calibrate; sys.exit('torch' in sys.modules)"
+    code = "import sys, root_dash.cli.calibrate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,9 +25,9 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from root_dash import __version__
-from root_dash.cli import app
+from root_dash.cli.main import app
+from root_dash.cli.serving import address_of, compose
 from root_dash.records import Attempt, Run
-from root_dash.serving import address_of, compose
 from root_dash.settings import Settings
 from root_dash.store import Store
 from root_dash.store.tables.schema import SCHEMA_VERSION
@@ -151,7 +151,9 @@ def test_an_address_that_cannot_be_listened_on_is_one_line(tmp_path: Path) -> No
 
 def test_the_command_is_quick_to_start() -> None:
     """The command's module imports neither torch nor the dashboard nor the server: `--help` answers at once."""
-    code = "import sys, root_dash.cli; print(sorted({'torch', 'dash', 'fastapi', 'sqlalchemy'} & set(sys.modules)))"
+    code = (
+        "import sys, root_dash.cli.main; print(sorted({'torch', 'dash', 'fastapi', 'sqlalchemy'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "[]"
 

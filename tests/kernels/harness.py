@@ -29,7 +29,7 @@ def run_interpreted(module: str) -> None:
     """Run a module of tests as a program in Triton's interpreter, which is chosen before Triton is imported."""
     run = subprocess.run(
         [sys.executable, "-m", module],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

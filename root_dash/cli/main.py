@@ -86,7 +86,7 @@ def serve(
         chosen["read_only"] = read_only or None  # else ROOT_DASH_READ_ONLY
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = _settings(**given, **({"token": None} if no_token else {}))
-        from root_dash.serving import run_server
+        from root_dash.cli.serving import run_server
         from root_dash.store import Store, migrate
 
         done = migrate(settings.db) if os.path.isfile(settings.db) else None
@@ -108,7 +108,7 @@ def sync(
 ) -> None:
     """Send what runs with `server=` left on this machine, since they were killed or the server was away."""
     with _one_line():
-        from root_dash.recording import default_spool, sync
+        from root_dash.watching import default_spool, sync
 
         folder = default_spool(spool)
         if not server:
@@ -252,7 +252,7 @@ def calibrate(
         settings = _of(db)
         from rich.console import Console
 
-        from root_dash.calibrate import render, report
+        from root_dash.cli.calibrate import render, report
         from root_dash.store import Store
 
         with Store.open(settings.db) as store:

@@ -1,0 +1,5 @@
+"""Run the command: `python -m root_dash.cli`."""
+
+from root_dash.cli.main import main
+
+main()
