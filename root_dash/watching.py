@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import reprlib
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +22,12 @@ from root_dash.store.store import Store
 
 if TYPE_CHECKING:
     from torch import nn
-
-    try:
-        from torch.optim import Optimizer
-    except ImportError:
-        raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
+    from torch.optim import Optimizer
 
     from root_dash.monitor.limits.cadence import Cadence
     from root_dash.monitor.ranks.exchange import Which
     from root_dash.monitor.recorder import Recorder
+    from root_dash.monitor.wrapped import Wrapper
     from root_dash.monitor.writing.writer import Sink
 
 DEFAULT_DB = "root-dash.db"
@@ -38,7 +36,7 @@ DEFAULT_SPOOL = "root-dash-spool"
 
 def watch(
     model: nn.Module,
-    optimizer: Optimizer | Sequence[Optimizer],
+    optimizer: Optimizer | Wrapper | Sequence[Optimizer | Wrapper],
     *,
     db: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -66,6 +64,10 @@ def watch(
     update what the weights were moved by, over the learning rate, weight decay included. Several optimizers that share
     a model's parameters may be given as a sequence, in the order in which they step.
 
+    Of what a framework wraps around an optimizer, the optimizer inside is watched: of what Accelerate prepares, and
+    with it the Trainer of Hugging Face, or of torchtitan's container of several. A call that the wrapper does not
+    pass on, as under gradient accumulation, is no step, and what the wrapper does to the weights by itself is not seen.
+
     - A step is an optimizer's: under gradient accumulation its gradient is the sum, after clipping the clipped one.
     - Under a `GradScaler` gradients are unscaled, and a step that it skips is none. A fused optimizer skips by itself,
       on the device: such a step counts, and its update is 0.
@@ -83,7 +85,9 @@ def watch(
 
     Args:
         model: names the layers.
-        optimizer: what steps them.
+        optimizer: what steps them: an optimizer of torch, a wrapper that holds it as `optimizer` or several as
+            `optimizers`, or a sequence of these. A subclass of torch's `Optimizer` that was set up by its constructor
+            is recorded itself, also where it wraps another one.
         db: path of the database, made where it does not exist, or the URL of a PostgreSQL database,
             `postgresql://user:password@host/database`; several runs may share one. ROOT_DASH_DB where none is given,
             else `root-dash.db`.
@@ -104,46 +108,52 @@ def watch(
         ranks: `"first"`, or `"all"` for a run of each process: all have to call this then, too. Not for shards.
 
     Raises:
-        ValueError: no layer is left to watch, an argument is out of its range, or the processes that hold shards watch
-            different layers.
+        ValueError: no layer is left to watch, an argument is out of its range, an optimizer is given twice, or the
+            processes that hold shards watch different layers.
         TypeError: an argument is of another type.
         ImportError: torch is not installed.
         StoreError: the database cannot be made or opened.
+
+    Where it raises, no run was begun and nothing is attached to the optimizers.
     """
     try:
-        from torch.optim import Optimizer
+        from torch import nn
     except ImportError:
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
-    from root_dash.monitor.failures import print_to_stderr
     from root_dash.monitor.layers import describe_optimizers, watched_layers
     from root_dash.monitor.limits.cadence import Cadence
     from root_dash.monitor.new_layers import Appearing
     from root_dash.monitor.ranks.exchange import of_the_first, standing_of
     from root_dash.monitor.recorder import Recorder, closed_recorder
+    from root_dash.monitor.wrapped import unwrapped
     from root_dash.monitor.writing.writer import Nowhere
 
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
     cadence = Cadence() if cadence is None else cadence
-    of_optimizers = bool(optimizers) and all(isinstance(one, Optimizer) for one in optimizers)
-    for argument, value, fits, kind in (
-        ("optimizer", optimizer, of_optimizers, "an optimizer of torch or a sequence of them"),
+    for argument, shown, fits, kind in (  # of what may hold a secret the type alone is shown
+        ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
+        ("include", include, _are_globs(include), "a glob or a sequence of globs, each a str"),
+        ("exclude", exclude, _are_globs(exclude), "a glob or a sequence of globs, each a str"),
         ("cadence", cadence, isinstance(cadence, Cadence), "a root_dash.monitor.limits.cadence.Cadence"),
         ("name", name, name is None or isinstance(name, str), "a str"),
         ("config", config, config is None or isinstance(config, Mapping), "a mapping"),
-        ("outlier_quantile", outlier_quantile, isinstance(outlier_quantile, float | int), "a number"),
+        ("outlier_quantile", outlier_quantile, _is_number(outlier_quantile), "a number"),
         ("server", server, server is None or isinstance(server, str), "a str"),
-        ("token", token, token is None or isinstance(token, str), "a str"),
-        ("max_overhead", max_overhead, max_overhead is None or isinstance(max_overhead, float | int), "a number"),
+        ("token", type(token), token is None or isinstance(token, str), "a str"),
+        ("max_overhead", max_overhead, max_overhead is None or _is_number(max_overhead), "a number"),
+        ("spool", spool, spool is None or _is_path(spool), "a path"),
+        ("db", type(db), db is None or _is_path(db), "a path or the URL of a PostgreSQL database"),
     ):
         if not fits:
-            raise TypeError(f"{argument} must be {kind}, got {value!r}")
+            raise TypeError(f"{argument} must be {kind}, got {reprlib.repr(shown)}")
+    optimizers = unwrapped(optimizer)
     if db is not None and server is not None:
         raise ValueError("give db or server, not both: a server keeps its own database")
     if not 0.0 < outlier_quantile <= 1.0:
         raise ValueError(f"outlier_quantile must be in (0, 1], got {outlier_quantile}")
     if max_overhead is not None and not max_overhead > 0.0:
         raise ValueError(f"max_overhead must be greater than 0, got {max_overhead}")
+    place = default_place(db) if server is None else None  # says what is wrong with it, before anything is made
     layers, positions = watched_layers(model, optimizers, include, exclude)
     standing = standing_of(ranks, layers, positions)
     if not standing.records:
@@ -162,17 +172,20 @@ def watch(
         optimizer=describe_optimizers(optimizers),
     )
     appearing = Appearing(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
-    sink: Sink = Nowhere()
-    if standing.stores and server is None:
-        sink = Lasting(Store.create(default_place(db)), run, layers, print_to_stderr)
-    elif standing.stores:
-        assert server is not None
+
+    def begin() -> Sink:
+        if not standing.stores:
+            return Nowhere()
+        if server is None:
+            assert place is not None
+            return _local(run, layers, place)
         # Where it is now: connections are made later too, when the process may have gone to another folder.
-        sink = _remote(run, layers, server, token, default_spool(spool).absolute())
+        return _remote(run, layers, server, token, default_spool(spool).absolute())
+
     return Recorder(
         optimizers,
         standing.positions,
-        sink,
+        begin,
         cadence=cadence,
         outlier_quantile=outlier_quantile,
         max_overhead=max_overhead,
@@ -180,6 +193,30 @@ def watch(
         forwards=not standing.stores,
         appearing=appearing if standing.link is None else None,
     )
+
+
+def _are_globs(given: object) -> bool:
+    return isinstance(given, str) or (isinstance(given, Collection) and all(isinstance(one, str) for one in given))
+
+
+def _is_number(given: object) -> bool:
+    return isinstance(given, float | int) and not isinstance(given, bool)
+
+
+def _is_path(given: object) -> bool:
+    return isinstance(given, str) or (isinstance(given, os.PathLike) and isinstance(os.fspath(given), str))
+
+
+def _local(run: Run, layers: Sequence[Layer], place: Place) -> Sink:
+    """The run in the database at that place, which is let go of where the run cannot begin."""
+    from root_dash.monitor.failures import print_to_stderr
+
+    store = Store.create(place)
+    try:
+        return Lasting(store, run, layers, print_to_stderr)
+    except BaseException:
+        store.close()
+        raise
 
 
 def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
@@ -206,14 +243,15 @@ def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, f
             store = Spool.create(held.path)
             try:
                 recording = store.begin(run, layers, attempt)
+                mail = Mail(server, token)
+                sender = Sender(Delivery(held, store, mail), leftovers(folder, Spool.create, mail), mail)
             except BaseException:
                 store.close()
                 raise
         except BaseException:
             held.delete()  # it is tried again, under another name
             raise
-        mail = Mail(server, token)
-        return recording, Sender(Delivery(held, store, mail), leftovers(folder, Spool.create, mail), mail)
+        return recording, sender
 
     return Spooled(begin, layers)
 

@@ -26,11 +26,11 @@ from root_dash.monitor.limits.pace import Pace, lightest
 from root_dash.monitor.measure import Batch, Measurement, batches_of, batches_of_shards, measure
 from root_dash.monitor.new_layers import Appearing, told
 from root_dash.monitor.optimizers.generic import ForeignOptimizer, has_closure
+from root_dash.monitor.scalars import number
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.transfer import send
 from root_dash.monitor.writing.writer import HEAVIEST_FIRST, Link, Nowhere, Pending, Sink, Writer
 from root_dash.optim.calibration.online import Change
-from root_dash.optim.matrices.shards import is_dtensor, local
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
 from root_dash.records import Event, Kind
@@ -89,7 +89,7 @@ class Recorder:
         self,
         optimizers: Sequence[Optimizer],
         positions: Mapping[Tensor, int],
-        sink: Sink,
+        begin: Callable[[], Sink],
         *,
         cadence: Cadence,
         outlier_quantile: float,
@@ -98,8 +98,9 @@ class Recorder:
         forwards: bool = False,
         appearing: Appearing | None = None,
     ) -> None:
-        """`link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing.
+        """`begin` is called last: where anything fails, it was not, and nothing is attached any more.
 
+        `link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing.
         `appearing` looks for layers that come later; without, they are not recorded.
         """
         self.step = 0
@@ -113,7 +114,7 @@ class Recorder:
         self._failures = Failures()
         self._misused = Failures(limit=None)
         self._appearing = appearing
-        self._writer = Writer(sink, link)
+        self._writer = Writer(Nowhere(), link)
         self._joins = link is not None
         self._forwards = forwards
         self._process = os.getpid()
@@ -127,15 +128,20 @@ class Recorder:
         self._handles: list[Any] = []
         self._stepped: set[int] = set()
         self._failures_before = 0
-        for index, optimizer in enumerate(optimizers):
-            self._attach(optimizer, index)
-        for optimizer in optimizers if forwards else ():
-            self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
         # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
-        atexit.register(self._at_exit)
         weakref.finalize(self, _let_go, self._writer).atexit = False
-        drain_on_termination(self._writer)
+        try:
+            atexit.register(self._at_exit)
+            for index, optimizer in enumerate(optimizers):
+                self._attach(optimizer, index)
+            for optimizer in optimizers if forwards else ():
+                self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
+            drain_on_termination(self._writer)
+            self._writer.sink = begin()
+        except BaseException:
+            self.close(INTERRUPTED_SECONDS)
+            raise
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers with the last finished step, such as `loss=loss`; a tensor is not waited for.
@@ -255,7 +261,7 @@ class Recorder:
         values: dict[str, float | Tensor] = {}
         for name, value in scalars.items():
             try:
-                values[name] = _scalar(name, value)
+                values[name] = number(name, value)
             except Exception as error:
                 self._misused.add("to log", error)
         self._seal(values)
@@ -380,21 +386,6 @@ def _let_go(writer: Writer) -> None:
 
 def closed_recorder() -> Recorder:
     """A recorder that does nothing, whatever is done to it."""
-    recorder = Recorder((), {}, Nowhere(), cadence=Cadence(), outlier_quantile=1.0)
+    recorder = Recorder((), {}, Nowhere, cadence=Cadence(), outlier_quantile=1.0)
     recorder.close()
     return recorder
-
-
-def _scalar(name: str, value: float | Tensor) -> float | Tensor:
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex():
-            raise ValueError(f"log({name}=...) takes a single number, got {value.dtype} of shape {tuple(value.shape)}")
-        if is_dtensor(value) and not all(placement.is_replicate() for placement in value.placements):
-            raise ValueError(f"log({name}=...) takes a number that is here, got a DTensor: give its full_tensor()")
-        value = local(value)
-        # A copy, since the user may go on to write into it.
-        return value.detach().reshape(()).to(torch.float64, copy=True)
-    try:
-        return float(value)
-    except Exception as error:
-        raise ValueError(f"log({name}=...) takes a single number, got a {type(value).__name__}") from error

@@ -108,7 +108,7 @@ class Stuck:
     def close(self): pass
 model = Model(); optimizers = root(model)
 positions = {parameter: i for i, parameter in enumerate(model.parameters())}
-run = Recorder(optimizers, positions, Stuck(), cadence=Cadence(), outlier_quantile=0.9)
+run = Recorder(optimizers, positions, Stuck, cadence=Cadence(), outlier_quantile=0.9)
 train(model, optimizers, 3)
 with run:
     print("ready", flush=True)

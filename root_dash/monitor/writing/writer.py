@@ -116,7 +116,8 @@ class Writer:
     """
 
     def __init__(self, sink: Sink, link: Link | None = None) -> None:
-        self._sink = sink
+        self.sink = sink
+        """Where frames go; replaced before the first one, or never."""
         self._link = link
         self.failures = Failures()
         self._said = -SAID_SECONDS
@@ -195,7 +196,7 @@ class Writer:
         """In a forked child: never wait for a lock that a thread of the parent's held, nor let the sink be closed."""
         self._changed = threading.Condition()
         self._unstored = 0
-        _parents.append(self._sink)
+        _parents.append(self.sink)
 
     def _elsewhere(self) -> bool:
         return os.getpid() != self._process
@@ -211,7 +212,7 @@ class Writer:
                 self.stored += stored
                 self.lost += not stored
             seq += 1  # also where it failed, so that a gap in the numbers is a frame that was lost
-        closing = [self._end, self._sink.close]
+        closing = [self._end, self.sink.close]
         for close in closing if self._link is None else [*closing, self._link.close]:
             try:  # each, whatever became of the others: other processes may wait for the last
                 close()
@@ -257,7 +258,7 @@ class Writer:
 
         def store() -> None:
             self._extend()
-            self._sink.append(told)
+            self.sink.append(told)
 
         def tell(error: StoreError) -> None:
             nonlocal told
@@ -271,7 +272,7 @@ class Writer:
     def _end(self) -> None:
         """Tell the sink that no more frames come, however often that takes."""
         now = time.time()
-        self._insist(lambda: self._sink.end(now, self.lost - self._lost_said), self._say_waiting)
+        self._insist(lambda: self.sink.end(now, self.lost - self._lost_said), self._say_waiting)
 
     def _insist(self, work: Callable[[], None], tell: Callable[[StoreError], None]) -> None:
         """Do it again and again while it is the store that cannot: a lock is let go, a disk is emptied.
@@ -300,7 +301,7 @@ class Writer:
         with self._changed:
             layers = tuple(self._announced)
         if layers:
-            self._sink.extend(layers)
+            self.sink.extend(layers)
             with self._changed:
                 del self._announced[: len(layers)]
 

@@ -77,7 +77,7 @@ def test_a_slow_sink_costs_the_costly_kinds_then_frames_and_never_the_training(m
     train(alone, root(alone), 60)
     optimizers = root(model)
     positions: dict[torch.Tensor, int] = {parameter: i for i, parameter in enumerate(model.parameters())}
-    recorder = Recorder(optimizers, positions, sink, cadence=EVERY_STEP, outlier_quantile=0.9, max_overhead=1e9)
+    recorder = Recorder(optimizers, positions, lambda: sink, cadence=EVERY_STEP, outlier_quantile=0.9, max_overhead=1e9)
     train(model, optimizers, 60, recorder.log)
     assert torch.equal(alone.square.weight, model.square.weight)
     assert sink.busy.is_set()

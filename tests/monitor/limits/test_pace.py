@@ -86,7 +86,7 @@ def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None
     model = Model()
     optimizers = root(model)
     positions: dict[torch.Tensor, int] = {parameter: place for place, parameter in enumerate(model.parameters())}
-    with Recorder(optimizers, positions, Held(), cadence=EVERY_STEP, outlier_quantile=0.9) as run:
+    with Recorder(optimizers, positions, Held, cadence=EVERY_STEP, outlier_quantile=0.9) as run:
         for index in range(6):
             run.log(loss=step(model, optimizers, index))
             run.log(accuracy=0.5)
