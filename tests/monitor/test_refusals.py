@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 
 import root_dash
 from root_dash.exceptions import StoreError
+from root_dash.monitor.writing import sigterm
 from tests.monitor.training import Model, root, sgd, train
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -127,6 +128,7 @@ def test_a_process_that_can_open_nothing_more_leaves_no_spool(tmp_path: Path, mo
 
     model = Model()
     optimizers = sgd(model)
+    monkeypatch.setattr(sigterm, "_alarm", None)  # another recorder that is open may have made one
     monkeypatch.setattr(socket, "socketpair", none_left)
     remote: dict[str, Any] = {"server": "http://localhost:1", "token": "token", "spool": tmp_path / "spool"}
     for where in ({"db": tmp_path / "runs.db"}, remote):

@@ -292,7 +292,7 @@ def test_what_a_trainer_hands_to_its_callbacks_is_recorded(tmp_path: Path) -> No
             disable_tqdm=True,
             dataloader_pin_memory=False,
         ),
-        train_dataset=batches,  # type: ignore[arg-type]
+        train_dataset=batches,
         optimizers=(root(model)[0], None),
         callbacks=[recording],
     )
