@@ -298,6 +298,7 @@ def _of(db: str | None) -> Settings:
 
 def _settings(**given: Any) -> Settings:
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
     from root_dash.settings import Settings
 
@@ -308,6 +309,11 @@ def _settings(**given: Any) -> Settings:
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise RootDashError(f"{place}: {message}" if place else message) from None
+    except SettingsError as error:
+        cause = error.__cause__
+        if not isinstance(cause, PermissionError):
+            raise RootDashError(str(error)) from None
+        raise RootDashError(f"{cause.filename} must be readable for the user that runs root-dash: it is not") from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -230,6 +231,25 @@ def test_a_demo_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPat
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 2
     assert result.stderr == "root-dash: root-dash demo needs torch: pip install 'root-dash[torch]'\n"
+
+
+def test_a_secret_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret's file that the server may not read is refused by its path, and by what it must allow."""
+    with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:  # tmp_path is closed to other users
+        os.chmod(folder, 0o755)  # noqa: S103
+        secret = Path(folder) / "root_dash_db"
+        secret.write_text("postgresql://root_dash:hidden@database/root_dash")
+        secret.chmod(0)
+        patch.setitem(Settings.model_config, "secrets_dir", folder)
+        patch.delenv("ROOT_DASH_DB", raising=False)
+        me = os.geteuid()
+        try:
+            os.seteuid(65534 if me == 0 else me)  # root may read every file
+            result = CliRunner().invoke(app, ["runs"])
+        finally:
+            os.seteuid(me)
+    assert result.exit_code == 2
+    assert result.stderr == f"root-dash: {secret} must be readable for the user that runs root-dash: it is not\n"
 
 
 def test_addresses_can_be_opened() -> None:
