@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from root_dash.version import __version__
+
 if TYPE_CHECKING:
     from root_dash.optim.root import ROOT
     from root_dash.watching import open, watch
-
-__version__ = "0.1.0"
 
 __all__ = ["ROOT", "__version__", "open", "watch"]
 
@@ -21,7 +21,9 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            raise ImportError("root_dash.ROOT needs torch: pip install 'root-dash[torch]'") from None
+            from root_dash.extras import missing_extra
+
+            raise ImportError(missing_extra("root_dash.ROOT", "torch", "torch")) from None
         return ROOT
     if name in ("open", "watch"):
         from root_dash import watching

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from root_dash.exceptions import StoreError
+from root_dash.extras import missing_extra
 from root_dash.records import Attempt, Layer, Run
 from root_dash.store.backends.location import Place, parse
 from root_dash.store.failover import Lasting
@@ -119,7 +120,7 @@ def watch(
     try:
         from torch import nn
     except ImportError:
-        raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
+        raise ImportError(missing_extra("root_dash.watch", "torch", "torch")) from None
 
     from root_dash.monitor.layers import describe_optimizers, watched_layers
     from root_dash.monitor.limits.cadence import Cadence

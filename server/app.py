@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from importlib.metadata import version
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -11,6 +10,7 @@ from starlette.routing import Match
 
 from root_dash.settings import Settings
 from root_dash.store import Store
+from root_dash.version import __version__
 
 from . import ingest, layers, liveness, problems, runs, stream
 
@@ -31,7 +31,7 @@ def create_app(
     """
     app = FastAPI(
         title="root-dash",
-        version=version("root-dash"),
+        version=__version__,
         description="What was recorded, as JSON: NaN is null, an infinity the string Infinity or -Infinity.",
         openapi_url="/api/openapi.json",
         docs_url=None,  # the usual documentation pages load their scripts from other people's servers

@@ -39,6 +39,13 @@ def test_the_wheel_adds_one_name(files: set[str]) -> None:
 
 
 @pytest.mark.heavy
+def test_the_wheel_is_not_named_as_the_index_s_package(files: set[str]) -> None:
+    """The index's `root-dash` is another project: installing the one never replaces the other."""
+    (described,) = {name.split("/")[0] for name in files if ".dist-info/" in name}
+    assert described.partition("-")[0] == "root_dashboard"
+
+
+@pytest.mark.heavy
 def test_the_wheel_holds_every_module_and_asset(files: set[str]) -> None:
     """The server and the dashboard behind the two links included."""
     expected = {

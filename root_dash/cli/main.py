@@ -17,6 +17,7 @@ import typer
 
 from root_dash import __version__
 from root_dash.exceptions import RootDashError
+from root_dash.extras import missing_extra
 
 if TYPE_CHECKING:
     from root_dash.settings import Settings
@@ -277,7 +278,7 @@ def demo(
     """Train a small model under ROOT with its dashboard beside it."""
     with _one_line():
         if importlib.util.find_spec("torch") is None:
-            raise RootDashError("root-dash demo needs torch: pip install 'root-dash[torch]'")
+            raise RootDashError(missing_extra("root-dash demo", "torch", "torch"))
         from root_dash.demo import run
 
         run.demo(

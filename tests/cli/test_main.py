@@ -230,7 +230,8 @@ def test_a_demo_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else find(name))
     result = CliRunner().invoke(app, ["demo"])
     assert result.exit_code == 2
-    assert result.stderr == "root-dash: root-dash demo needs torch: pip install 'root-dash[torch]'\n"
+    wanted = "root-dash demo needs torch: run pip install '.[torch]' in a clone of root-dash"
+    assert result.stderr == f"root-dash: {wanted}\n"
 
 
 def test_a_secret_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from root_dash.exceptions import NotRecorded, RootDashError
+from root_dash.extras import missing_extra
 from root_dash.records import TENSORS, statistic_names
 from root_dash.store.backends.engine import identity, open_reader, translated
 from root_dash.store.backends.location import Given, parse
@@ -273,7 +274,7 @@ def _parquet(path: Path, fields: Sequence[_Field], rows: Iterator[_Row]) -> int:
     try:
         pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")  # they ship no types
     except ImportError:
-        raise RootDashError("Parquet needs pyarrow: pip install 'root-dash[export]'") from None
+        raise RootDashError(missing_extra("Parquet", "pyarrow", "export")) from None
     types: dict[_Kind, Any] = {
         "integer": pa.int64(),
         "number": pa.float64(),

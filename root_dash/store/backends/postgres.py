@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import DropConstraint
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
+from root_dash.extras import missing_extra
 from root_dash.records import IntArray
 from root_dash.store.backends.location import Server
 from root_dash.store.tables.schema import (
@@ -98,7 +99,7 @@ def _engine(server: Server, isolation: Any, *, read_only: bool) -> Engine:
     try:
         import psycopg
     except ImportError:
-        raise StoreError("PostgreSQL needs psycopg: pip install 'root-dash[postgres]'") from None
+        raise StoreError(missing_extra("PostgreSQL", "psycopg", "postgres")) from None
 
     class Binary(psycopg.Cursor[Any]):
         """A cursor that takes rows in binary: arrays need no parsing then, and numbers are what they were."""

@@ -143,7 +143,7 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
 def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the driver is missing a URL is refused with the command that installs it."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(StoreError, match=r"PostgreSQL needs psycopg: pip install 'root-dash\[postgres\]'"):
+    with pytest.raises(StoreError, match=r"PostgreSQL needs psycopg: run pip install '.\[postgres\]' in a clone"):
         Store.open("postgresql://localhost/runs")
 
 
