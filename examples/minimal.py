@@ -20,7 +20,7 @@ labels = (inputs[:, :10].sum(1) > inputs[:, 10:].sum(1)).long()
 optimizer = ROOT(ROOT.param_groups(model), lr=2e-2)
 
 with watch(model, optimizer, db=sys.argv[1], name="minimal") as run:
-    for step in range(100):
+    for _ in range(100):
         batch = torch.randint(len(inputs), (64,))
         loss = cross_entropy(model(inputs[batch]), labels[batch])
         loss.backward()
