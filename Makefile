@@ -15,7 +15,6 @@ demo: $(VENV)/.demo
 # One pytest for everything; TEST_ARGS narrows it: make test TEST_ARGS="-k orthogonalize"
 test: $(VENV)/.develop
 	@$(BIN)/python -m tests.browser.chromium
-	@$(BIN)/python -m tests.postgresql
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 check: $(VENV)/.develop

@@ -10,11 +10,19 @@ from pathlib import Path
 import pytest
 
 from root_dash.store import Store
-from tests.postgresql import Server, started
+from tests.postgresql import Server, find, started
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `--postgres MAJOR` name the installed PostgreSQL server to test on."""
+    parser.addoption("--postgres", type=int, default=None, help="major version of an installed PostgreSQL server")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first, then those that start processes, then the browser: a mistake shows early."""
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()) or "[postgresql" in item.name or "-postgresql" in item.name:
+            item.add_marker("postgresql")
     items.sort(key=lambda item: ("browser" in item.keywords, "heavy" in item.keywords))
 
 
@@ -26,13 +34,17 @@ def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A PostgreSQL server of the tests' own; skips where there is none to be had."""
+    """A PostgreSQL server of the tests' own; if there is none, tests are skipped, and fail under CI."""
+    major: int | None = request.config.getoption("--postgres")
     terminal = request.config.pluginmanager.getplugin("terminalreporter")
     # Not pytest's folder: that is closed to the user as whom the server runs where we are root.
     with tempfile.TemporaryDirectory(prefix="root-dash-postgresql-") as folder:
-        server = started(Path(folder), lambda line: terminal and terminal.write_line(f"\n{line}"))
+        server = started(Path(folder), lambda line: terminal and terminal.write_line(f"\n{line}"), major=major)
         if server is None:
-            pytest.skip("there is no PostgreSQL server, and none can be installed here")
+            reason = f"no PostgreSQL server: {find(major)[1]} was not found"
+            if os.environ.get("CI") and major is None:
+                pytest.fail(reason)
+            pytest.skip(reason)
         try:
             server.execute("CREATE DATABASE with_tables TEMPLATE template0")
             Store.create(server.url("with_tables")).close()

