@@ -18,7 +18,13 @@ from root_dash.settings import Settings
 INGEST = "/api/v1/ingest/"
 """Below this path recordings are taken."""
 
-_HEAD_BYTES = 2**15
+HEALTH = "/healthz"
+"""What is answered without a token."""
+
+ADMIT = "root_dash.admit"
+"""In a request's `state`: what to call when the request has shown a token, so that its connection keeps its place."""
+
+HEAD_BYTES = 2**15
 """What a request's headers and its address may take together; a browser's take about one."""
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -71,14 +77,17 @@ class Guard:
                 if self._token is not None and self._shows_token(scope):
                     return await _refuse(scope, send, 403, "this token is for looking: sending takes the write token")
                 return await _refuse(scope, send, 401, "the write token is required")
-        elif scope["path"] != "/healthz" and self._token is not None:
+        elif scope["path"] != HEALTH and self._token is not None:
             page = scope["type"] == "http" and scope["method"] == "GET" and not _is_api(scope)
             shown = [value for name, value in _query(scope) if name == "token"] if page else []
             if len(shown) == 1 and hmac.compare_digest(shown[0].encode(), self._token):
+                _admit(scope)
                 return await self._welcome(scope, send)
             if not self._shows_token(scope):
                 detail = "open the URL that root-dash serve printed" if not _is_api(scope) else "a token is required"
                 return await _refuse(scope, send, 401, detail)
+        if scope["path"] != HEALTH:
+            _admit(scope)
         await self._app(scope, receive, _with_headers(scope, send))
 
     def _host_refusal(self, scope: Scope) -> tuple[int, str] | None:
@@ -120,6 +129,12 @@ class Guard:
             cookie += "; Secure"
         headers = [(b"location", location.encode()), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
         await _respond(scope, send, 303, b"", headers)
+
+
+def _admit(scope: Scope) -> None:
+    admit = scope.get("state", {}).get(ADMIT)
+    if admit is not None:
+        admit()
 
 
 def _bears(scope: Scope, token: bytes) -> bool:
@@ -180,7 +195,7 @@ async def _respond(scope: Scope, send: Send, status: int, content: bytes, header
 def _size_refusal(scope: Scope) -> tuple[int, str] | None:
     size = sum(len(name) + len(value) for name, value in scope["headers"])
     size += len(scope["path"]) + len(scope.get("query_string", b""))
-    return (431, f"headers and address take at most {_HEAD_BYTES // 2**10} KiB") if size > _HEAD_BYTES else None
+    return (431, f"headers and address take at most {HEAD_BYTES // 2**10} KiB") if size > HEAD_BYTES else None
 
 
 def _is_api(scope: Scope) -> bool:

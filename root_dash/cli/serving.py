@@ -6,7 +6,9 @@ Importing this module is quick: what it serves is imported when it does.
 from __future__ import annotations
 
 import errno
+import logging
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -33,11 +35,12 @@ def compose(
     """
     from root_dash.frontend.app import mount
     from root_dash.server.app import create_app
+    from root_dash.server.bodies import WholeBodies
     from root_dash.server.guard import Guard
 
     api = create_app(settings, store, stopping, inbox)
     mount(api, store)
-    return Guard(api, settings)
+    return Guard(WholeBodies(api), settings)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -70,6 +73,16 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _open_files() -> int:
+    """How many files the process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 512
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if most == resource.RLIM_INFINITY else most
+
+
 def address_of(settings: Settings) -> str:
     """The URL to open, the token in it where there is one."""
     host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (compared with)
@@ -86,6 +99,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
     """
     import uvicorn
 
+    from root_dash.server.connections import Limits, Sparing, limited, shares
     from root_dash.server.ingest import Inbox
     from root_dash.store import Store
 
@@ -99,16 +113,19 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
             stopping.set()
             super().handle_exit(sig, frame)
 
+    strangers, concurrent = shares(_open_files())
     with listener:
         config = uvicorn.Config(
             compose(settings, store, stopping, inbox),
-            http="httptools",  # refuses malformed requests that h11 lets pass
+            http=limited(Limits(strangers=strangers)),  # on httptools: refuses malformed requests that h11 lets pass
+            limit_concurrency=concurrent,
             access_log=False,  # the first request's line would hold the token
             log_level="warning",
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=2,
         )
+        logging.getLogger("uvicorn.error").addFilter(Sparing())
         url = address_of(settings)
         typer.echo(f"root-dash: {url}")
         if inbox is not None:

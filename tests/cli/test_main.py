@@ -324,6 +324,23 @@ def test_a_server_serves_streams_and_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
+def test_a_server_cuts_off_what_never_ends(tmp_path: Path) -> None:
+    """The server that the command starts limits heads, and the bodies of the dashboard's callbacks; it says so once."""
+    with serving(str(record(tmp_path / "x.db", 2))) as (process, address, token):
+        port = int(address.rpartition(":")[2])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as peer:
+                with pytest.raises(ConnectionError):
+                    peer.sendall(b"GET / HTTP/1.1\r\na: " + b"b" * 2**25)
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as peer:
+            head = "POST /_dash-update-component HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            peer.sendall(f"{head}Authorization: Bearer {token}\r\nContent-Length: {2**20 + 1}\r\n\r\n".encode())
+            assert peer.recv(100).startswith(b"HTTP/1.1 413 ")
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[1].count("cut off") == 1
+
+
+@pytest.mark.heavy
 def test_a_server_takes_its_token_from_the_environment(tmp_path: Path) -> None:
     """ROOT_DASH_DB and ROOT_DASH_TOKEN are respected, and SIGTERM ends the server without a word."""
     path = str(record(tmp_path / "x.db", 2))
