@@ -99,8 +99,9 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
     """
     import uvicorn
 
-    from root_dash.server.connections import Limits, Sparing, limited, shares
+    from root_dash.server.connections import Limits, limited, shares
     from root_dash.server.ingest import Inbox
+    from root_dash.server.sparing import Sparing
     from root_dash.store import Store
 
     listener = listen(settings)

@@ -1,17 +1,20 @@
-"""A recorded run, and an API on it."""
+"""A recorded run, an API on it, and servers over real sockets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from root_dash.server.app import create_app
+from root_dash.server.connections import Limits
 from root_dash.settings import Settings
 from root_dash.store import Store
+from tests.server.served import LONG, RUN, Served
 from tests.store.frames import make_layers, record
 
 
@@ -39,3 +42,21 @@ def client(api: FastAPI) -> Iterator[TestClient]:
     """A client of the API that gets a 500 rather than our exception."""
     with TestClient(api, base_url="http://127.0.0.1:8050", raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Makes servers with limits of the test's choice."""
+    path = tmp_path / "x.db"
+    with Store.create(path) as store:
+        store.begin(RUN, [])
+    made: list[Served] = []
+
+    def make(body_seconds: float = LONG, keep_alive: int = int(LONG), **limits: Any) -> Served:
+        chosen = Limits(**({"head_seconds": LONG, "rest_seconds": LONG, "unread_seconds": LONG} | limits))
+        made.append(Served(path, chosen, body_seconds, keep_alive))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
