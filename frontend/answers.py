@@ -6,7 +6,7 @@ Plain functions that take the store first, so that they can be called without an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +22,7 @@ from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.evolution import evolution
 from root_dash.frontend.figures.histogram import histogram
 from root_dash.frontend.figures.history import history
-from root_dash.frontend.figures.loss_map import loss_map
+from root_dash.frontend.figures.loss_map import loss_map, mapped
 from root_dash.frontend.figures.mask import mask
 from root_dash.frontend.figures.polynomial import Measure
 from root_dash.frontend.figures.qq import qq
@@ -69,17 +69,27 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], list[L
     if wanted.run is None:
         raise NotRecorded("")
     run, layers, latest = store.run(wanted.run), store.layers(wanted.run), store.latest(wanted.run)
-    if wanted.layer is not None and wanted.layer not in {layer.id for layer in layers}:
-        raise NotRecorded(f"run {wanted.run} has no layer {wanted.layer}")
     return {
         "page": wanted.page,
         "run": run.id,
         "layer": wanted.layer,
         "step": wanted.step,
         "ended": run.ended_at is not None,
-        "name": next((layer.name for layer in layers if layer.id == wanted.layer), run.name),
+        "name": run.name if wanted.layer is None else layers[_place(layers, run.id, wanted.layer)].name,
         "latest": None if latest is None else {"id": latest.id, "step": latest.step, "time": latest.time},
     }, layers
+
+
+def _place(layers: Sequence[Layer], run_id: int, layer_id: int) -> int:
+    """Where a layer stands among its run's.
+
+    Raises:
+        NotRecorded: the run has no such layer.
+    """
+    for place, layer in enumerate(layers):
+        if layer.id == layer_id:
+            return place
+    raise NotRecorded(f"run {run_id} has no layer {layer_id}")
 
 
 def ended(store: Store, _quiet: Any, view: View | None) -> tuple[int | None]:
@@ -122,10 +132,12 @@ def draw_map(
     run_id, chosen = int(view["run"]), statistic(name)
     run, layers, grid = store.run(run_id), store.layers(run_id), store.grid(run_id, name)
     losses = [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar]
-    drawn = loss_map(losses, grid, chosen, theme(theme_name), nonfinite=nonfinite(store, run_id))
+    broken = nonfinite(store, run_id)
+    drawn = loss_map(losses, grid, chosen, theme(theme_name), nonfinite=broken)
+    absent = int((~mapped(grid, broken)).sum()) if grid.values.size else 0
     thinned = any(event.kind == "cadence" for event in store.events(run_id))
     sentence = overview.summary(run, layers, thinned=thinned)
-    return _keep(drawn, run_id), sentence, overview.hint(chosen, grid.shown, grid.total)
+    return _keep(drawn, run_id), sentence, overview.hint(chosen, grid.shown, grid.total, absent)
 
 
 # A layer's page
@@ -135,7 +147,7 @@ def layer_head(store: Store, view: View) -> tuple[Any, ...]:
     """Name, shape and neighbours of the layer; the slider over its steps, at the step that the address names."""
     run_id, layer_id = int(view["run"]), int(view["layer"])
     layers = store.layers(run_id)
-    place = next(i for i, layer in enumerate(layers) if layer.id == layer_id)
+    place = _place(layers, run_id, layer_id)
     steps = store.steps(layer_id, "histograms")
     if not len(steps):
         steps = store.steps(layer_id, "statistics")
@@ -210,7 +222,10 @@ def draw_errors(
         own, muon, paper, theme(theme_name),
         algorithm=layer.algorithm, sentence=sentence,
     )  # fmt: skip
-    return _keep(drawn, layer.id, measure), "other coefficients on the same spectra"
+    lines = "other coefficients on the same spectra"
+    if spectra and (own is None or not np.isfinite(own.values).any()):
+        lines = f"no finite error of its own · {lines}"
+    return _keep(drawn, layer.id, measure), lines
 
 
 def draw_mask(store: Store, view: View, shown: View | None, theme_name: str | None) -> tuple[go.Figure, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dash import Dash
 
+from root_dash.exceptions import NotRecorded
 from root_dash.frontend import callbacks, layout
 
 if TYPE_CHECKING:
@@ -66,12 +67,19 @@ def dashboard(api: FastAPI, store: Store) -> Any:
     dash.index_string = _INDEX.replace("__THEME__", escape(str(dash.get_asset_url("theme.js"))))
     dash.layout = layout.shell
     callbacks.register(dash, store)
+    # Dash collects its styles and scripts when the first request of its own comes; `_answer_pages` may be asked before.
+    dash._setup_server()
     return dash
 
 
 def _log(error: Exception) -> None:
-    """A callback that fails leaves its panel as it is and says why in the server's log; Dash alone would not say it."""
-    logging.getLogger(__name__).error("a panel could not be drawn", exc_info=error)
+    """Say in the log why a callback failed, which Dash alone would not, and let the server answer with the error.
+
+    What is not recorded is no fault of the server: a page may be open on a run that is gone.
+    """
+    if not isinstance(error, NotRecorded):
+        logging.getLogger(__name__).error("a panel could not be drawn", exc_info=error)
+    raise error
 
 
 def _answer_pages(api: FastAPI, dash: Any) -> None:

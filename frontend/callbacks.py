@@ -23,7 +23,7 @@ def register(app: Dash, store: Store) -> None:
     def serve(function: Callable[..., Any], outputs: list[Any], *inputs: Any) -> None:
         # In a thread: the loop that answers has streams to feed meanwhile.
         async def answer(*values: Any) -> Any:
-            return await asyncio.to_thread(function, store, *values)
+            return await asyncio.to_thread(_call, function, store, *values)
 
         answer.__name__ = function.__name__
         app.callback(outputs, *inputs)(answer)
@@ -128,6 +128,14 @@ def register(app: Dash, store: Store) -> None:
         Input(ids.shown("histograms"), "data"),
         light,
     )
+
+
+def _call(function: Callable[..., Any], *values: Any) -> Any:
+    """What a function returns; a StopIteration cannot leave a thread, and the request would wait for ever."""
+    try:
+        return function(*values)
+    except StopIteration as error:
+        raise RuntimeError(f"{getattr(function, '__name__', function)} ran out of values") from error
 
 
 def _register_clientside(app: Any) -> None:

@@ -11,6 +11,8 @@ import plotly.graph_objects as go
 from root_dash.frontend.theme import Stops, Theme
 from root_dash.records import Float64Array
 
+NO_SPECTRUM_LEFT = "Every singular value is zero or not finite."
+
 STEP_AXIS = {"tickformat": "~s", "nticks": 7, "hoverformat": ","}
 
 
@@ -68,6 +70,16 @@ def _colour(stops: Stops, at: float) -> str:
     channels = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in stops])
     red, green, blue = (round(float(np.interp(at, positions, channels[:, i]))) for i in range(3))
     return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def line(steps: Any, values: Any, colour: str, width: float) -> dict[str, Any]:
+    """A curve, with a dot where a finite value stands alone: Plotly draws no line through one point."""
+    finite = np.concatenate([[False], np.isfinite(np.asarray(values, np.float64)), [False]])
+    alone = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+    curve = {"x": steps, "y": values, "mode": "lines", "line": {"color": colour, "width": width}}
+    if alone.any():
+        curve |= {"mode": "lines+markers", "marker": {"color": colour, "size": np.where(alone, 3 + width, 0)}}
+    return curve
 
 
 def log_range(values: Any, decades: float = 12.0, pad: float = 0.08) -> tuple[float, float] | None:

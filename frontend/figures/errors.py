@@ -26,14 +26,17 @@ def errors(
     curves = [(h, text, colour) for h, text, colour in named if h is not None and np.isfinite(h.values).any()]
     span = base.log_range(np.concatenate([h.values for h, _, _ in curves])) if curves else None
     if span is None:
-        return base.empty(theme, "errors", sentence or "No spectra yet: the error is computed from them.")
+        recorded = any(h is not None and len(h.steps) for h, _, _ in named)
+        nothing = "No spectra yet: the error is computed from them."
+        return base.empty(theme, "errors", sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing))
     drawn = base.figure(theme, "errors")
     for history, text, colour in reversed(curves):
         drawn.add_scatter(
-            x=history.steps, y=np.where(history.values > 0, history.values, np.nan), name=text,
-            mode="lines" if len(history.steps) > 1 else "markers",
-            line={"color": colour, "width": 2 if colour == colours.GREEN else 1.5},
-            hovertemplate="step %{x:,}: %{y:.3~g}",
+            **base.line(
+                history.steps, np.where(history.values > 0, history.values, np.nan), colour,
+                2 if colour == colours.GREEN else 1.5,
+            ),
+            name=text, hovertemplate="step %{x:,}: %{y:.3~g}",
         )  # fmt: skip
     drawn.update_layout(
         xaxis={**base.STEP_AXIS, "showgrid": False},

@@ -58,6 +58,11 @@ def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
             "showgrid": False,
         },
     )
+    if not bands.share.any(axis=0).all():
+        drawn.add_annotation(
+            text="blank: no finite entry", x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="top",
+            bgcolor=theme.card, opacity=0.9,
+        )  # fmt: skip
     base.marker(drawn, theme)
     return drawn
 

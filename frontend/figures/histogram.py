@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from root_dash.frontend import theme as colours
 from root_dash.frontend.figures import base
+from root_dash.frontend.numbers import count
 from root_dash.frontend.theme import Theme
 from root_dash.records import Float64Array, Histogram
 
@@ -38,7 +39,7 @@ def histogram(
         return base.empty(theme, "histogram", "No histogram at this step: watch() records them every 10 steps.")
     bars = bars_of(recorded)
     if bars is None:
-        return base.empty(theme, "histogram", "Every entry is zero or not finite.")
+        return base.empty(theme, "histogram", why_empty(recorded))
     centre = (bars.edges[1:] + bars.edges[:-1]) / 2
     colour = np.where(np.abs(centre) > threshold, colours.VERMILION, colours.BLUE)
     seen = bars.density > 0
@@ -77,6 +78,15 @@ def histogram(
         },
     )  # fmt: skip
     return drawn
+
+
+def why_empty(recorded: Histogram) -> str:
+    """What the entries are if none of them is a finite number other than zero."""
+    zero = int(np.asarray(recorded.counts, np.int64).sum())
+    kinds = [(n, name) for n, name in ((zero, "zero"), (recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
+    if len(kinds) == 1:
+        return f"Every entry is {kinds[0][1]}."
+    return f"Of the entries {', '.join(f'{count(n)} are {name}' for n, name in kinds)}."
 
 
 def bars_of(recorded: Histogram) -> Bars | None:

@@ -14,15 +14,16 @@ from root_dash.records import History, Statistic
 def history(recorded: History | None, statistic: Statistic, theme: Theme) -> go.Figure:
     """The curve, on a logarithmic axis where the statistic is best read on one."""
     plot = f"history-{statistic.name}"
-    if recorded is None or not np.isfinite(recorded.values).any():
+    if recorded is None or not len(recorded.steps):
         return base.empty(theme, plot, "not recorded")
+    if not np.isfinite(recorded.values).any():
+        return base.empty(theme, plot, "no finite value")
     values = recorded.values
     span = base.log_range(values) if statistic.log else None
     drawn = base.figure(theme, plot)
     drawn.add_scatter(
-        x=recorded.steps, y=np.where(values > 0, values, np.nan) if span else values,
-        mode="lines" if len(recorded.steps) > 1 else "markers",
-        line={"color": colours.BLUE, "width": 1.4}, hovertemplate="step %{x:,}: %{y:.4~g}<extra></extra>",
+        **base.line(recorded.steps, np.where(values > 0, values, np.nan) if span else values, colours.BLUE, 1.4),
+        hovertemplate="step %{x:,}: %{y:.4~g}<extra></extra>",
     )  # fmt: skip
     drawn.update_layout(
         xaxis={**base.STEP_AXIS, "nticks": 4, "showgrid": False},

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from root_dash.frontend import theme as colours
 from root_dash.frontend.figures import base
-from root_dash.frontend.numbers import value
+from root_dash.frontend.numbers import count, value
 from root_dash.frontend.theme import MONO, Theme
 from root_dash.records import Float64Array, Grid, History, Statistic
 
@@ -26,7 +26,7 @@ _NUMBERED = re.compile(r"(\D+\.)\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the map draws: the layers that have the statistic, its values, and what is coloured between which ends."""
+    """What the map draws: its layers, the statistic's values, and what is coloured between which ends."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
@@ -51,7 +51,7 @@ def loss_map(
     cells whose value is not finite and those where `nonfinite` counts entries of the gradient that were not; what was
     not recorded is empty.
     """
-    rows = rows_of(grid, statistic) if grid is not None and grid.values.size else None
+    rows = rows_of(grid, statistic, nonfinite) if grid is not None and grid.values.size else None
     if rows is None and not any(len(loss.steps) for loss in losses):
         return base.empty(theme, "map", "Nothing recorded yet: the first frame appears here by itself.")
     span = _span(losses)
@@ -66,26 +66,41 @@ def loss_map(
             "title": {"text": "loss"},
             "fixedrange": True,
             "range": span,
+            "showticklabels": not losses or any(np.isfinite(loss.values).any() for loss in losses),
         },
         margin={"r": 78},
     )
     for loss, colour in zip(losses, LOSS_COLOURS, strict=False):
         drawn.add_scatter(
-            x=loss.steps, y=loss.values, yaxis="y2", name=loss.name, mode="lines",
-            line={"color": colour, "width": 1.6}, hovertemplate="step %{x:,}: %{y:.4~g}",
+            **base.line(loss.steps, loss.values, colour, 1.6),
+            yaxis="y2", name=loss.name, hovertemplate="step %{x:,}: %{y:.4~g}",
         )  # fmt: skip
-    base.end_labels(drawn, _loss_ends(losses), span, theme, domain=LOSS, gap=0.03)
+    ends = _loss_ends(losses, middle=sum(span) / 2)
+    gap = 0.05 if any("<br>" in text for text, _, _ in ends) else 0.03
+    base.end_labels(drawn, ends, span, theme, domain=LOSS, gap=gap)
     if rows is None or grid is None:
-        text = "No layer has this statistic yet." if grid is None or not grid.values.size else _absent(statistic)
+        text = _absent(statistic, recorded=grid is not None and grid.values.size > 0)
         drawn.add_annotation(text=text, x=0.5, y=0.4, xref="paper", yref="paper", font={"size": 12})
         return drawn
     _add_map(drawn, grid, rows, statistic, theme, nonfinite)
     return drawn
 
 
-def rows_of(grid: Grid, statistic: Statistic) -> Rows | None:
-    """The rows of a grid that have any value, and the ends of their colours; None where there is none."""
+def mapped(grid: Grid, nonfinite: Grid | None = None) -> NDArray[np.bool_]:
+    """Which layers the map shows: those with a value, and those whose gradient ever held entries that were not finite.
+
+    The second are the sickest: a gradient that is NaN from the first step has no statistic at all.
+    """
     has = np.asarray(~np.isnan(grid.values).all(axis=1))
+    if nonfinite is None or not nonfinite.values.size:
+        return has
+    broken = _counts(nonfinite, [layer.id for layer in grid.layers]) > 0
+    return np.asarray(has | broken.any(axis=1))
+
+
+def rows_of(grid: Grid, statistic: Statistic, nonfinite: Grid | None = None) -> Rows | None:
+    """The rows of a grid that the map shows, and the ends of their colours; None if there is none."""
+    has = mapped(grid, nonfinite)
     if not has.any():
         return None
     layers = [layer for layer, kept in zip(grid.layers, has, strict=True) if kept]
@@ -112,11 +127,11 @@ def _edges(grid: Grid) -> Float64Array:
     return np.append(grid.starts, grid.ends[-1] + 1) - 0.5
 
 
-def _counts(nonfinite: Grid, rows: Rows) -> Float64Array:
-    """Counts of entries that were not finite, a row for each row of the map."""
+def _counts(nonfinite: Grid, layer_ids: Sequence[int]) -> Float64Array:
+    """Counts of entries that were not finite, a row for each of the layers."""
     by_id = {layer.id: row for layer, row in zip(nonfinite.layers, nonfinite.values, strict=True)}
     none = np.full(nonfinite.values.shape[1], np.nan)
-    return np.array([by_id.get(layer_id, none) for layer_id in rows.ids])
+    return np.array([by_id.get(layer_id, none) for layer_id in layer_ids])
 
 
 def _add_broken(drawn: go.Figure, cells: NDArray[np.bool_], place: dict[str, Any], hover: str) -> None:
@@ -149,9 +164,10 @@ def _add_map(
     )  # fmt: skip
     _add_broken(drawn, np.isinf(rows.raw), place, f"{where}{statistic.label} is not finite<extra></extra>")
     if nonfinite is not None and nonfinite.values.size:
-        broken, place = _counts(nonfinite, rows) > 0, {**place, "x": _edges(nonfinite)}
+        broken, place = _counts(nonfinite, rows.ids) > 0, {**place, "x": _edges(nonfinite)}
         _add_broken(drawn, broken, place, f"{where}gradient entries not finite<extra></extra>")
-    _add_colour_bar(drawn, rows, theme)
+    if not np.isnan(rows.coloured).all():
+        _add_colour_bar(drawn, rows, theme)
     drawn.update_yaxes(
         selector={"autorange": "reversed"}, type="category", tickfont={"family": MONO, "size": 10},
         labelalias=short_names(rows.names),
@@ -190,17 +206,25 @@ def _span(losses: Sequence[History]) -> tuple[float, float]:
     return float(low) - space, float(high) + space
 
 
-def _loss_ends(losses: Sequence[History]) -> list[tuple[str, str, float]]:
-    """Each curve's name and last value, for its right end."""
+def _loss_ends(losses: Sequence[History], middle: float) -> list[tuple[str, str, float]]:
+    """Each curve's name and last value, for its right end; at the `middle` if the curve has no finite value."""
     ends = []
     for loss, colour in zip(losses, LOSS_COLOURS, strict=False):
-        finite = loss.values[np.isfinite(loss.values)]
-        if len(finite):
-            ends.append((f"{loss.name} {value(float(finite[-1]))}", colour, float(finite[-1])))
+        if not len(loss.steps):
+            continue
+        finite, last = np.flatnonzero(np.isfinite(loss.values)), float(loss.values[-1])
+        height = float(loss.values[finite[-1]]) if len(finite) else middle
+        text = f"{loss.name} {'NaN' if np.isnan(last) else value(last)}"
+        if not np.isfinite(last):
+            about = "about " if loss.total > len(loss.steps) else ""  # the curve shows some of the steps alone
+            text += f"<br>since {about}{count(int(loss.steps[finite[-1] + 1]))}" if len(finite) else "<br>at every step"
+        ends.append((text, colour, height))
     return ends
 
 
-def _absent(statistic: Statistic) -> str:
+def _absent(statistic: Statistic, *, recorded: bool) -> str:
+    if recorded:
+        return f"No layer has a value of “{statistic.label}”."
     return f"No layer has “{statistic.label}” yet: it comes with the {statistic.kind} of a frame."
 
 

@@ -25,7 +25,7 @@ def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root"
         return base.empty(
             theme, "spectrum", sentence or "No spectrum at this step: watch() records them as often as `spectra` says."
         )
-    top = float(recorded.momentum.max()) or 1.0
+    top = float(np.nanmax(recorded.momentum, initial=0.0)) or 1.0
     own = "ROOT" if algorithm == "root" else algorithm
     wanted = [
         ("momentum", theme.grey, recorded.momentum / top),
@@ -36,6 +36,8 @@ def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root"
     lines: list[tuple[str, str, NDArray[np.float64]]] = [
         (name, colour, np.asarray(values, np.float64)) for name, colour, values in wanted if len(values)
     ]
+    if not any((values > 0).any() for _, _, values in lines):
+        return base.empty(theme, "spectrum", base.NO_SPECTRUM_LEFT)
     span = _span([values for _, _, values in lines])
     drawn = base.figure(theme, "spectrum")
     longest = max(len(values) for _, _, values in lines)
@@ -45,16 +47,17 @@ def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root"
     for name, colour, values in lines:
         positive = np.where(values > 0, values, np.nan)
         drawn.add_scatter(
-            x=np.arange(1, len(values) + 1), y=positive, mode="lines", name=name,
-            line={"color": colour, "width": 2 if colour == colours.GREEN else 1.5},
-            hovertemplate="%{x}: %{y:.3~g}",
+            **base.line(np.arange(1, len(values) + 1), positive, colour, 2 if colour == colours.GREEN else 1.5),
+            name=name, hovertemplate="%{x}: %{y:.3~g}",
         )  # fmt: skip
     drawn.update_layout(
         xaxis={"title": {"text": "index"}, "range": [1, max(2, longest)], "nticks": 6, "showgrid": False},
         yaxis={"type": "log", "range": list(span), "title": {"text": "singular value"}, **base.log_ticks(*span)},
         margin={"r": 78},
     )
-    base.end_labels(drawn, [(name, colour, _end(values)) for name, colour, values in lines], span, theme)
+    base.end_labels(
+        drawn, [(_named(name, values), colour, _end(values)) for name, colour, values in lines], span, theme
+    )
     return drawn
 
 
@@ -64,6 +67,11 @@ def _span(lines: list[NDArray[np.float64]]) -> tuple[float, float]:
     return span
 
 
+def _named(name: str, values: NDArray[np.float64]) -> str:
+    """A line's name, and what it is if nothing of it can be drawn."""
+    return name if (values > 0).any() else f"{name} {'NaN' if np.isnan(values).any() else '0'}"
+
+
 def _end(values: NDArray[np.float64]) -> float:
-    positive = values[values > 0]
+    positive = values[np.isfinite(values) & (values > 0)]
     return float(np.log10(positive[-1])) if len(positive) else -np.inf

@@ -122,8 +122,9 @@ def histogram_hint(recorded: Histogram | None, tensor: Tensor, threshold: float)
 
 def statistic_title(shown: Statistic, recorded: History | None, step: int | None) -> list[Any]:
     """A statistic's name, and its value at the shown step."""
-    number = float("nan")
-    if recorded is not None and len(recorded.steps):
+    now = ""
+    if recorded is not None and np.isfinite(recorded.values).any():
         at = len(recorded.steps) if step is None else int(np.searchsorted(recorded.steps, step, side="right"))
         number = float(recorded.values[max(at - 1, 0)])
-    return [html.Span(shown.label), html.Span("" if np.isnan(number) else value(number), className="now")]
+        now = "NaN" if np.isnan(number) else value(number)
+    return [html.Span(shown.label), html.Span(now, className="now")]

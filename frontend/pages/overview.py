@@ -83,7 +83,8 @@ def cadence(run: Run) -> str:
     return ", ".join(f"{' and '.join(kinds)} {every(steps)}" for steps, kinds in rhythm.items())
 
 
-def hint(statistic: Statistic, shown: int, total: int) -> str:
-    """What the colour means, and how many recorded steps a column stands for where it is several."""
+def hint(statistic: Statistic, shown: int, total: int, absent: int = 0) -> str:
+    """What the colour means, how many layers have none, and how many steps a column stands for if it is several."""
     packed = f" · about {count(round(total / shown))} steps a column, its extreme" if total > shown > 0 else ""
-    return statistic.definition + packed
+    without = f" · {plural(absent, 'layer has', 'layers have')} no such statistic" if absent else ""
+    return statistic.definition + without + packed

@@ -16,7 +16,7 @@ from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.evolution import bands_of, evolution
 from root_dash.frontend.figures.histogram import FINEST, bars_of, histogram
 from root_dash.frontend.figures.history import history
-from root_dash.frontend.figures.loss_map import loss_map, rows_of, short_names
+from root_dash.frontend.figures.loss_map import loss_map, mapped, rows_of, short_names
 from root_dash.frontend.figures.mask import block_shares, mask, totals_of
 from root_dash.frontend.figures.qq import band, points_of, qq
 from root_dash.frontend.figures.spectrum import spectrum
@@ -286,7 +286,7 @@ def test_losses_are_named_at_their_ends_above_the_map() -> None:
     ]
     data, layout = drawn(loss_map(losses, gridded([[1.0, 2.0]]), statistic("grad_norm"), LIGHT))
     assert [trace["name"] for trace in data[:2]] == ["loss", "val_loss"]
-    assert [a["text"] for a in layout["annotations"]] == ["loss 2"]
+    assert [a["text"] for a in layout["annotations"]] == ["loss 2", "val_loss NaN<br>at every step"]
     assert layout["yaxis2"]["anchor"] == "x"
     assert layout["uirevision"] == "map"
 
@@ -338,3 +338,109 @@ def test_a_bent_scale_gives_raw_values_their_logarithmic_colours() -> None:
     raw = 1e-2 + np.array(positions) * (1e2 - 1e-2)
     at = int(np.argmin(np.abs(raw - 1.0)))
     assert scale[at][1] == "#808080"
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@BOTH
+def test_a_layer_whose_gradient_was_never_finite_keeps_its_row(theme: Theme) -> None:
+    """It has no statistic at any step, and is painted at every one; a layer without either has no row."""
+    grid = gridded([[1.0, 2.0], [NAN, NAN], [NAN, NAN]])
+    broken = gridded([[0.0, 0.0], [16.0, 16.0], [0.0, 0.0]], "grad_nan")
+    data, layout = drawn(loss_map([], grid, statistic("grad_norm"), theme, nonfinite=broken))
+    assert list(layout["meta"]["layers"]) == ["blocks.0.weight", "blocks.1.weight"]
+    sick = next(trace for trace in data if "not finite" in trace.get("hovertemplate", ""))
+    assert sick["z"] == [[None, None], [1, 1]]
+    assert mapped(grid, broken).tolist() == [True, True, False]
+    assert mapped(grid).tolist() == [True, False, False]
+
+
+def test_a_map_of_broken_layers_alone_has_no_colours_to_read() -> None:
+    """Every row is vermilion, so that a colour bar would show numbers that are nobody's."""
+    data, _ = drawn(
+        loss_map([], gridded([[NAN, NAN]]), statistic("grad_norm"), LIGHT, nonfinite=gridded([[4.0, 4.0]], "grad_nan"))
+    )
+    assert [trace["type"] for trace in data] == ["heatmap", "heatmap"]
+    data, _ = drawn(loss_map([], gridded([[1.0, 2.0]]), statistic("grad_norm"), LIGHT))
+    assert any(trace.get("marker", {}).get("showscale") for trace in data)
+
+
+@pytest.mark.parametrize(
+    ("values", "total", "text"),
+    [
+        ([3.0, 2.0], 2, "loss 2"),
+        ([3.0, NAN, NAN], 3, "loss NaN<br>since 1"),
+        ([3.0, NAN, INF], 900, "loss ∞<br>since about 1"),
+        ([NAN, NAN], 2, "loss NaN<br>at every step"),
+        ([NAN, 2.0], 2, "loss 2"),
+    ],
+)
+def test_a_loss_that_is_no_longer_finite_says_since_when(values: list[float], total: int, text: str) -> None:
+    """The number at the end of the curve is the run's last, not the last that could be drawn."""
+    loss = History("loss", np.arange(len(values)), np.array(values), total)
+    data, layout = drawn(loss_map([loss], gridded([[1.0, 2.0]]), statistic("grad_norm"), LIGHT))
+    assert [a["text"] for a in layout["annotations"]] == [text]
+    assert layout["yaxis2"]["showticklabels"] == bool(np.isfinite(values).any())
+    assert data[0]["mode"] == ("lines+markers" if np.isfinite(values).sum() == 1 else "lines")
+
+
+@pytest.mark.parametrize("values", [[NAN, 2.0, NAN], [2.0], [1.0, 2.0, NAN, 3.0], [NAN, -1.0, 4.0, 0.0]])
+def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> None:
+    """No line can be drawn through one point."""
+    recorded = History("grad_norm", np.arange(len(values)), np.array(values))
+    for figure in (
+        history(recorded, statistic("grad_norm"), LIGHT),
+        errors(recorded, None, None, LIGHT),
+        loss_map([replace(recorded, name="loss")], None, statistic("grad_norm"), LIGHT),
+    ):
+        curve = drawn(figure)[0][0]
+        y = np.array(curve["y"], np.float64)
+        dots = np.array(curve.get("marker", {}).get("size", np.zeros(len(y)))) > 0
+        seen = np.isfinite(y)
+        beside = np.append(seen[1:], False) | np.append(False, seen[:-1])
+        assert (dots == (seen & ~beside)).all()
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [
+        (
+            history(History("grad_norm", np.arange(2), np.full(2, NAN)), statistic("grad_norm"), LIGHT),
+            "no finite value",
+        ),
+        (history(History("grad_norm", np.arange(0), np.zeros(0)), statistic("grad_norm"), LIGHT), "not recorded"),
+        (histogram(Histogram(np.zeros(len(histogram_edges()) - 1, np.uint32), nan=9), LIGHT), "Every entry is NaN."),
+        (histogram(counted(np.zeros(9)), LIGHT), "Every entry is zero."),
+        (
+            histogram(replace(counted(np.zeros(9)), nan=2, inf=1), LIGHT),
+            "Of the entries 9 are zero, 2 are NaN, 1 are ±Inf.",
+        ),
+        (spectrum(Spectrum(*[np.full(3, NAN, np.float32)] * 3), LIGHT), base.NO_SPECTRUM_LEFT),
+        (spectrum(Spectrum(*[np.zeros(3, np.float32)] * 3), LIGHT), base.NO_SPECTRUM_LEFT),
+        (errors(History("polar_error", np.arange(2), np.full(2, NAN)), None, None, LIGHT), base.NO_SPECTRUM_LEFT),
+        (errors(None, None, None, LIGHT), "No spectra yet: the error is computed from them."),
+    ],
+)
+def test_a_panel_says_what_its_values_are_if_none_can_be_drawn(figure: go.Figure, said: str) -> None:
+    """What was recorded as NaN or zero is not called unrecorded."""
+    data, layout = drawn(figure)
+    assert data == []
+    assert layout["annotations"][0]["text"].replace("<br>", " ") == said
+
+
+def test_a_spectrum_names_the_line_that_is_not_a_number() -> None:
+    """The others are drawn, and the label says what became of the one that is not."""
+    values = np.array([3.0, 1.0], np.float32)
+    data, layout = drawn(spectrum(Spectrum(values, values, np.full(2, NAN, np.float32)), LIGHT))
+    assert "ROOT NaN" in [a["text"] for a in layout["annotations"]]
+    assert len(data) == 4
+
+
+def test_a_step_without_a_finite_entry_is_called_so() -> None:
+    """Its column is blank, as one that was not recorded would be."""
+    counts = np.stack([counted(np.ones(9)).counts, np.zeros(len(histogram_edges()) - 1, np.uint32)])
+    _, layout = drawn(evolution(HistogramHistory(np.array([1, 2]), counts), LIGHT))
+    assert "blank: no finite entry" in [a["text"] for a in layout["annotations"]]
+    _, layout = drawn(evolution(HistogramHistory(np.array([1, 2]), counts[[0, 0]]), LIGHT))
+    assert "annotations" not in layout
