@@ -223,7 +223,7 @@ def draw_errors(
         algorithm=layer.algorithm, sentence=sentence,
     )  # fmt: skip
     lines = "other coefficients on the same spectra"
-    if spectra and (own is None or not np.isfinite(own.values).any()):
+    if spectra and drawn.data and (own is None or not np.isfinite(own.values).any()):
         lines = f"no finite error of its own · {lines}"
     return _keep(drawn, layer.id, measure), lines
 

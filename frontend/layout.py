@@ -62,6 +62,7 @@ def shell() -> Any:
             *(dcc.Store(id=ids.cursor_of(kind)) for kind in KINDS),
             dcc.Interval(id=ids.RETRY, interval=2000, disabled=True),
             header(),
+            connection(),
             html.Main(id=ids.PAGE),
         ],
     )
@@ -96,6 +97,18 @@ def header() -> Any:
                 **aria(label="switch between light and dark"),
                 children=html.Span(className="theme-icon", **aria(hidden="true")),
             ),
+        ],
+    )  # fmt: skip
+
+
+def connection() -> Any:
+    """The bar under the header that says why the page may be old; shown and hidden in the browser."""
+    return html.Div(
+        id=ids.CONNECTION, className="connection", role="alert", hidden=True,
+        children=[
+            html.Span(className="dot", **aria(hidden="true")),
+            html.Span(id=ids.CONNECTION_TEXT),
+            html.Button("Try now", id=ids.CONNECTION_RETRY, className="ghost"),
         ],
     )  # fmt: skip
 

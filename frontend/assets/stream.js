@@ -5,6 +5,7 @@
   const QUIET_AFTER = 20; // seconds without a frame after which "live" would be a claim
   let source = null, run = null, last = null, pending = {}, sent = 0, ended = false, broken = false, skew = 0;
   let asked = 0; // when it was last asked whether a quiet run has ended
+  let reopening = null;
 
   const set = (id, props) => window.dash_clientside.set_props(id, props);
   const drawing = () => document.querySelector("#page [data-dash-is-loading='true']") !== null;
@@ -16,14 +17,18 @@
 
   function open() {
     close();
+    clearTimeout(reopening);
     if (run === null || ended || document.hidden) return;
+    // A server that refuses or is away is asked by connection.js alone.
+    if (window.rootDashConnection.failing()) { reopening = setTimeout(open, 1000); return; }
     const after = last ? last.id : 0;
     source = new EventSource(`/api/v1/runs/${run}/stream?after=${after}`);
     source.onopen = () => { broken = false; };
     source.onerror = () => {
       broken = true;
+      window.rootDashConnection.doubt();
       // The browser retries a broken connection by itself, but not one that was refused.
-      if (source && source.readyState === EventSource.CLOSED) setTimeout(open, 3000);
+      if (source && source.readyState === EventSource.CLOSED) reopening = setTimeout(open, 3000);
     };
     source.onmessage = (event) => {
       broken = false;

@@ -78,7 +78,7 @@ def line(steps: Any, values: Any, colour: str, width: float) -> dict[str, Any]:
     alone = finite[1:-1] & ~finite[:-2] & ~finite[2:]
     curve = {"x": steps, "y": values, "mode": "lines", "line": {"color": colour, "width": width}}
     if alone.any():
-        curve |= {"mode": "lines+markers", "marker": {"color": colour, "size": np.where(alone, 3 + width, 0)}}
+        curve |= {"mode": "lines+markers", "marker": {"color": colour, "size": np.where(alone, 4 + width, 0)}}
     return curve
 
 
@@ -130,7 +130,7 @@ def end_labels(
     for height, (_, text, colour) in zip(heights, wanted, strict=True):
         drawn.add_annotation(
             text=text, x=1.0, xref="paper", xanchor="left", xshift=5, y=height, yref="paper", yanchor="middle",
-            font={"color": theme.words.get(colour, colour), "size": 11},
+            align="left", font={"color": theme.words.get(colour, colour), "size": 11},
         )  # fmt: skip
 
 

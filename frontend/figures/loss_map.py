@@ -76,7 +76,10 @@ def loss_map(
             yaxis="y2", name=loss.name, hovertemplate="step %{x:,}: %{y:.4~g}",
         )  # fmt: skip
     ends = _loss_ends(losses, middle=sum(span) / 2)
-    gap = 0.05 if any("<br>" in text for text, _, _ in ends) else 0.03
+    gap = 0.03
+    if any("<br>" in text for text, _, _ in ends):
+        gap = 0.05
+        drawn.update_layout(margin={"r": 98})
     base.end_labels(drawn, ends, span, theme, domain=LOSS, gap=gap)
     if rows is None or grid is None:
         text = _absent(statistic, recorded=grid is not None and grid.values.size > 0)

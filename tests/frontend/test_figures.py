@@ -343,6 +343,12 @@ def test_a_bent_scale_gives_raw_values_their_logarithmic_colours() -> None:
 NAN, INF = float("nan"), float("inf")
 
 
+def alike(value: float) -> Spectrum:
+    """A spectrum of one value."""
+    values = np.full(3, value, np.float32)
+    return Spectrum(values, values, values)
+
+
 @BOTH
 def test_a_layer_whose_gradient_was_never_finite_keeps_its_row(theme: Theme) -> None:
     """It has no statistic at any step, and is painted at every one; a layer without either has no row."""
@@ -416,8 +422,8 @@ def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> No
             histogram(replace(counted(np.zeros(9)), nan=2, inf=1), LIGHT),
             "Of the entries 9 are zero, 2 are NaN, 1 are ±Inf.",
         ),
-        (spectrum(Spectrum(*[np.full(3, NAN, np.float32)] * 3), LIGHT), base.NO_SPECTRUM_LEFT),
-        (spectrum(Spectrum(*[np.zeros(3, np.float32)] * 3), LIGHT), base.NO_SPECTRUM_LEFT),
+        (spectrum(alike(NAN), LIGHT), base.NO_SPECTRUM_LEFT),
+        (spectrum(alike(0.0), LIGHT), base.NO_SPECTRUM_LEFT),
         (errors(History("polar_error", np.arange(2), np.full(2, NAN)), None, None, LIGHT), base.NO_SPECTRUM_LEFT),
         (errors(None, None, None, LIGHT), "No spectra yet: the error is computed from them."),
     ],
