@@ -8,9 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from root_dash.store import Store
-from tests.postgresql import Server, find, started
+# Before NumPy and torch are imported, which read these once; the processes that tests start inherit them. The tests'
+# matrices are small: threads that share one product mostly wait for each other, and for other processes on the cores.
+# Who wants to see the tests on several threads names the number: OMP_NUM_THREADS=4 make test
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ.setdefault(_name, os.environ.get("OMP_NUM_THREADS", "1"))
+
+from root_dash.store import Store  # noqa: E402
+from tests.postgresql import Server, find, started  # noqa: E402
+
+# Hypothesis times examples, and how long it takes to draw them. On a busy machine either may take any time: a test that
+# fails because of it says nothing of the code.
+settings.register_profile("root-dash", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("root-dash")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -102,7 +102,5 @@ def test_any_order_of_messages_stores_each_frame_once(tmp_path: Path) -> None:
     Ingesting.folder = tmp_path
     run_state_machine_as_test(
         Ingesting,
-        settings=settings(
-            max_examples=15, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=15, stateful_step_count=12, suppress_health_check=list(HealthCheck)),
     )

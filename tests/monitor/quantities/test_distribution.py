@@ -15,7 +15,7 @@ from tests.monitor.quantities.test_statistics import TENSORS, heavy_tailed
 
 
 @given(TENSORS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_histogram_counts_every_entry_in_its_bin(entries: np.ndarray) -> None:
     """Counts equal NumPy's over the same edges, and with the NaNs and infinities sum to the tensor's size."""
     counts, nan, inf = (t.numpy() for t in distribution.histogram_counts(torch.from_numpy(entries)))
@@ -41,7 +41,7 @@ def rounded(entries: np.ndarray) -> Float64Array:
 
 
 @given(TENSORS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> None:
     """The quantiles are NumPy's of what is finite, rounded to bfloat16, and NaN where nothing is."""
     values, count = (t.numpy() for t in distribution.quantiles(torch.from_numpy(entries)))

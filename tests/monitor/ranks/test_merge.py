@@ -93,7 +93,7 @@ def assert_same(ours: Frame, theirs: Frame) -> None:
         assert (found.nan, found.inf) == (histogram.nan, histogram.inf)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**20),
     rows=st.integers(1, 40),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -18,15 +16,6 @@ from tests.optim.reference import Array
 QUANTILES = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0, 1))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 METHODS: tuple[QuantileMethod, ...] = ("exact", "histogram", "sampled")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """So many small operations only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def authors(batch: Tensor, quantile: float) -> Tensor:
@@ -62,7 +51,7 @@ def per_shard(batch: Tensor, quantile: float, method: QuantileMethod = "exact") 
     ),
     QUANTILES,
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_it_is_numpys_quantile(batch: Array, quantile: float) -> None:
     """Per matrix of a batch, ties included, the threshold is `numpy.quantile` of its entries."""
     expected = [np.quantile(matrix, quantile) for matrix in batch]
@@ -78,7 +67,7 @@ def test_it_is_numpys_quantile(batch: Array, quantile: float) -> None:
     ),
     QUANTILES,
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_it_is_the_authors_to_the_bit(dtype: torch.dtype, batch: Array, quantile: float) -> None:
     """Of signed matrices in every dtype, in a batch or alone, by partition or by counts."""
     matrices = torch.from_numpy(batch).to(dtype)
@@ -201,7 +190,7 @@ def test_an_unknown_method_is_refused() -> None:
 
 
 @given(npst.arrays(np.float64, (2, 5, 7), elements=st.floats(-1e6, 1e6)), st.floats(0, 1e6))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_split_is_the_soft_threshold(batch: Array, eps: float) -> None:
     """B = clamp(M, -ε, ε), and M - B is the soft-thresholded M of the paper."""
     matrix = torch.from_numpy(batch)

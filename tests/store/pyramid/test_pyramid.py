@@ -97,7 +97,7 @@ def _agrees(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("narrow")
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(attempts)
 def test_views_agree_with_the_rows(tmp_path_factory: pytest.TempPathFactory, told: Any) -> None:
     """Steps out of order, twice, by several attempts, of changing layers, NaN and Inf: every view is the rows'."""

@@ -79,7 +79,7 @@ def _live(place: Path | str, history: list[Any]) -> None:
         _agrees(store)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(histories)
 def test_totals_are_those_of_a_plain_count(tmp_path_factory: pytest.TempPathFactory, history: list[Any]) -> None:
     """Attempts in turns, frames twice, frames that fail, pruned runs: after each the totals are the frames'."""
@@ -87,7 +87,7 @@ def test_totals_are_those_of_a_plain_count(tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.heavy
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(history=histories)
 def test_totals_are_those_of_a_plain_count_on_a_server(postgres: Any, history: list[Any]) -> None:
     """So they are in PostgreSQL."""
