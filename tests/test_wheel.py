@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_SECONDS
+
 TREE = Path(__file__).parents[1]
 
 
@@ -24,7 +26,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(TREE / name, tree)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", ".", "."]
-    built = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False, timeout=120)
+    built = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS)
     assert built.returncode == 0, built.stdout + built.stderr
     (wheel,) = tree.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Response, sync_playwright
 
 from tests.browser.chromium import ARGUMENTS, find
+from tests.waiting import LIMIT_SECONDS
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 START_SECONDS = 60
@@ -99,7 +100,7 @@ def running(arguments: list[str], log: Path, token: str | None = None) -> Iterat
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.communicate(timeout=20)
+                process.communicate(timeout=LIMIT_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()

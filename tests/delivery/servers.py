@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from root_dash.server.guard import Guard
 from root_dash.server.ingest import Inbox
 from root_dash.settings import Settings
 from root_dash.store import Store
+from tests.waiting import until
 
 WRITE = "write-token"
 
@@ -63,8 +63,7 @@ def serving(path: Path, port: int | None = None, *, held: bool = False) -> Itera
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
-        while not server.started:
-            time.sleep(0.01)
+        until(lambda: server.started, "the server's start")
         try:
             yield f"http://127.0.0.1:{port}", gate, app
         finally:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, remaining, send, start
 from tests.store.read.test_frames import same_frames, trained
+from tests.waiting import LIMIT_SECONDS, until
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +88,8 @@ def test_the_next_run_ends_what_a_killed_one_left(tmp_path: Path) -> None:
     path = left(tmp_path / "spool", end=False)
     with serving(tmp_path / "team.db") as (server, _, _):
         run = start(server, tmp_path / "spool")
-        while path.exists():
-            time.sleep(0.01)
         with Store.open(tmp_path / "team.db") as store:
+            until(lambda: not path.exists() and len(store.runs()) == 2)
             assert {run.name: run.ended_at for run in store.runs()} == {"far away": trained(3).time, "far": None}
         run.close()
 
@@ -116,8 +115,7 @@ def test_only_a_trainer_that_is_dead_is_said_to_have_ended(tmp_path: Path) -> No
         )
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "stored\n"
-        while len(arrived(tmp_path / "team.db")) < 5:
-            time.sleep(0.01)
+        until(lambda: len(arrived(tmp_path / "team.db")) == 5)
         trainer.send_signal(signal.SIGSTOP)
         assert send(folder, server) == []
         with Store.open(tmp_path / "team.db") as store:
@@ -148,14 +146,11 @@ def test_a_server_that_comes_later_gets_everything(tmp_path: Path, capfd: pytest
     """Nobody listens while the run trains; it is said once, as is that somebody does, and what waited arrives."""
     port = free_port()
     run = start(f"http://127.0.0.1:{port}", tmp_path / "spool")
-    while run.pending:
-        time.sleep(0.01)
-    while "training goes on" not in capfd.readouterr().err:
-        time.sleep(0.01)
+    until(lambda: not run.pending)
+    until(lambda: "training goes on" in capfd.readouterr().err)
     with serving(tmp_path / "team.db", port):
         # At once after it came up the sender may still have failed its last try: it goes on in the background.
-        while len(arrived(tmp_path / "team.db")) < 5:
-            time.sleep(0.01)
+        until(lambda: len(arrived(tmp_path / "team.db")) == 5)
         run.close()
     assert [frame.step for frame in arrived(tmp_path / "team.db")] == [1, 2, 3, 4, 5]
     said = capfd.readouterr().err
@@ -177,8 +172,7 @@ def test_a_server_that_is_away_for_a_moment_is_not_spoken_of(
     monkeypatch.setattr(Mail, "_send", fail_once)
     with serving(tmp_path / "team.db") as (server, _, _):
         start(server, tmp_path / "spool").close(20.0)
-        while list((tmp_path / "spool").glob("*.db")):
-            time.sleep(0.01)
+        until(lambda: not list((tmp_path / "spool").glob("*.db")))
     assert len(arrived(tmp_path / "team.db")) == 5
     said = capfd.readouterr().err
     assert "training goes on" not in said
@@ -189,8 +183,7 @@ def test_a_server_that_hangs_does_not_hold_the_training(tmp_path: Path) -> None:
     """While the server holds its first answer back all steps are trained and stored in the spool."""
     with serving(tmp_path / "team.db", held=True) as (server, gate, app):
         run = start(server, tmp_path / "spool")
-        while app.requests == 0 or run.stored < 5:
-            time.sleep(0.01)
+        until(lambda: app.requests > 0 and run.stored == 5)
         with Store.open(tmp_path / "team.db") as store:
             assert store.runs() == []
         gate.set()
@@ -212,7 +205,7 @@ def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_SECONDS,
     )
     assert result.returncode == 0, result.stderr
     (spool,) = folder.glob("*.db")
@@ -221,8 +214,7 @@ def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd
     with serving(tmp_path / "team.db", port) as (server, _, _):
         run = start(server, folder)
         run.close()
-        while list(folder.glob("*.db")):
-            time.sleep(0.01)
+        until(lambda: not list(folder.glob("*.db")))
     with Store.open(tmp_path / "team.db") as store:
         assert sorted(run.frames for run in store.runs()) == [5, 5]
 

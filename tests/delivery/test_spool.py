@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from root_dash.delivery.delivery import Delivery, deliver, leftovers
 from root_dash.delivery.spool_lock import hold
 from root_dash.exceptions import StoreFull
 from root_dash.monitor.writing import writer
-from root_dash.records import Attempt
+from root_dash.monitor.writing.writer import Sink
+from root_dash.records import Attempt, Frame
 from root_dash.store import Store
 from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
@@ -32,6 +34,7 @@ from tests.delivery.spools import LAYERS, RUN, arrived, left, send
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import record
 from tests.store.read.test_frames import same_frames, trained
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -216,8 +219,7 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
     assert kept == list(range(1, run.stored + 1))
     assert run.active
     with serving(tmp_path / "team.db", port):
-        while run.pending > 1:
-            time.sleep(0.01)
+        until(lambda: run.pending <= 1)
         train(model, optimizers, 5, run.log)
         run.close()
         assert not list(folder.glob("*.db"))
@@ -258,6 +260,15 @@ def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: 
         mail.close()
 
 
+def taken_by(sink: Sink, frame: Frame) -> bool:
+    """Whether a sink had room for a frame."""
+    try:
+        sink.append(frame)
+    except StoreFull:
+        return False
+    return True
+
+
 def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path) -> None:
     """Nothing could be let go of in it for want of room: it is deleted, and another one takes the frames that wait."""
     port, folder = free_port(), tmp_path / "spool"
@@ -275,11 +286,7 @@ def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path
         sink.append(trained(seq))
     with serving(tmp_path / "team.db", port):
         for late in (seq, seq + 1):
-            while True:
-                with suppress(StoreFull):
-                    sink.append(trained(late))
-                    break
-                time.sleep(0.01)
+            until(partial(taken_by, sink, trained(late)))
         assert path not in folder.glob("*.db")
         assert len(list(folder.glob("*.db"))) == 1
         sink.end(1.8e9, 0)
@@ -340,8 +347,7 @@ def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.Ca
     with serving(tmp_path / "team.db") as (server, _, _):
         run = root_dash.watch(model, optimizers, server=server, token=WRITE, spool=folder, cadence=EVERY_STEP)
         train(model, optimizers, 3, run.log)
-        while run.pending or len(arrived(tmp_path / "team.db")) < 3:
-            time.sleep(0.01)
+        until(lambda: not run.pending and len(arrived(tmp_path / "team.db")) == 3)
         shutil.rmtree(folder)
         train(model, optimizers, 3, run.log)
         run.close()

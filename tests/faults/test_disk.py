@@ -18,6 +18,7 @@ import root_dash
 from root_dash.exceptions import NotRecorded, RootDashError
 from root_dash.store import Store, examine
 from tests.store.frames import record
+from tests.waiting import LIMIT_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def run(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT_SECONDS,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -69,6 +70,8 @@ with open(place / "ballast", "wb", buffering=0) as ballast:
 train(model, optimizers, 37, run.log)
 assert torch.equal(alone.square.weight, model.square.weight)
 assert run.active and run.pending > 10, run.pending
+print("trained", flush=True)
+sys.stdin.readline()
 (place / "ballast").unlink()
 while run.pending > 1: time.sleep(0.01)
 train(model, optimizers, 2, run.log)
@@ -80,9 +83,19 @@ assert (run.stored, run.lost, run.failures) == (42, 0, 0), (run.stored, run.lost
 @pytest.mark.heavy
 def test_a_full_disk_is_waited_for(small_disk: Path) -> None:
     """Training goes on to the same bit; what waited is stored when there is room again, and the recording tells."""
-    said = run(FULL, small_disk).stderr
-    assert said.count("recording waits") == 1
-    assert "full" in said
+    log = small_disk.with_name("log")
+    with log.open("w") as stderr:
+        command = [sys.executable, "-c", FULL, str(small_disk)]
+        trainer = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == "trained\n", log.read_text()
+    until(lambda: "recording waits" in log.read_text(), "a try to store that failed")
+    trainer.communicate("\n", timeout=LIMIT_SECONDS)
+    assert trainer.returncode == 0, log.read_text()
+    assert log.read_text().count("recording waits") == 1
+    assert "full" in log.read_text()
     with sqlite3.connect(small_disk / "runs.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()

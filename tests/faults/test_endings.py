@@ -7,13 +7,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 import root_dash
 from root_dash.records import Run
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = pytest.mark.heavy
 
@@ -62,7 +62,7 @@ def test_sigterm_stores_what_waits_and_ends_the_process_by_sigterm(tmp_path: Pat
     """As Slurm, Kubernetes and `kill` send it: six steps are complete, and the seventh is still open."""
     trainer = start(tmp_path / "runs.db", "", WAIT)
     trainer.terminate()
-    trainer.communicate(timeout=30)
+    trainer.communicate(timeout=LIMIT_SECONDS)
     assert trainer.returncode == -signal.SIGTERM
     run = recorded(tmp_path / "runs.db")
     assert run.frames >= 6
@@ -78,7 +78,7 @@ def test_a_handler_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         assert trainer.stdout is not None
         trainer.stdout.readline()
         trainer.terminate()
-        trainer.communicate(timeout=30)
+        trainer.communicate(timeout=LIMIT_SECONDS)
         assert trainer.returncode == 5
         assert recorded(path).frames == 7
 
@@ -91,7 +91,7 @@ def test_closing_takes_the_handler_away(tmp_path: Path) -> None:
         "run.close(); assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL; other.close()\n"
         "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL",
     )
-    _, err = trainer.communicate(timeout=30)
+    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
     assert (trainer.returncode, err) == (0, b"")
 
 
@@ -110,6 +110,10 @@ model = Model(); optimizers = root(model)
 positions = {parameter: i for i, parameter in enumerate(model.parameters())}
 run = Recorder(optimizers, positions, Stuck, cadence=Cadence(), outlier_quantile=0.9)
 train(model, optimizers, 3)
+def watch_it_close():
+    while not run._writer._closing: time.sleep(0.005)
+    print("closing", flush=True)
+threading.Thread(target=watch_it_close, daemon=True).start()
 with run:
     print("ready", flush=True)
     time.sleep(60)
@@ -135,10 +139,11 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     """Ctrl-C or SIGTERM, where the first waits for a sink that is stuck."""
     trainer = stuck()
     trainer.send_signal(number)
-    time.sleep(0.5)
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == b"closing\n"
     assert trainer.poll() is None
     trainer.send_signal(number)
-    _, err = trainer.communicate(timeout=30)
+    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
     assert trainer.returncode == -number
     assert b"could not be stored in time" not in err  # as the first says when it has waited
 
@@ -147,7 +152,7 @@ def test_ctrl_c_waits_no_longer_than_seconds_and_says_what_is_missing() -> None:
     """Where a sink is stuck: the frames that could not be stored are told on stderr."""
     trainer = stuck()
     trainer.send_signal(signal.SIGINT)
-    _, err = trainer.communicate(timeout=30)
+    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
     assert trainer.returncode == -signal.SIGINT
     assert b"gave up on 3 frames that could not be stored in time" in err
 
@@ -161,7 +166,7 @@ def test_other_endings_leave_whole_frames(end: str, status: int, tmp_path: Path)
     trainer = start(
         tmp_path / "runs.db", "", f"while {'_exit' in end or 'abort' in end} and run.pending > 1: pass\n{end}"
     )
-    _, err = trainer.communicate(timeout=30)
+    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
     assert trainer.returncode == status
     assert (b"ValueError: mine" in err) == ("mine" in end)
     run = recorded(tmp_path / "runs.db")

@@ -14,6 +14,7 @@ import torch
 
 import root_dash
 from tests.monitor.training import Model, root, train
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = pytest.mark.heavy
 
@@ -53,7 +54,7 @@ def test_the_workers_of_a_loader_record_nothing_and_the_training_all(context: st
     script, path = tmp_path / "loader.py", tmp_path / "runs.db"
     script.write_text(LOADER)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, path, context], check=True, timeout=120, env=environment)
+    subprocess.run([sys.executable, script, path, context], check=True, timeout=LIMIT_SECONDS, env=environment)
     with root_dash.open(path) as store:
         (run,) = store.runs()
         assert (run.frames, run.lost) == (10, 0)
@@ -97,7 +98,7 @@ def test_a_child_never_waits_for_a_lock_that_was_held_at_the_fork(tmp_path: Path
         [sys.executable, "-c", BUSY, tmp_path / "runs.db"],
         check=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=LIMIT_SECONDS,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     with root_dash.open(tmp_path / "runs.db") as store:

@@ -18,6 +18,7 @@ import pytest
 
 import root_dash
 from root_dash.records import KINDS
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = pytest.mark.heavy
 
@@ -66,7 +67,7 @@ def run(script: str, *arguments: str) -> list[Any]:
         cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=60 + 10 * KILLS,
+        timeout=LIMIT_SECONDS + 10 * KILLS,
     )
     return [json.loads(line) for line in done.stdout.decode().splitlines()]
 
@@ -150,7 +151,7 @@ def train(path):
     os._exit(0)
 
 def ask(path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=120) as answer:
         return json.load(answer)
 
 def answers():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 import root_dash
@@ -12,11 +10,9 @@ from root_dash.store import examine
 from tests.faults.test_kill import are_whole, killed
 from tests.monitor.training import Model, root, step
 from tests.postgresql import Server
+from tests.waiting import until
 
 pytestmark = pytest.mark.heavy
-
-PATIENCE = 60.0
-"""Seconds until what waits must have been stored: a guard against a test that hangs."""
 
 
 def test_kill_9_of_the_trainer_leaves_whole_frames(database: str) -> None:
@@ -42,9 +38,7 @@ def test_a_server_that_goes_costs_no_frame(
             postgres.start()
         for index in range(15, 20):
             step(model, optimizers, index)
-        until = time.monotonic() + PATIENCE
-        while run.pending > 1 and time.monotonic() < until:
-            time.sleep(0.05)
+        until(lambda: run.pending <= 1)
     assert run.lost == 0
     assert "se%2Fcret" not in capsys.readouterr().err
     with root_dash.open(database) as store:

@@ -8,8 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from root_dash.store import Store
 from tests.delivery.servers import free_port
 from tests.store.frames import make_layers
 from tests.store.read.test_frames import same_frames, trained
+from tests.waiting import LIMIT_SECONDS, until
 
 pytestmark = pytest.mark.heavy
 
@@ -91,17 +90,21 @@ def serving(path: Path, port: int, *command: str) -> Iterator[subprocess.Popen[s
     """A server that answers, without the dashboard where no command says so; killed at the end."""
     server = start(*(command or ("-c", SERVER)), str(path), *(() if command else (str(port),)))
     try:
-        while True:
-            assert server.poll() is None, server.communicate()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.02)
+        until(lambda: answers(server, port), "a server that answers")
         yield server
     finally:
         server.kill()
-        server.communicate(timeout=30)
+        server.communicate(timeout=LIMIT_SECONDS)
+
+
+def answers(server: subprocess.Popen[str], port: int) -> bool:
+    """Whether a server that runs answers already."""
+    assert server.poll() is None, server.communicate()
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def left(folder: Path, frames: int) -> None:
@@ -112,6 +115,12 @@ def left(folder: Path, frames: int) -> None:
         for seq in range(frames):
             recording.append(trained(seq))
         recording.end(1.8e9)
+
+
+def frames_of(path: Path) -> int:
+    """How many frames of the only run a server has."""
+    with Store.open(path) as store:
+        return sum(run.frames for run in store.runs())
 
 
 def check(path: Path, frames: int) -> None:
@@ -140,12 +149,14 @@ def test_a_server_killed_amid_sending_gets_every_frame_once(tmp_path: Path) -> N
     while sender.poll() is None:
         with serving(tmp_path / "team.db", port) as server:
             if kills == KILLS:
-                sender.wait(60)
+                sender.wait(LIMIT_SECONDS)
                 break
-            time.sleep(moments.uniform(0.02, 0.2))
+            # At a random moment of its share of the frames: however quick the sender is, there are more to come.
+            enough = moments.integers(1 + kills * FRAMES // (KILLS + 1), (kills + 1) * FRAMES // (KILLS + 1))
+            until(lambda: frames_of(tmp_path / "team.db") >= enough)  # noqa: B023 (called within the turn)
             server.send_signal(signal.SIGKILL)
             kills += 1
-    output, errors = sender.communicate(timeout=60)
+    output, errors = sender.communicate(timeout=LIMIT_SECONDS)
     assert sender.returncode == 0, errors
     assert kills == KILLS
     check(tmp_path / "team.db", FRAMES)
@@ -165,7 +176,7 @@ def test_a_full_server_gets_everything_once_it_has_room(tmp_path: Path) -> None:
         assert "cannot take frames now" in said
         assert sender.poll() is None
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard, hard))
-        sender.communicate(timeout=60)
+        sender.communicate(timeout=LIMIT_SECONDS)
         assert sender.returncode == 0
     check(tmp_path / "team.db", FRAMES)
 
@@ -178,17 +189,19 @@ def test_what_a_killed_trainer_left_is_synced(tmp_path: Path) -> None:
     assert trainer.stdout is not None
     words = [trainer.stdout.readline() for _ in range(40)]
     trainer.send_signal(signal.SIGKILL)
-    rest, _ = trainer.communicate(timeout=30)
+    rest, _ = trainer.communicate(timeout=LIMIT_SECONDS)
     step, pending = map(int, (words + rest[: rest.rfind("\n") + 1].splitlines())[-1].split())
     command = [sys.executable, "-m", "root_dash.cli", "sync", spool, "--server", server]
-    away = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    away = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert away.returncode == 2
     assert away.stderr.startswith(f"root-dash: {server} cannot be reached")
     with serving(tmp_path / "team.db", port, "-m", "root_dash.cli", "serve", "--port", str(port)):
-        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("sent ")
-        again = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        again = subprocess.run(
+            command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_SECONDS
+        )
         assert again.stdout == f"nothing waits in {spool}\n"
     with Store.open(tmp_path / "team.db") as store:
         (run,) = store.runs()

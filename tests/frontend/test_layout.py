@@ -17,6 +17,7 @@ from root_dash.frontend.pages import layer, notices, overview
 from root_dash.records import Layer, Run
 from root_dash.store import Store
 from tests.store.frames import record
+from tests.waiting import LIMIT_SECONDS
 
 
 def components(tree: Any) -> Iterator[Any]:
@@ -114,5 +115,7 @@ def test_the_dashboard_needs_no_torch_and_no_sql() -> None:
         "import sys, root_dash.frontend.app as app; "
         "assert not {'torch', 'sqlalchemy'} & set(sys.modules), 'pulled in'; print(app.__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from root_dash.kernels.symmetric import available
+from tests.waiting import LIMIT_SECONDS
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed: it has no wheel for every platform"
@@ -33,7 +34,7 @@ def run_interpreted(module: str) -> None:
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_SECONDS,
     )
     assert run.returncode == 0, run.stderr
 

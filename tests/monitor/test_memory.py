@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,6 +39,7 @@ from tests.monitor.training import (
     step,
     train,
 )
+from tests.waiting import until
 
 KINDS: tuple[Kind, ...] = ("statistics", "histograms", "quantiles", "spectra", "masks")
 
@@ -223,8 +223,7 @@ def test_without_memory_the_step_is_trained_as_ever_and_nothing_is_held(
             for index in range(5):
                 with no_memory(monkeypatch, owner, name, after=after) if index == 3 else nullcontext():
                     run.log(loss=step(watched, optimizers, index))
-                while run.pending:  # the writer's thread has tensors of its own
-                    time.sleep(0.001)
+                until(lambda: not run.pending)  # the writer's thread has tensors of its own
                 after_steps.append(held(watched))
             assert run.active
     finally:

@@ -39,6 +39,7 @@ from tests.monitor.training import (
     step,
     train,
 )
+from tests.waiting import LIMIT_SECONDS, until
 
 
 class Witness:
@@ -261,12 +262,15 @@ def test_a_forgotten_recorder_lets_go_of_the_model(tmp_path: Path) -> None:
         train(model, optimizers, 2, run.log)
         return weakref.ref(model.square.weight)
 
+    def let_go() -> bool:
+        gc.collect()  # does nothing while another thread is at it
+        return weight() is None
+
+    others = set(threading.enumerate())
     weight = forget()
-    gc.collect()
-    assert weight() is None
-    for thread in threading.enumerate():
-        if thread.name == "root-dash-writer":
-            thread.join(30)
+    (writer,) = (each for each in set(threading.enumerate()) - others if each.name == "root-dash-writer")
+    until(let_go, "the model's end")
+    writer.join()
     (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
     assert (recorded.frames, recorded.ended_at is not None) == (2, True)
 
@@ -348,7 +352,9 @@ train(model, optimizers, 2, run.log)
 run.close()
 assert (run.stored, run.lost, run.failures) == (4, 0, 0)
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=60)
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=LIMIT_SECONDS
+    )
     (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
     assert recorded.frames == 4
 
@@ -364,7 +370,9 @@ run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
 train(model, optimizers, 7)
 {ending}
 """
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=60, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=LIMIT_SECONDS, stderr=subprocess.DEVNULL
+    )
     (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
     assert (recorded.frames, recorded.last_step, recorded.lost) == (7, 7, 0)
 
@@ -372,4 +380,4 @@ train(model, optimizers, 7)
 def test_importing_root_dash_imports_no_torch() -> None:
     """A dashboard host needs none."""
     code = "import sys, root_dash, root_dash.records, root_dash.store.store; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=LIMIT_SECONDS)

@@ -15,6 +15,7 @@ from root_dash.records import Notice, Run
 from root_dash.server.stream import tail
 from root_dash.store import Store
 from tests.store.frames import make_frame
+from tests.waiting import LIMIT_SECONDS
 
 
 async def collect(store: Store, cursor: int) -> list[Notice]:
@@ -64,11 +65,11 @@ def test_a_tail_follows_a_writer_and_stops_when_told(tmp_path: Path) -> None:
         for seq in range(5):
             await asyncio.to_thread(recording.append, make_frame(seq, seq, [], rng, ["scalars"]))
             await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await complete.wait()
         stopping.set()
-        await asyncio.wait_for(listening, 2)
-        await asyncio.wait_for(listen(), 2)
+        await asyncio.wait_for(listening, LIMIT_SECONDS)
+        await asyncio.wait_for(listen(), LIMIT_SECONDS)
         return seen
 
     with Store.create(tmp_path / "x.db") as store:

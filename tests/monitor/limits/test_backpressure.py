@@ -14,6 +14,7 @@ from root_dash.monitor.recorder import Recorder
 from root_dash.monitor.writing import writer
 from root_dash.records import KINDS, Frame, Kind, Layer
 from tests.monitor.training import EVERY_STEP, Model, root, train
+from tests.waiting import until
 
 
 @pytest.mark.parametrize(("fill", "count"), [(0.0, 0), (0.49, 0), (0.5, 1), (0.63, 2), (0.76, 3), (0.9, 4), (1.0, 4)])
@@ -51,7 +52,7 @@ class SlowSink:
     def append(self, frame: Frame) -> object:
         """Wait, then keep."""
         self.busy.set()
-        self.free.wait(60)
+        self.free.wait()
         self.frames.append(frame)
         return None
 
@@ -80,14 +81,13 @@ def test_a_slow_sink_costs_the_costly_kinds_then_frames_and_never_the_training(m
     recorder = Recorder(optimizers, positions, lambda: sink, cadence=EVERY_STEP, outlier_quantile=0.9, max_overhead=1e9)
     train(model, optimizers, 60, recorder.log)
     assert torch.equal(alone.square.weight, model.square.weight)
-    assert sink.busy.is_set()
+    until(sink.busy.is_set, "a frame that is being stored")
     assert sink.frames == []
     assert recorder.lost > 0
     assert recorder.left_out > 0
     assert recorder._writer.fill <= 1.0
     sink.free.set()
-    while recorder.pending > 1:
-        threading.Event().wait(0.01)
+    until(lambda: recorder.pending <= 1)
     train(model, optimizers, 3, recorder.log)
     recorder.close()
     assert recorder.failures == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from root_dash.monitor.recorder import Recorder
 from root_dash.monitor.writing.writer import Nowhere
 from root_dash.records import Frame, Kind
 from tests.monitor.training import EVERY_STEP, MATRICES, Model, adamw, layers_of, root, step, train
+from tests.waiting import until
 
 
 def test_a_budget_that_cannot_be_kept_thins_every_kind_and_says_so(tmp_path: Path) -> None:
@@ -29,8 +29,7 @@ def test_a_budget_that_cannot_be_kept_thins_every_kind_and_says_so(tmp_path: Pat
     with root_dash.watch(model, optimizers, db=path, cadence=EVERY_STEP, max_overhead=1e-12) as run:
         train(model, optimizers, 120, run.log)
         # Bills come in when the writer has stored their frames; a step more settles what has come in by now.
-        while run.pending > 1:
-            time.sleep(0.01)
+        until(lambda: run.pending <= 1)
         train(model, optimizers, 5, run.log)
         thinned, overhead = run.cadence, run.overhead
     assert all(interval > 1 for interval in asdict(thinned).values())
@@ -102,8 +101,7 @@ def test_what_is_gathered_before_a_step_is_charged_to_a_kind_that_is_due(tmp_pat
     cadence = Cadence(statistics=0, histograms=1, quantiles=0, spectra=0, masks=0)
     with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=cadence) as run:
         train(model, optimizers, 6, run.log)
-        while run.pending > 1:
-            time.sleep(0.01)
+        until(lambda: run.pending <= 1)
         train(model, optimizers, 1)
         assert set(run._pace.budget.costs) == {"histograms"}
 

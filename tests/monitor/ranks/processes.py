@@ -37,7 +37,7 @@ from tests.monitor.training import EVERY_STEP
 from tests.optim.distributed.sharding import cut, drawn, give, model, optimizer, tokens, weights
 
 STEPS = 3
-SECONDS = 120
+SECONDS = 300
 
 Said = dict[str, Any]
 Build = Callable[[nn.Module], list[Optimizer]]
@@ -209,6 +209,7 @@ def exchange(rank: int, world: int, folder: Path) -> Said:
     join(8)
     dist.barrier()
     dist.barrier()
+    inbox._patience = ranks.PATIENCE_SECONDS
     join(9)
     join(10)
     inbox.close()

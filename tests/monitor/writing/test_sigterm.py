@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import root_dash
+from tests.waiting import LIMIT_SECONDS
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +34,9 @@ time.sleep(60)
 @pytest.mark.parametrize(("pending", "said"), [(0, ""), (3, "terminated with 3 frames that could not be stored")])
 def test_only_frames_that_are_missing_are_told(pending: int, said: str) -> None:
     """A writer that is still busy once all frames are stored, as while they are sent on, has left none behind."""
-    ended = subprocess.run([sys.executable, "-c", _SCRIPT, str(pending)], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, str(pending)], capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
     assert ended.returncode == -signal.SIGTERM
     assert (said in ended.stderr) if said else not ended.stderr
 
@@ -54,7 +57,7 @@ def test_a_process_whose_stderr_nobody_reads_is_ended_all_the_same() -> None:
     script = _SCRIPT.replace("drain_on_termination(Slow())", _UNREAD)
     with subprocess.Popen([sys.executable, "-c", script, "3"], stderr=subprocess.PIPE) as process:
         try:
-            assert process.wait(30) == -signal.SIGTERM
+            assert process.wait(LIMIT_SECONDS) == -signal.SIGTERM
         finally:
             process.kill()
 
@@ -88,7 +91,7 @@ def ended(script: str, *arguments: str) -> tuple[int, str]:
     assert process.stdout.readline() == "ready\n"
     process.terminate()
     try:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=LIMIT_SECONDS)
     finally:
         process.kill()
     return process.returncode, err
@@ -120,7 +123,9 @@ def threads():
 
 def check(script: str) -> None:
     """Run what goes on after `_WATCHED` in a process of its own, to its end."""
-    done = subprocess.run([sys.executable, "-c", _WATCHED + script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED + script], capture_output=True, text=True, timeout=LIMIT_SECONDS
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.monitor.training import (
     step,
     train,
 )
+from tests.waiting import until
 
 
 class BrokenSink:
@@ -92,7 +92,7 @@ def test_what_cannot_be_ended_is_closed_all_the_same(capfd: pytest.CaptureFixtur
     """The sink lets go of its database, and the other processes hear that nothing more comes."""
     sink, link = (Endless(StoreBusy("held by another process")) for _ in range(2))
     writer = Writer(sink, link)
-    assert writer.close(0.4)
+    assert writer.close(2.0)
     assert (sink.closed, link.closed, writer.failures.count) == (1, 1, 1)
     said = capfd.readouterr().err
     assert said.count("recording waits") == 1
@@ -150,21 +150,23 @@ def test_a_store_that_is_busy_is_waited_for_off_the_training_thread() -> None:
     assert (recorder.lost, recorder.failures, sink.lost) == (0, 0, 0)
 
 
-def test_a_database_that_is_held_at_the_end_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_held_at_the_end_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Another process has it when the recording is closed, for many tries: what waits is stored, and the run ends."""
     monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.02)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
     run = root_dash.watch(model, optimizers, db=path)
     train(model, optimizers, 2, run.log)
-    while run.pending > 1:
-        time.sleep(0.01)
+    until(lambda: run.pending <= 1)
     hog = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     hog.execute("BEGIN IMMEDIATE")
     train(model, optimizers, 5, run.log)
     closing = threading.Thread(target=run.close)
     closing.start()
-    closing.join(0.6)
+    until(lambda: "recording waits" in capfd.readouterr().err, "a try to store that failed")
+    closing.join(0.6)  # further tries
     assert closing.is_alive()
     hog.execute("ROLLBACK")
     closing.join()
@@ -179,17 +181,17 @@ def test_an_end_that_there_is_no_time_for_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """All frames are stored, and another process holds the database for longer than `close` may take."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.5)
+    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 60)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
     run = root_dash.watch(model, optimizers, db=path)
     train(model, optimizers, 2, run.log)
-    while run.pending:
-        time.sleep(0.01)
+    until(lambda: not run.pending)
     hog = sqlite3.connect(path, isolation_level=None)
     hog.execute("BEGIN IMMEDIATE")
     run.close(0.1)
     hog.close()
+    run._writer._thread.join()
     assert (run.stored, run.pending, run.lost) == (2, 0, 0)
     said = capfd.readouterr().err
     assert said == "root-dash: all frames are stored, but the end of the recording was not waited for\n"

@@ -10,6 +10,7 @@ import pytest
 
 from root_dash.optim.calibration import background
 from root_dash.optim.calibration.background import Job
+from tests.waiting import LIMIT_SECONDS
 
 
 def test_one_thread_does_all_jobs_in_order() -> None:
@@ -60,7 +61,9 @@ release.set()
 _, status = os.waitpid(child, 0)
 sys.exit(os.waitstatus_to_exitcode(status) or (waiting.result() != os.getpid()))
 """
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False, timeout=LIMIT_SECONDS).returncode == 0
+    )
 
 
 def test_leaving_does_not_wait_for_it() -> None:
@@ -73,12 +76,14 @@ for step in (2, 4):
     calibration.adopt(step)
     calibration.offer(step, (64, 256), torch.randn(64, 256))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, timeout=LIMIT_SECONDS, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_thread_starts_with_the_first_job() -> None:
     """Importing starts nothing."""
     code = "import threading, root_dash.optim.calibration.online; raise SystemExit(threading.active_count() - 1)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=LIMIT_SECONDS).returncode == 0
     assert background.Job(lambda: 1).result() == 1

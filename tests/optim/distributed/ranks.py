@@ -43,7 +43,7 @@ from tests.optim.distributed.sharding import (
 )
 
 STEPS = 6
-SECONDS = 240
+SECONDS = 300
 
 
 class Watch:

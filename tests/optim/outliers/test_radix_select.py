@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as npst
 from torch import Tensor
 
 from root_dash.optim.outliers.radix_select import Combine, bucket_center, partition_neighbours, radix_neighbours
+from tests.waiting import LIMIT_SECONDS
 
 BITS = {
     torch.float64: (np.int64, torch.int64),
@@ -22,15 +23,6 @@ BITS = {
     torch.bfloat16: (np.int16, torch.int16),
 }
 Select = Callable[[Tensor, int], Tensor]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """So many small operations only wait for a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def radix(entries: Tensor, rank: int) -> Tensor:
@@ -61,7 +53,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(BITS))
 @SELECTIONS
 @DTYPES
 @given(st.data())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_any_bits(select: Select, dtype: torch.dtype, data: st.DataObject) -> None:
     """Among all floats, the infinite, the denormal and NaN too, both find what a sort finds."""
     numpy_integer = BITS[dtype][0]
@@ -149,7 +141,7 @@ def test_the_entries_are_left_alone(select: Select, n: int) -> None:
 
 def lockstep(workers: int) -> list[Combine]:
     """Sums over threads that wait for one another, as all-reduce does over processes."""
-    barrier = threading.Barrier(workers, timeout=20)
+    barrier = threading.Barrier(workers, timeout=LIMIT_SECONDS)
     given: list[Tensor | None] = [None] * workers
 
     def combine(worker: int, counts: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFo
 from root_dash.store import Store, sqlite_has_wal_reset_bug
 from root_dash.store.tables.schema import APPLICATION_ID, SCHEMA_VERSION
 from tests.store.frames import record
+from tests.waiting import LIMIT_SECONDS
 
 
 def _foreign(path: Path) -> None:
@@ -122,8 +123,11 @@ def test_creating_again_keeps_what_is_there(tmp_path: Path) -> None:
         assert [run.uid for run in store.runs()] == ["run-2", "run-1"]
 
 
-def test_many_may_create_at_once(tmp_path: Path) -> None:
+def test_many_may_create_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that create the same file at the same moment all get a working store."""
+    monkeypatch.setattr(
+        "root_dash.store.backends.sqlite.BUSY_TIMEOUT", LIMIT_SECONDS
+    )  # on a busy machine they wait for longer
     path = tmp_path / "x.db"
     failures: list[BaseException] = []
     start = threading.Barrier(8)

@@ -23,6 +23,7 @@ from root_dash.store.tables.schema import RECORDINGS, SCHEMA_VERSION
 from tests.postgresql import PASSWORD, Server
 from tests.store.admin.test_doctor import _bad
 from tests.store.frames import make_frame, make_layers, record
+from tests.waiting import LIMIT_SECONDS
 
 pytestmark = pytest.mark.heavy
 
@@ -167,7 +168,7 @@ def test_a_frame_is_never_seen_after_a_later_one(database: str) -> None:
         slow._derived.add = late  # type: ignore[assignment, method-assign]
         thread = threading.Thread(target=slow.append, args=(make_frame(0, 0, layers, rng, ["statistics"]),))
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(LIMIT_SECONDS)
         quick.append(make_frame(0, 1, layers, rng, ["statistics"]))
         follow()
         stored.set()
@@ -196,7 +197,7 @@ def test_followers_are_told(database: str, monkeypatch: pytest.MonkeyPatch) -> N
         for seq in range(5):
             for recording in (first, second):
                 await asyncio.to_thread(recording.append, make_frame(seq, seq, [], rng, ["scalars"]))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_SECONDS):
             await asyncio.gather(*listening)
         return seen
 
