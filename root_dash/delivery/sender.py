@@ -33,6 +33,9 @@ PAUSE_SECONDS = (0.5, 60.0)
 SPOOL_BYTES = 2 * 2**30
 """What a spool may hold, and one frame: the disk is the training's too. Beyond, frames are lost, and counted."""
 
+_JITTER = random.Random()  # noqa: S311 (no secret)
+"""The pauses draw from a generator of their own: the one of the `random` module is the training's."""
+
 DRAIN_SECONDS = 30.0
 """How long the end of a recording may wait for frames to be sent, while the server takes them."""
 
@@ -243,6 +246,6 @@ def _pause(failures: int, error: Exception) -> float:
     first, longest = PAUSE_SECONDS
     if isinstance(error, Refused):
         return longest
-    pause = min(first * 2.0 ** min(failures, 20), longest) * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+    pause = min(first * 2.0 ** min(failures, 20), longest) * _JITTER.uniform(0.5, 1.0)
     asked = error.retry_after if isinstance(error, Unreachable) else 0.0
     return max(pause, asked)

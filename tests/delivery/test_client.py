@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import random
 import re
 import threading
 from collections.abc import Iterator
@@ -71,6 +72,14 @@ def test_what_an_answer_means(
     asked = {"7": 7.0, "99999": 300.0}.get(headers.get("Retry_After", ""), 0.0)
     assert getattr(raised.value, "retry_after", 0.0) == asked
     assert sender._pause(0, raised.value) >= min(asked, 0.01)
+
+
+def test_pauses_leave_the_random_numbers_of_the_training_alone() -> None:
+    """They are drawn beside it, in a thread of ours: from the same generator a training would go another way."""
+    before = random.getstate()
+    pauses = {sender._pause(0, Unreachable("away")) for _ in range(3)}
+    assert len(pauses) == 3
+    assert random.getstate() == before
 
 
 @pytest.mark.parametrize(
