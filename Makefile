@@ -1,21 +1,24 @@
-# make demo · make test · make check · make faults · make bench: each sets up all it needs, and is quick the second time.
+# make demo · make test · make test-all · make check · make faults · make bench: each sets up all it needs, and is quick the second time.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test check faults bench clean
+.PHONY: demo test test-all check faults bench clean
 .DELETE_ON_ERROR:
 
 # Train the demo model under ROOT with its dashboard beside it: make demo DEMO_ARGS="--steps 200 --no-open"
 demo: $(VENV)/.demo
 	$(BIN)/root-dash demo $(DEMO_ARGS)
 
-# One pytest for everything; TEST_ARGS narrows it: make test TEST_ARGS="-k orthogonalize"
-test: $(VENV)/.develop
+# What every change has to pass; TEST_ARGS narrows it: make test TEST_ARGS="-k orthogonalize"
+test: SELECTED = -m "not long"
+# And what takes long: before a release, and where it has changed
+test-all: SELECTED =
+test test-all: $(VENV)/.develop
 	@$(BIN)/python -m tests.browser.chromium
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest $(SELECTED) $(TEST_ARGS)
 
 check: $(VENV)/.develop
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from root_dash.optim import ROOT
-from tests.optim.conformance import ONLINE, Case, assert_equal_bits, every_case, plain, some_cases, state_of, train
+from tests.optim.conformance import (
+    CASES,
+    ONLINE,
+    Case,
+    assert_equal_bits,
+    every_case,
+    plain,
+    some_cases,
+    state_of,
+    train,
+)
 from tests.optim.training import copies, give_gradients, mixed, parameters
 
 EVERY = 4  # the first set that can differ is offered at step 8, counted from 1, and adopted at 10
@@ -37,10 +48,17 @@ def changes_of(optimizer: ROOT) -> list[tuple[Any, Any]]:
     return seen
 
 
-@every_case
-@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle"])
-def test_a_copy_goes_on_to_the_bit(case: Case, way: str) -> None:
+# A state dict is put together from the options; the other two copy whatever there is.
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        *(("state_dict", name) for name in CASES),
+        *product(["deepcopy", "pickle"], [*ONLINE, "scheduled quantile", "tensor lr", "heads", "skip"]),
+    ],
+)
+def test_a_copy_goes_on_to_the_bit(way: str, name: str) -> None:
     """A fresh optimizer with the state loaded, a deep copy and a pickled one go on as the original does."""
+    case = CASES[name]
     ours = case.parameters()
     optimizer = case.optimizer(ours)
     train(optimizer, ours, 0, 5)

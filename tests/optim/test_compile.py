@@ -42,7 +42,10 @@ def compiled(optimizer: ROOT, *, fullgraph: bool) -> Callable[[], Any]:
     return run
 
 
-@pytest.mark.parametrize("name", SMALL)
+# Those that are long are traced below too, in steps that are compiled once.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ("mixed", "without nesterov"))) for name in SMALL]
+)
 def test_compiled_steps_equal_eager_ones(name: str) -> None:
     """Weights and state are those of steps that are not compiled."""
     case = SMALL[name]

@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from root_dash.optim import ROOT
-from tests.optim.conformance import Case, assert_equal_bits, every_case, regression, some_cases, state_of, train
+from tests.optim.conformance import CASES, Case, assert_equal_bits, every_case, regression, some_cases, state_of, train
 from tests.optim.training import copies, give_gradients, mixed, parameters
 
 
@@ -110,10 +110,10 @@ def test_zero_gradients_without_decay_change_nothing(case: Case) -> None:
     assert_equal_bits(params, start)
 
 
-@every_case
-@pytest.mark.parametrize("shape", [(), (1,)])
-def test_a_tensor_learning_rate_equals_a_number(case: Case, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("name", "shape"), [*((name, ()) for name in CASES), ("mixed", (1,)), ("adaptive", (1,))])
+def test_a_tensor_learning_rate_equals_a_number(name: str, shape: tuple[int, ...]) -> None:
     """In a tensor of one element, changed in place between the steps, the learning rate does what the number does."""
+    case = CASES[name]
     ours, theirs = case.parameters(), case.parameters()
     rate = torch.full(shape, 0.25)
     first, second = case.optimizer(ours, lr=rate), case.optimizer(theirs, lr=0.25)
@@ -223,21 +223,6 @@ def test_bad_parameters_are_refused(params: Callable[[], Any], error: type[Excep
         torch.optim.Muon(params())
 
 
-def test_a_parameter_given_twice_warns() -> None:
-    """As in torch's optimizers."""
-    with pytest.warns(UserWarning, match="duplicate parameters"):
-        ROOT([square()] * 2)
-
-
-def test_it_prints_its_groups() -> None:
-    """The representation lists every group with its options."""
-    text = repr(ROOT(mixed()[1], lr=0.125))
-    assert text.startswith("ROOT (")
-    assert "Parameter Group 1" in text
-    assert "lr: 0.125" in text
-    assert "algorithm: adamw" in text
-
-
 @some_cases
 def test_hooks_of_a_step_are_called(case: Case) -> None:
     """Before and after each step, an optimizer's own hooks and those of all, in torch's order, until removed."""
@@ -266,7 +251,7 @@ def test_hooks_of_a_step_are_called(case: Case) -> None:
     assert len(calls) == 8
 
 
-@every_case
+@some_cases
 def test_a_closure_gives_its_loss(case: Case) -> None:
     """It is evaluated once, with gradients on even under `no_grad`, and its loss, of any type, is returned."""
     params = case.parameters()
@@ -289,18 +274,6 @@ def test_a_closure_gives_its_loss(case: Case) -> None:
     assert torch.is_grad_enabled()
     assert not any(map(torch.equal, params, start))
     assert optimizer.step() is None
-
-
-@some_cases
-def test_zero_grad_forgets_the_gradients(case: Case) -> None:
-    """They are None, or zeros on demand."""
-    params = case.parameters()
-    optimizer = case.optimizer(params)
-    give_gradients(0, params)
-    optimizer.zero_grad(set_to_none=False)
-    assert all(p.grad is not None and not p.grad.any() for p in params)
-    optimizer.zero_grad()
-    assert all(p.grad is None for p in params)
 
 
 @pytest.mark.parametrize(

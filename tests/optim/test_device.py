@@ -23,14 +23,23 @@ def steps(optimizer: ROOT, params: list[nn.Parameter]) -> None:
         optimizer.step()
 
 
+# Without Triton the selections are others, and no more: those who select in a way of their own show it.
+WITHOUT_TRITON = ("adaptive", "histogram", "sampled", "mixed")
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("name", "dtype", "triton"),
     [
-        *((name, torch.float32) for name in CASES if name != "raise"),
-        *((name, torch.bfloat16) for name in ("adaptive", "mixed", "skip")),
+        *((name, torch.float32, True) for name in CASES if name != "raise"),
+        *((name, torch.bfloat16, True) for name in ("adaptive", "mixed", "skip")),
+        *((name, torch.float32, False) for name in WITHOUT_TRITON),
+        *(
+            pytest.param(name, torch.float32, False, marks=pytest.mark.long)
+            for name in CASES
+            if name not in ("raise", *WITHOUT_TRITON)
+        ),
     ],
 )
-@pytest.mark.parametrize("triton", [False, True])
 def test_no_step_waits_for_the_device(name: str, dtype: torch.dtype, triton: bool) -> None:
     """Every operation of the first steps, calibrations included, leaves values and copies to the device."""
     case = CASES[name]

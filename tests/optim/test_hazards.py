@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_clipping_contains_a_spike(dtype: torch.dtype) -> None:
     assert update[2].isnan().all()
 
 
-@pytest.mark.parametrize("exponent", [-100, -50, 50, 99])
+@pytest.mark.parametrize("exponent", [-100, 99])
 @pytest.mark.parametrize("name", SCALE_FREE)
 def test_the_scale_of_the_gradients_does_not_matter(name: str, exponent: int) -> None:
     """Multiplied by powers of two from 8e-31 to 6e29, gradients of matrices move them alike to the bit.
@@ -184,8 +185,14 @@ def diagonals(shape: tuple[int, int]) -> Tensor:
     return matrices
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, None])
-@pytest.mark.parametrize("shape", [(16, 16), (16, 32), (128, 128), (128, 256)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *product([(16, 16), (16, 32), (128, 128), (128, 256)], [torch.float32, torch.bfloat16, None]),
+        *product([(16, 16), (16, 32)], [torch.float16]),
+        *(pytest.param(shape, torch.float16, marks=pytest.mark.long) for shape in [(128, 128), (128, 256)]),
+    ],
+)
 def test_diagonals_do_not_overshoot(shape: tuple[int, int], dtype: torch.dtype | None) -> None:
     """No σ ends above 1.06 where every rounding of a step may push it the same way, in any dtype."""
     for steps in (2, 3, 4, 5, 8):
@@ -197,7 +204,7 @@ def test_diagonals_do_not_overshoot(shape: tuple[int, int], dtype: torch.dtype |
 @pytest.mark.parametrize("shape", [(16, 32), (128, 128), (256, 128)])
 def test_autocast_changes_no_bit(shape: tuple[int, int], dtype: torch.dtype | None) -> None:
     """A step under the user's autocast keeps the arithmetic that its set is for; in autocast's, 1.07 was seen."""
-    matrices = diagonals(shape) if shape[0] <= shape[1] else diagonals((shape[1], shape[0])).mT
+    matrices = diagonals(shape)[:4] if shape[0] <= shape[1] else diagonals((shape[1], shape[0])).mT[:4]
     outside = orthogonalized(matrices, "robust", 5, dtype)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(orthogonalized(matrices, "robust", 5, dtype), outside)
@@ -304,8 +311,13 @@ def test_strides_do_not_matter(case: Case) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (1, 1), (1, 7), (7, 1), (2, 0, 3)])
-@pytest.mark.parametrize("algorithm", ["root", "adamw"])
-@pytest.mark.parametrize("options", [{"calibrate_every": 1}, {"nonfinite": "skip"}, {"foreach": False}])
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        ("root", {"calibrate_every": 1}),
+        *product(["root", "adamw"], [{"nonfinite": "skip"}, {"foreach": False}]),
+    ],
+)
 def test_degenerate_shapes_step(shape: tuple[int, ...], algorithm: str, options: dict[str, Any]) -> None:
     """Empty parameters and those of one row, column or entry are stepped, calibrated and saved, beside others."""
     params = parameters([shape, (4, 6)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -76,7 +77,8 @@ def test_no_singular_value_overshoots(dtype: torch.dtype | None, shape: tuple[in
     """In every dtype and form, at any number of steps, whatever the spectrum, no singular value ends above 1.06."""
     matrices = adversaries(*shape)
     batch = torch.from_numpy(np.stack(list(matrices.values()))).float()
-    for steps in STEPS if dtype != torch.float16 else (1, 2, 3, 4, 5, 6, 20):
+    few = dtype == torch.float16 or max(shape) > 100  # these take long; Gram space begins anew after five steps
+    for steps in (1, 2, 3, 4, 5, 6, 11, 20) if few else STEPS:
         update = orthogonalize(batch, resolve("robust", steps), dtype=dtype)
         largest = torch.linalg.matrix_norm(update.double(), 2)
         assert (largest <= 1.06).all(), (steps, dict(zip(matrices, largest.tolist(), strict=True)))
@@ -201,8 +203,14 @@ def test_an_empty_matrix_has_no_products() -> None:
     assert (result.gram, result.gram_squared, result.scale) == (None, None, None)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("m", [5, 513, 1030])
+@pytest.mark.parametrize(
+    ("m", "dtype"),
+    [
+        *product([5, 513], [torch.float32, torch.float64, torch.bfloat16]),
+        *((1030, dtype) for dtype in (torch.float32, torch.bfloat16)),
+        pytest.param(1030, torch.float64, marks=pytest.mark.long),
+    ],
+)
 def test_symmetric_products_are_products(m: int, dtype: torch.dtype) -> None:
     """Block by block or whole, X Xᵀ and b A + c A² are what they are called."""
     X = random(2, m, 40, dtype=dtype) / 40**0.5
