@@ -35,12 +35,14 @@ import root_dash
 from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, Preset, build_optimizers, train
-from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.frames import Assembler, LayerGroup
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.monitor.measure import Batch, measure, outliers_of
+from root_dash.monitor.measure import measure
+from root_dash.monitor.optimizers.adapter import outliers_of
+from root_dash.monitor.quantities.quantity import LayerBatch
 from root_dash.monitor.recorder import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
 from root_dash.monitor.writing.transfer import send
-from root_dash.monitor.writing.writer import Pending, Writer
+from root_dash.monitor.writing.writer import Pending, Sent, SentArray, Writer
 from root_dash.optim.calibration.background import Job
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
@@ -64,7 +66,7 @@ Log = Callable[[int, "Reduced"], object]
 class Reduced:
     """What a device would have reduced a step to: our tensors, and for the others what follows from them."""
 
-    tensors: dict[str, torch.Tensor]
+    tensors: dict[Sent, torch.Tensor]
     statistics: np.ndarray  # (layers, names)
     counts: np.ndarray  # (layers, 515)
 
@@ -82,11 +84,20 @@ def reduced_steps() -> list[Reduced]:
         base, epsilon = outliers_of(momentum, 0.9)
         update = base / torch.linalg.vector_norm(base, dim=(1, 2), keepdim=True)
         norm = torch.ones(LAYERS)
-        batch = Batch(tuple(range(LAYERS)), gradient, norm, momentum, epsilon, base, update, 1e-3, orthogonalized=True)
-        tensors = measure(batch, ("statistics", "histograms")).tensors
-        tensors = {f"0.{name}": tensor for name, tensor in tensors.items() if "histograms.momentum" not in name}
+        positions = tuple(range(LAYERS))
+        batch = LayerBatch(positions, gradient, norm, momentum, epsilon, base, update, 1e-3, orthogonalized=True)
+        measured = measure(batch, ("statistics", "histograms")).tensors
+        measured["histogram"] = {
+            name: tensor for name, tensor in measured["histogram"].items() if not name.startswith("momentum")
+        }
+        tensors: dict[Sent, torch.Tensor] = {
+            SentArray(0, quantity, name): tensor
+            for quantity, found in measured.items()
+            for name, tensor in found.items()
+        }
+        arrays = {key: {name: tensor.numpy() for name, tensor in found.items()} for key, found in measured.items()}
         frame = Assembler().frame(
-            [Group(batch.positions, SHAPE, {name[2:]: tensor.numpy() for name, tensor in tensors.items()})],
+            [LayerGroup(batch.positions, SHAPE, arrays)],
             seq=0, step=step, time=0.0, scalars={}, lost=0, cost=0.0,
         )  # fmt: skip
         counts = np.stack([frame.histograms[layer]["gradient"].counts for layer in range(LAYERS)])

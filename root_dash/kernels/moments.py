@@ -1,17 +1,21 @@
-"""The sums of `root_dash.monitor.quantities.sums` on a GPU, all in one pass over gradient and momentum.
+"""Sums over gradient and momentum on a GPU, all in one pass over both.
 
-In plain torch every sum is a pass of its own over the entries, and most write what the next one reads: of the 124 M
+In plain torch every sum is a pass of its own over the entries, and most write what the next pass reads: for the 124 M
 parameters of a GPT-2, 50 GB a step. The Triton kernel here reads each entry once: a program takes a piece of a row,
 block by block, keeps a block in registers for all sums over it, scaled by a power of two of its own so that nothing
 over- or underflows, and merges the blocks' moments in float64 (Pébay, "Formulas for robust, one-pass parallel
 computation of covariances and arbitrary-order statistical moments", SAND2008-6212).
 
-Everywhere else the same sums are plain torch. Importing this module imports no Triton; the first call on a GPU does.
+The caller names the fields of each quantity, in the order in which it wants them. The kernel has one parameter for
+each field that it stores, and a caller who names other fields is refused. On every other device the same sums are plain
+torch. Importing this module imports no Triton; the first call on a GPU does.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, no_type_check
 
@@ -19,63 +23,90 @@ import torch
 from torch import Tensor
 
 from root_dash.kernels.symmetric import available
-from root_dash.monitor.quantities.sums import PIECE_WIDTH
+
+PIECE_WIDTH = 2**16
+"""Entries of a row that are summed in float32, exact to 1e-6; the host adds up the pieces in float64."""
 
 BLOCK = 2**12
 _WARPS = 8
-_COLUMNS = 17
+_FIELD = "AT_"
+"""What the names of the kernel's parameters begin with that say in which column a field is stored."""
 
 tl: Any = None  # triton.language, once the kernel is needed
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the kernel can be given these: of equal shape, on a device that Triton drives."""
+    """Return whether the kernel can be given these tensors: of equal shape, on a device that Triton drives."""
     given = [tensor for tensor in tensors if tensor is not None]
     return bool(given) and all(available(tensor) and tensor.shape == given[0].shape for tensor in given)
 
 
-def sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> dict[str, Tensor]:
-    """The sums that `gradient_sums`, `momentum_sums` and `outlier_sums` make of gradients and momenta (L, n).
+def stored_fields() -> tuple[str, ...]:
+    """Return the fields that the kernel stores, as `quantity.field`, in the order of its parameters."""
+    names = (name.removeprefix(_FIELD).lower() for name in _parameters() if name.startswith(_FIELD))
+    return tuple(name.replace("_", ".", 1) for name in names)
 
-    Outliers are taken by thresholds (L,), as `optim.outliers.threshold.split` cuts. In float64, of no unit; which there
-    are depends on what is given.
+
+def columns(fields: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the column of each field, for the kernel's parameters: those of a quantity stand beside one another.
+
+    Raises:
+        ValueError: the fields of the quantities are not those that the kernel stores.
     """
-    found: Tensor = _sums(gradient, momentum, threshold)
-    result = {}
-    if gradient is not None:
-        result["gradient"] = found[..., :9]
-    if gradient is not None and momentum is not None:
-        result["momentum"] = found[..., 9:12]
-        result["momentum.norm"] = torch.linalg.vector_norm(found[..., 12], dim=-1).float()
-    if threshold is not None:
-        result["outliers"] = found[..., 12:]
-    return result
+    named = [f"{quantity}.{field}" for quantity, names in fields.items() for field in names]
+    stored = stored_fields()
+    if sorted(named) != sorted(stored):
+        missing, unknown = sorted(set(stored) - set(named)), sorted(set(named) - set(stored))
+        raise ValueError(
+            f"fields must be those that the kernel of kernels/moments.py stores: without {missing}, got {unknown}"
+        )
+    return {_FIELD + name.replace(".", "_").upper(): index for index, name in enumerate(named)}
+
+
+def sums(
+    gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None, fields: Mapping[str, Sequence[str]]
+) -> dict[str, Tensor]:
+    """Return the sums of gradients and momenta (L, n) by quantity, each (L, pieces, fields) in float64, of no unit.
+
+    Outliers are taken by thresholds (L,), as `optim.outliers.threshold.split` takes them. A field is 0 if it needs a
+    tensor that is not given.
+
+    Raises:
+        ValueError: the fields of the quantities are not those that the kernel stores.
+    """
+    places = columns(fields)
+    found: Tensor = _sums(gradient, momentum, threshold, [places[name] for name in _parameters() if name in places])
+    widths = [len(names) for names in fields.values()]
+    return dict(zip(fields, found.split(widths, -1), strict=True))
 
 
 @torch.library.custom_op("root_dash::sums", mutates_args=())
-def _sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> Tensor:
-    """What the kernel stores: (L, pieces, 17)."""
-    out: Tensor = _empty(gradient, momentum, threshold).zero_()
+def _sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None, places: Sequence[int]) -> Tensor:
+    """Return what the kernel stores, (L, pieces, fields), given the column of each of its fields."""
+    out: Tensor = _empty(gradient, momentum, threshold, places).zero_()
     rows, pieces, _ = out.shape
     given = [None if tensor is None else tensor.contiguous() for tensor in (gradient, momentum)]
     entries = given[0] if given[0] is not None else given[1]
     assert entries is not None
-    columns = entries.shape[1]
-    if rows == 0 or columns == 0:
+    width = entries.shape[1]
+    if rows == 0 or width == 0:
         return out
     limits = None if threshold is None else threshold.float().contiguous()
+    fields = [name for name in _parameters() if name.startswith(_FIELD)]
     with torch.cuda.device_of(entries):  # Triton launches on the current device
         _kernel()[(rows * pieces,)](
             *given,
             limits,
             out,
-            columns,
+            width,
             pieces,
             GRADIENT=given[0] is not None,
             MOMENTUM=given[1] is not None,
             CUT=limits is not None,
             PIECE=PIECE_WIDTH,
             BLOCK=BLOCK,
+            FIELDS=len(places),
+            **dict(zip(fields, places, strict=True)),
             num_warps=_WARPS,
             enable_fp_fusion=True,
         )
@@ -83,12 +114,18 @@ def _sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | 
 
 
 @_sums.register_fake
-def _empty(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None) -> Tensor:
+def _empty(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | None, places: Sequence[int]) -> Tensor:
     entries = gradient if gradient is not None else momentum
     assert entries is not None
     pieces = max(1, -(-entries.shape[1] // PIECE_WIDTH))
-    out: Tensor = entries.new_empty(len(entries), pieces, _COLUMNS, dtype=torch.float64)
+    out: Tensor = entries.new_empty(len(entries), pieces, len(places), dtype=torch.float64)
     return out
+
+
+@cache
+def _parameters() -> tuple[str, ...]:
+    """Return the names of the kernel's parameters, in order."""
+    return tuple(inspect.signature(_piece).parameters)
 
 
 @cache
@@ -102,7 +139,7 @@ def _kernel() -> Any:
 
 @no_type_check
 def _unit(magnitude):
-    """The power of two that brings the largest finite of these magnitudes to [1, 2)."""
+    """Return the power of two that brings the largest finite of these magnitudes to [1, 2)."""
     largest = tl.max(tl.where(magnitude < float("inf"), magnitude, 0.0), axis=0)  # NaN is not less
     exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
     return tl.maximum(exponent.to(tl.float32, bitcast=True), 1.1754943508222875e-38)
@@ -113,7 +150,7 @@ def _piece(
     G,  # (L, n)
     M,  # (L, n)
     epsilon,  # (L,) float32
-    out,  # (L, pieces, 17) float64
+    out,  # (L, pieces, FIELDS) float64
     n,
     pieces,
     GRADIENT: tl.constexpr,
@@ -121,12 +158,29 @@ def _piece(
     CUT: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
+    FIELDS: tl.constexpr,  # columns of out, and in which of them each field is stored
+    AT_MOMENTS_MEAN: tl.constexpr,
+    AT_MOMENTS_SECOND: tl.constexpr,
+    AT_MOMENTS_THIRD: tl.constexpr,
+    AT_MOMENTS_ROOT_FOURTH: tl.constexpr,
+    AT_MOMENTS_ZEROS: tl.constexpr,
+    AT_MOMENTS_LARGEST: tl.constexpr,
+    AT_MOMENTS_SMALLEST: tl.constexpr,
+    AT_MOMENTS_NANS: tl.constexpr,
+    AT_MOMENTS_INFINITIES: tl.constexpr,
+    AT_ALIGNMENT_GRADIENT: tl.constexpr,
+    AT_ALIGNMENT_MOMENTUM: tl.constexpr,
+    AT_ALIGNMENT_PRODUCT: tl.constexpr,
+    AT_OUTLIERS_MOMENTUM: tl.constexpr,
+    AT_OUTLIERS_BASE: tl.constexpr,
+    AT_OUTLIERS_OUTLIERS: tl.constexpr,
+    AT_OUTLIERS_PRODUCT: tl.constexpr,
+    AT_OUTLIERS_COUNT: tl.constexpr,
 ):
-    """All sums of one piece of a row.
+    """Store all sums of one piece of a row.
 
-    Of G: mean, sums of squares and cubes of the deviations, root of that of fourth powers, zeros, maximum, minimum,
-    NaNs, infinities, of the finite entries. Of both: ‖G‖, ‖M‖ and ⟨G, M⟩ of the finite ones. Of M, whatever it holds:
-    ‖M‖, ‖B‖, ‖O‖, ⟨B, O⟩ and the number of outliers O = M - B, B = clamp(M, -ε, ε).
+    The moments are of G's finite entries, and the alignment is of the finite entries of both. The outliers are of M,
+    whatever it holds: O = M - B, B = clamp(M, -ε, ε).
     """
     program = tl.program_id(0)
     row = (program // pieces).to(tl.int64)
@@ -201,25 +255,25 @@ def _piece(
                 cut += tl.sum(o * o, axis=0).to(tl.float64) * v * v
                 both += tl.sum(base * o, axis=0).to(tl.float64) * w * v
                 outliers += tl.sum((inside & (tl.abs(m) > limit)).to(tl.int32), axis=0).to(tl.float64)
-    out += (row * pieces + program % pieces) * 17
+    out += (row * pieces + program % pieces) * FIELDS
     if GRADIENT:
-        tl.store(out, mean)
-        tl.store(out + 1, second)
-        tl.store(out + 2, third)
-        tl.store(out + 3, tl.sqrt(fourth))
-        tl.store(out + 4, zeros)
-        tl.store(out + 5, top)
-        tl.store(out + 6, bottom)
-        tl.store(out + 7, nans)
-        tl.store(out + 8, infinities)
+        tl.store(out + AT_MOMENTS_MEAN, mean)
+        tl.store(out + AT_MOMENTS_SECOND, second)
+        tl.store(out + AT_MOMENTS_THIRD, third)
+        tl.store(out + AT_MOMENTS_ROOT_FOURTH, tl.sqrt(fourth))
+        tl.store(out + AT_MOMENTS_ZEROS, zeros)
+        tl.store(out + AT_MOMENTS_LARGEST, top)
+        tl.store(out + AT_MOMENTS_SMALLEST, bottom)
+        tl.store(out + AT_MOMENTS_NANS, nans)
+        tl.store(out + AT_MOMENTS_INFINITIES, infinities)
     if GRADIENT and MOMENTUM:
-        tl.store(out + 9, tl.sqrt(gg))
-        tl.store(out + 10, tl.sqrt(mm))
-        tl.store(out + 11, gm)
+        tl.store(out + AT_ALIGNMENT_GRADIENT, tl.sqrt(gg))
+        tl.store(out + AT_ALIGNMENT_MOMENTUM, tl.sqrt(mm))
+        tl.store(out + AT_ALIGNMENT_PRODUCT, gm)
     if MOMENTUM:
-        tl.store(out + 12, tl.sqrt(whole))
+        tl.store(out + AT_OUTLIERS_MOMENTUM, tl.sqrt(whole))
     if CUT:
-        tl.store(out + 13, tl.sqrt(kept))
-        tl.store(out + 14, tl.sqrt(cut))
-        tl.store(out + 15, both)
-        tl.store(out + 16, outliers)
+        tl.store(out + AT_OUTLIERS_BASE, tl.sqrt(kept))
+        tl.store(out + AT_OUTLIERS_OUTLIERS, tl.sqrt(cut))
+        tl.store(out + AT_OUTLIERS_PRODUCT, both)
+        tl.store(out + AT_OUTLIERS_COUNT, outliers)

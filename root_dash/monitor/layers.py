@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from root_dash.optim.matrices.layout import Layout
+from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.records import Layer
-
-NOT_OPTIONS = (
-    "params",
-    "param_names",
-    "step",
-    "turn",
-    "skipped",
-    "calibration",
-)  # a group's parameters, and state of ROOT's
 
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
 
@@ -38,10 +30,10 @@ def watched_layers(
         ValueError: no parameter is left.
     """
     include, exclude = ([globs] if isinstance(globs, str) else list(globs) for globs in (include, exclude))
-    algorithms = {
-        parameter: (str(group.get("algorithm", type(optimizer).__name__.lower())), group)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
+    steppers = {
+        parameter: (adapter, group)
+        for adapter in map(adapter_for, optimizers)
+        for group in adapter.optimizer.param_groups
         for parameter in group["params"]
     }
     layers: list[Layer] = []
@@ -50,10 +42,10 @@ def watched_layers(
         name = full_name.replace(COMPILED_PREFIX, "")
         wanted = _matches(name, include) and not _matches(name, exclude)
         real = parameter.is_floating_point() and parameter.numel() > 0
-        if wanted and real and parameter.requires_grad and parameter in algorithms:
-            algorithm, group = algorithms[parameter]
+        if wanted and real and parameter.requires_grad and parameter in steppers:
+            adapter, group = steppers[parameter]
+            algorithm, matrices = adapter.algorithm(group), adapter.matrices(parameter, group)
             positions[parameter] = len(layers)
-            matrices = Layout.of(group).shapes(parameter.shape) if algorithm == "root" else ()
             if len(matrices) <= 1:
                 layers.append(Layer(name, tuple(parameter.shape), algorithm, len(layers)))
             for piece, shape in enumerate(matrices if len(matrices) > 1 else ()):
@@ -67,18 +59,24 @@ def watched_layers(
 
 
 def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """The optimizers' classes and options as plain JSON values."""
-    described: list[dict[str, Any]] = [
-        {
-            "class": type(optimizer).__name__,
-            "groups": [
-                {key: _plain(value) for key, value in group.items() if key not in NOT_OPTIONS}
-                for group in optimizer.param_groups
-            ],
-        }
-        for optimizer in optimizers
-    ]
-    return {"optimizers": described}
+    """Return what a run records of its optimizers, as plain JSON values.
+
+    `"optimizers"` are their classes and options, `"algorithms"` the traits of each name that layers bear as their
+    algorithm (`root_dash.algorithms.traits_of` reads them).
+
+    Raises:
+        ValueError: an optimizer's `target_map` is not a map of singular values.
+    """
+    described, traits = [], dict[str, Any]()
+    for adapter in map(adapter_for, optimizers):
+        groups = adapter.optimizer.param_groups
+        options = [
+            {key: _plain(value) for key, value in group.items() if key not in adapter.hidden} for group in groups
+        ]
+        described.append({"class": type(adapter.optimizer).__name__, "groups": options})
+        for group in groups:
+            traits.setdefault(adapter.algorithm(group), asdict(adapter.traits(group)))
+    return {"optimizers": described, "algorithms": traits}
 
 
 def _matches(name: str, globs: Sequence[str]) -> bool:

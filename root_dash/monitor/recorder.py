@@ -23,16 +23,26 @@ from torch.optim import Optimizer
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
-from root_dash.monitor.measure import Batch, Measurement, batches_of, batches_of_shards, measure
+from root_dash.monitor.measure import Measurement, measure
 from root_dash.monitor.new_layers import Appearing, told
-from root_dash.monitor.optimizers.generic import ForeignOptimizer, has_closure
+from root_dash.monitor.optimizers.adapter import RecorderHooks
+from root_dash.monitor.optimizers.registry import adapter_for
+from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
+from root_dash.monitor.quantities.registry import QUANTITIES
 from root_dash.monitor.scalars import number
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.transfer import send
-from root_dash.monitor.writing.writer import HEAVIEST_FIRST, Link, Nowhere, Pending, Sink, Writer
-from root_dash.optim.calibration.online import Change
-from root_dash.optim.observation import Observation, ShardObservation
-from root_dash.optim.root import ROOT
+from root_dash.monitor.writing.writer import (
+    HEAVIEST_FIRST,
+    Link,
+    Nowhere,
+    Pending,
+    Sent,
+    SentArray,
+    SentScalar,
+    Sink,
+    Writer,
+)
 from root_dash.records import Event, Kind
 
 DRAIN_SECONDS = 60.0
@@ -97,6 +107,8 @@ class Recorder:
         link: Link | None = None,
         forwards: bool = False,
         appearing: Appearing | None = None,
+        limits: MeasureLimits = DEFAULT_LIMITS,
+        quantities: Sequence[Quantity] = QUANTITIES,
     ) -> None:
         """`begin` is called last: where anything fails, it was not, and nothing is attached any more.
 
@@ -111,10 +123,12 @@ class Recorder:
             max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
         self._pace = Pace(cadence, max_overhead)
         self._outlier_quantile = outlier_quantile
+        self._limits = limits
+        self._quantities = quantities
         self._failures = Failures()
         self._misused = Failures(limit=None)
         self._appearing = appearing
-        self._writer = Writer(Nowhere(), link)
+        self._writer = Writer(Nowhere(), link, quantities)
         self._joins = link is not None
         self._forwards = forwards
         self._process = os.getpid()
@@ -233,14 +247,16 @@ class Recorder:
         # First of the hooks: it seals the frame of the step before.
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
-        if isinstance(optimizer, ROOT):
-            self._handles.append(optimizer.register_observer(self._observe, lambda: bool(self._due)))
-            self._handles.append(optimizer.register_shard_observer(self._observe_shards))
-            self._handles.append(optimizer.register_change_observer(self._notice))
-            return
-        foreign = ForeignOptimizer(optimizer, self._positions, self._outlier_quantile)
-        self._handles.append(optimizer.register_step_pre_hook(lambda _, *given: self._before(foreign, *given)))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after(foreign)))
+        hooks = RecorderHooks(
+            positions=self._positions,
+            outlier_quantile=self._outlier_quantile,
+            limits=self._limits,
+            due=lambda: self._due,
+            prepare=self._prepare,
+            measure=self._measure,
+            note=self._note,
+        )
+        self._handles += adapter_for(optimizer).attach(hooks)
 
     def _enter(self, index: int) -> None:
         """An optimizer is about to step: a new step begins with the first, and with one that has stepped already.
@@ -288,40 +304,29 @@ class Recorder:
                 self._writer.announce(layers)
                 self._events.append(Event("layers", told(layers), self.step, time.time()))
 
-    @_guarded("to measure a step")
-    def _observe(self, observation: Observation) -> None:
-        self._take(batches_of(observation, self._positions, self._outlier_quantile))
-
-    @_guarded("to measure a step")
-    def _observe_shards(self, shards: Sequence[ShardObservation]) -> None:
-        self._take(batches_of_shards(shards, self._positions))
-
-    @_guarded("to note a new coefficient set")
-    def _notice(self, change: Change) -> None:
-        rows, cols = change.shape
-        text = (
-            f"new coefficients for {rows} x {cols}: mean polar error {change.error_before:.3g} -> "
-            f"{change.error_after:.3g} on spectra that they were not fitted to"
-        )
-        self._events.append(Event("coefficients", text, change.step, time.time()))
-
     @_guarded("to read the gradients")
-    def _before(self, foreign: ForeignOptimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _prepare(self, look: Callable[[frozenset[Kind]], object], device: torch.device) -> None:
         if self._due:
-            with self._pace.meter.of(lightest(self._due), foreign.device):
-                foreign.before_step(self._due, closure=has_closure(args, kwargs))
+            with self._pace.meter.of(lightest(self._due), device):
+                look(self._due)
+
+    @_guarded("to note what an optimizer tells")
+    def _note(self, event: Callable[[], Event]) -> None:
+        self._events.append(event())
 
     @_guarded("to measure a step")
-    def _after(self, foreign: ForeignOptimizer) -> None:
-        self._take(foreign.after_step())
-
-    def _take(self, batches: Iterator[Batch]) -> None:
+    def _measure(self, batches_of: Callable[[], Iterator[LayerBatch]]) -> None:
+        batches = batches_of()
         try:
             while self._due and (batch := next(batches, None)) is not None:
                 timed = functools.partial(self._pace.meter.of, device=batch.seen.device)
                 # Under the user's autocast our matmuls would be done in half precision.
                 with torch.autocast(batch.seen.device.type, enabled=False):
-                    self._measured.append(measure(batch, self._due, timed, self._give_up))
+                    self._measured.append(
+                        measure(
+                            batch, self._due, timed, self._give_up, limits=self._limits, quantities=self._quantities
+                        )
+                    )
                 del batch  # before the next is made
         except torch.OutOfMemoryError as error:
             self._give_up("statistics", error)
@@ -349,9 +354,12 @@ class Recorder:
         joins, self._unsealed = self._joins and self._unsealed, False
         if not measured and not scalars and not events and not joins:
             return
-        tensors = {f"scalar.{name}": value for name, value in scalars.items() if isinstance(value, Tensor)}
+        tensors: dict[Sent, Tensor] = {
+            SentScalar(name): value for name, value in scalars.items() if isinstance(value, Tensor)
+        }
         for index, measurement in enumerate(measured):
-            tensors |= {f"{index}.{name}": tensor for name, tensor in measurement.tensors.items()}
+            for quantity, found in measurement.tensors.items():
+                tensors |= {SentArray(index, quantity, name): tensor for name, tensor in found.items()}
         try:
             arrival = send(tensors)
         except Exception:

@@ -98,7 +98,7 @@ def check_last_piece() -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """Counts equal NumPy's, and the selection torch's sort; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_digit_counts")
+    run_interpreted("tests.kernels.test_digit_counts")
 
 
 @pytest.mark.heavy

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from root_dash.kernels import key_counts
-from root_dash.monitor.quantities.distribution import histogram_counts, quantiles
+from root_dash.monitor.quantities.histogram import histogram_counts
+from root_dash.monitor.quantities.quantiles import quantiles
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -71,7 +72,7 @@ def check_kernel(device: str) -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """Counts equal NumPy's, and histograms and quantiles those without it; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_key_counts")
+    run_interpreted("tests.kernels.test_key_counts")
 
 
 @pytest.mark.heavy

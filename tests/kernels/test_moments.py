@@ -6,6 +6,7 @@ Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imp
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from root_dash.kernels import moments
-from root_dash.monitor.quantities import sums as statistics
-from root_dash.monitor.quantities.statistics import gradient_columns, momentum_columns, outlier_columns
-from root_dash.monitor.quantities.sums import PIECE_WIDTH
+from root_dash.kernels.moments import PIECE_WIDTH
+from root_dash.monitor.quantities import outliers
+from root_dash.monitor.quantities.quantity import HostBatch, LayerBatch, MeasureLimits
+from root_dash.monitor.quantities.registry import FUSED, QUANTITIES, with_one_pass
 from root_dash.optim.outliers.threshold import split, threshold
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 from tests.pretended import pretended_cuda
@@ -24,24 +26,26 @@ from tests.pretended import pretended_cuda
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def columns(sums: dict[str, Tensor], epsilon: Tensor, entries: int) -> dict[str, np.ndarray]:
-    """The statistics that follow from sums."""
-    arrays = {name: tensor.cpu().numpy() for name, tensor in sums.items()}
-    arrays["threshold"] = epsilon.float().cpu().numpy()
-    with np.errstate(all="ignore"):
-        found = gradient_columns(arrays, entries) if "gradient" in arrays else {}
-        found |= momentum_columns(arrays) if "momentum" in arrays else {}
-        return found | (outlier_columns(arrays, entries) if "outliers" in arrays else {})
+FIELDS = {name: fields.names for name, fields in FUSED.items()}
+SUMMED = [quantity for quantity in QUANTITIES if quantity.name in FUSED]
 
 
-def apart(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> dict[str, Tensor]:
-    """The same sums, one after another in plain torch."""
-    base = split(momentum, epsilon)
-    return (
-        statistics.gradient_sums(gradient)
-        | statistics.momentum_sums(gradient, momentum)
-        | statistics.outlier_sums(momentum, base)
-    )
+def columns(batch: LayerBatch) -> dict[str, np.ndarray]:
+    """Return the statistics that follow from what the quantities measure of a batch of vectors."""
+    found: dict[str, np.ndarray] = {}
+    for quantity in SUMMED:
+        tensors = quantity.on_device(batch, MeasureLimits())
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        shape = (1, batch.seen.shape[2])
+        found |= quantity.on_host(HostBatch(arrays, batch.positions, shape, 1)).statistics
+    return found
+
+
+def batch_of(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> LayerBatch:
+    """Return vectors (L, n) as a batch of layers of one row."""
+    tensors = (gradient, momentum, split(momentum, epsilon))
+    seen, moved, base = (tensor.unsqueeze(1) for tensor in tensors)
+    return LayerBatch(tuple(range(len(gradient))), seen, None, moved, epsilon, base)
 
 
 def entries(seed: int, rows: int, width: int, dtype: torch.dtype, device: str) -> Tensor:
@@ -52,9 +56,10 @@ def entries(seed: int, rows: int, width: int, dtype: torch.dtype, device: str) -
 def check(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> None:
     """The kernel's statistics are those of the sums apart, which are tested against float64; NaN where they are."""
     assert moments.takes(gradient, momentum)
-    width = gradient.shape[1]
-    ours = columns(moments.sums(gradient, momentum, epsilon), epsilon, width)
-    theirs = columns(apart(gradient, momentum, epsilon), epsilon, width)
+    batch = batch_of(gradient, momentum, epsilon)
+    fused = with_one_pass(batch)
+    assert fused.one_pass.keys() == FIELDS.keys()
+    ours, theirs = columns(fused), columns(batch)
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         np.testing.assert_allclose(values, theirs[name], rtol=3e-6, atol=1e-6, err_msg=name)
@@ -80,21 +85,27 @@ def check_kernel(device: str) -> None:
     momentum = entries(5, 2, moments.BLOCK + 1, torch.float32, device)
     momentum[0], momentum[1, -1] = momentum[0] * 1e30, torch.inf  # the only one of its block
     limits = torch.full((2,), 3.0, device=device)
-    kept = moments.sums(None, momentum, limits)["outliers"][..., 1].norm(dim=1)
+    kept = outliers.FIELDS.column(moments.sums(None, momentum, limits, FIELDS)["outliers"], "base").norm(dim=1)
     torch.testing.assert_close(kept, split(momentum, limits).double().norm(dim=1), rtol=3e-6, atol=0)
     gradient, momentum = (entries(seed, 40, 30, torch.float32, device).T for seed in (5, 6))  # strides of any kind
     check(gradient, momentum, threshold(momentum, 0.9))
-    assert moments.sums(gradient, None, None).keys() == {"gradient"}
-    assert moments.sums(None, momentum, threshold(momentum, 0.9)).keys() == {"outliers"}
+    assert not moments.sums(gradient, None, None, FIELDS)["alignment"].any()
+    assert not moments.sums(None, momentum, threshold(momentum, 0.9), FIELDS)["moments"].any()
     empty = torch.zeros(2, 0, device=device)
-    assert moments.sums(empty, empty, None)["gradient"].shape == (2, 1, 9)
+    assert moments.sums(empty, empty, None, FIELDS)["moments"].shape == (2, 1, len(FIELDS["moments"]))
+    backwards = {name: names[::-1] for name, names in reversed(FIELDS.items())}
+    plain, turned = (
+        moments.sums(gradient, momentum, threshold(momentum, 0.9), fields) for fields in (FIELDS, backwards)
+    )
+    for name, found in plain.items():
+        torch.testing.assert_close(turned[name].flip(-1), found, rtol=0, atol=0)
 
 
 @pytest.mark.heavy
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """In one pass come the same statistics as from the sums apart; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_moments")
+    run_interpreted("tests.kernels.test_moments")
 
 
 @pytest.mark.heavy
@@ -103,7 +114,9 @@ def test_the_interpreted_kernel_is_right() -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernel_compiles(capability: int, dtype: str, tmp_path: Path) -> None:
     """Machine code comes out, without a GPU, that loads each entry once and keeps a block in registers."""
-    constants = {"GRADIENT": True, "MOMENTUM": True, "CUT": True, "PIECE": PIECE_WIDTH, "BLOCK": moments.BLOCK}
+    places = moments.columns(FIELDS)
+    sizes = {"PIECE": PIECE_WIDTH, "BLOCK": moments.BLOCK, "FIELDS": len(places)}
+    constants = {"GRADIENT": True, "MOMENTUM": True, "CUT": True} | sizes | places
     types = {"G": f"*{dtype}", "M": f"*{dtype}", "epsilon": "*fp32", "out": "*fp64"}
     built = compiled(moments._kernel(), capability, constants, types, tmp_path, aligned=types, num_warps=moments._WARPS)
     assert "st.local" not in built.asm["ptx"]
@@ -117,9 +130,33 @@ def test_the_kernel_is_right_on_a_gpu() -> None:
     epsilon = threshold(momentum, 0.9)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        moments.sums(gradient, momentum, epsilon)
+        moments.sums(gradient, momentum, epsilon, FIELDS)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (FIELDS | {"moments": FIELDS["moments"][:-1]}, r"without \['moments.infinities'\], got \[\]"),
+        (FIELDS | {"moments": (*FIELDS["moments"], "fifth")}, r"without \[\], got \['moments.fifth'\]"),
+        (FIELDS | {"outliers": (*FIELDS["outliers"][:-1], "number")}, r"outliers.count.*outliers.number"),
+        ({"moments": FIELDS["moments"]}, "alignment.product"),
+    ],
+    ids=["one less", "one more", "another name", "another quantity"],
+)
+def test_fields_that_the_kernel_does_not_store_are_refused(fields: dict[str, Sequence[str]], message: str) -> None:
+    """A quantity whose fields were changed without the kernel fails at once, and says which fields differ."""
+    gradient = torch.zeros(1, 8)
+    with pytest.raises(ValueError, match=message):
+        moments.sums(gradient, gradient, None, fields)
+
+
+def test_the_kernel_has_a_parameter_for_each_field_of_the_quantities() -> None:
+    """In whatever order: the columns are the quantities'."""
+    named = [f"{quantity}.{field}" for quantity, names in FIELDS.items() for field in names]
+    assert sorted(moments.stored_fields()) == sorted(named)
+    assert list(moments.columns(FIELDS).values()) == list(range(len(named)))
 
 
 def test_it_takes_what_it_can_read() -> None:

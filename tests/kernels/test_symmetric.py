@@ -129,7 +129,7 @@ def check_compiled(X: Tensor) -> None:
 @needs_triton
 def test_the_interpreted_kernels_are_right() -> None:
     """Both products lie within the rounding bounds of float64, symmetric to the bit; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_symmetric")
+    run_interpreted("tests.kernels.test_symmetric")
 
 
 @pytest.mark.heavy

@@ -10,7 +10,7 @@ from torch import nn
 
 import root_dash
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.monitor.measure import EXACT_UP_TO
+from root_dash.monitor.quantities.quantity import MeasureLimits
 from tests.monitor.training import EVERY_STEP, Build, Model, adamw, muon, plain_sgd, root, sgd
 from tests.pretended import pretended_cuda
 
@@ -62,7 +62,8 @@ def test_the_training_thread_never_waits(build: Build, dtype: torch.dtype, trito
 @pytest.mark.parametrize("build", [root, adamw])
 def test_nor_for_large_layers(build: Build, tmp_path: Path) -> None:
     """Nor where spectra are estimated and entries too many for one pass."""
-    model = nn.ModuleDict({"square": nn.Linear(EXACT_UP_TO + 1, EXACT_UP_TO + 1), "head": nn.Linear(64, 3000)})
+    side = MeasureLimits().exact_side + 1
+    model = nn.ModuleDict({"square": nn.Linear(side, side), "head": nn.Linear(64, 3000)})
     counts = watched(tmp_path / "runs.db", model, build, EVERY_STEP, torch.float32, triton=True, steps=1)
     assert counts == (1, 0, 0)
 

@@ -22,8 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 import root_dash
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.monitor.measure import AT_ONCE, Batch, chunks, measure, outliers_of
-from root_dash.monitor.quantities import sums
+from root_dash.monitor.measure import Measurement, measure
+from root_dash.monitor.optimizers.adapter import chunks, outliers_of
+from root_dash.monitor.quantities.norms import norms_apart
+from root_dash.monitor.quantities.quantity import LayerBatch, MeasureLimits
+from root_dash.monitor.quantities.registry import QUANTITIES
 from root_dash.records import Kind
 from tests.monitor.training import (
     EVERY_STEP,
@@ -38,13 +41,14 @@ from tests.monitor.training import (
     sgd,
     step,
     train,
+    watch_within,
 )
 from tests.waiting import until
 
 KINDS: tuple[Kind, ...] = ("statistics", "histograms", "quantiles", "spectra", "masks")
 
 
-def batch_of(rows: list[int]) -> Batch:
+def batch_of(rows: list[int]) -> LayerBatch:
     """Some of eight layers of heavy tails, each of its own scale."""
     generator = torch.Generator().manual_seed(0)
     gradient, momentum, weight = torch.randn(3, 8, 48, 160, generator=generator) ** 3 * torch.logspace(-3, 3, 8).view(
@@ -52,30 +56,34 @@ def batch_of(rows: list[int]) -> Batch:
     )
     gradient, momentum, weight = (tensor[rows] for tensor in (gradient, momentum, weight))
     base, threshold = outliers_of(momentum, 0.9)
-    norm = sums.norms_of(list(weight))
-    return Batch(tuple(rows), gradient, norm, momentum, threshold, base, momentum / 2, 0.1, orthogonalized=True)
+    norm = norms_apart(list(weight))
+    return LayerBatch(tuple(rows), gradient, norm, momentum, threshold, base, momentum / 2, 0.1, orthogonalized=True)
 
 
-@pytest.mark.parametrize("exact_up_to", [512, 16], ids=["grams", "lanczos"])
+def named(measurement: Measurement) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors of a measurement by quantity and name."""
+    return {(quantity, name): one for quantity, found in measurement.tensors.items() for name, one in found.items()}
+
+
+@pytest.mark.parametrize("exact_side", [512, 16], ids=["grams", "lanczos"])
 @pytest.mark.parametrize("host", [True, False], ids=["host", "device"])
 def test_layers_that_are_measured_apart_have_the_same_bits(
-    host: bool, exact_up_to: int, monkeypatch: pytest.MonkeyPatch
+    host: bool, exact_side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As measured together, in all that is measured, on one thread: by the host's ways and by a device's."""
-    monkeypatch.setattr("root_dash.monitor.measure.EXACT_UP_TO", exact_up_to)
-    monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", 3 * 48 * 160)
-    parts = [list(rows) for rows in chunks(range(8), 48 * 160)]
+    limits = MeasureLimits(exact_side=exact_side, entries=3 * 48 * 160)
+    parts = [list(rows) for rows in chunks(range(8), 48 * 160, limits)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6, 7]]
     if not host:
         monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        together, *apart = (measure(batch_of(rows), KINDS).tensors for rows in [list(range(8)), *parts])
+        together, *apart = (named(measure(batch_of(rows), KINDS, limits=limits)) for rows in [list(range(8)), *parts])
     finally:
         torch.set_num_threads(threads)
-    spectra = "lanczos" if exact_up_to < 48 else "spectra"
-    assert {name.split(".")[0] for name in together} == {*KINDS, spectra} - ({"spectra", "lanczos"} - {spectra})
+    assert {quantity for quantity, _ in together} == {quantity.name for quantity in QUANTITIES}
+    assert (("spectrum", "cross") in together) == (exact_side >= 48)
     for name, tensor in together.items():
         if tensor.ndim:
             assert torch.equal(torch.cat([one[name] for one in apart]), tensor), name
@@ -84,14 +92,11 @@ def test_layers_that_are_measured_apart_have_the_same_bits(
 
 
 @pytest.mark.parametrize("build", [root, muon, adamw, sgd])
-def test_a_recording_is_the_same_however_many_layers_are_measured_at_once(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recording_is_the_same_however_many_layers_are_measured_at_once(build: Build, tmp_path: Path) -> None:
     """Of all layers of a shape, or of one at a time."""
     frames = []
-    for at_once in (AT_ONCE, 1):
-        monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", at_once)
-        store = record(tmp_path / f"{at_once}.db", build, 3)
+    for entries in (2**24, 1):
+        store = record(tmp_path / f"{entries}.db", build, 3, limits=MeasureLimits(entries=entries))
         frames.append([asdict(store.frame(notice.id)) for notice in store.frames(1)])
     assert len(frames[0]) == 3
     for one, other in zip(*frames, strict=True):
@@ -134,11 +139,14 @@ SIDES = (128, 1024)
 LAYER_BYTES = 4 * SIDES[0] * SIDES[1]
 
 
+LIMITS = MeasureLimits(exact_side=64, entries=2 * SIDES[0] * SIDES[1], copied_bytes=2 * LAYER_BYTES)
+
+
 def peak(layers: int, path: Path) -> int:
     """The most bytes that a step of so many layers made beside weights, gradients and momenta, recording everything."""
     model = nn.Sequential(*(nn.Linear(*SIDES, bias=False) for _ in range(layers)))
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
-    with root_dash.watch(model, optimizer, db=path, cadence=EVERY_STEP, max_overhead=10.0) as run:
+    with watch_within(model, [optimizer], path, LIMITS) as run:
         for _ in range(2):
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)
@@ -154,9 +162,6 @@ def test_the_memory_of_a_step_does_not_grow_with_the_number_of_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for what is recorded of them: what is made on the way is of two layers at a time, and copies are bounded."""
-    monkeypatch.setattr("root_dash.monitor.measure.EXACT_UP_TO", 64)
-    monkeypatch.setattr("root_dash.monitor.measure.AT_ONCE", 2 * SIDES[0] * SIDES[1])
-    monkeypatch.setattr("root_dash.monitor.optimizers.generic.COPIED_BYTES", 2 * LAYER_BYTES)
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     few, many = peak(4, tmp_path / "few.db"), peak(8, tmp_path / "many.db")
     assert 4 * LAYER_BYTES < few

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,13 @@ from torch.nn import functional
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import root_dash
+from root_dash.monitor.layers import describe_optimizers, watched_layers
 from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.quantities.quantity import MeasureLimits, Quantity
+from root_dash.monitor.quantities.registry import QUANTITIES
+from root_dash.monitor.recorder import Recorder
 from root_dash.optim.root import ROOT
-from root_dash.records import Layer
+from root_dash.records import Layer, Run
 from root_dash.store.store import Store
 
 
@@ -93,11 +100,41 @@ EVERY_STEP = Cadence(1, 1, 1, 1, 1)
 Build = Callable[[nn.Module], list[Optimizer]]
 
 
-def record(path: Path, build: Build, steps: int, cadence: Cadence = EVERY_STEP) -> Store:
-    """Train while watching; the finished recording."""
+def watch_within(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    path: Path,
+    limits: MeasureLimits,
+    cadence: Cadence = EVERY_STEP,
+    quantities: Sequence[Quantity] = QUANTITIES,
+) -> Recorder:
+    """Record as `root_dash.watch` does, with limits and quantities that a user cannot choose, and no budget."""
+    layers, positions = watched_layers(model, optimizers, "*", ())
+    run = Run("test", "test", time.time(), cadence=asdict(cadence), optimizer=describe_optimizers(optimizers))
+    return Recorder(
+        optimizers,
+        positions,
+        lambda: Store.create(path).begin(run, layers),
+        cadence=cadence,
+        outlier_quantile=0.9,
+        max_overhead=math.inf,
+        limits=limits,
+        quantities=quantities,
+    )
+
+
+def record(
+    path: Path, build: Build, steps: int, cadence: Cadence = EVERY_STEP, limits: MeasureLimits | None = None
+) -> Store:
+    """Train while watching, and return the finished recording."""
     model = Model()
     optimizers = build(model)
-    with root_dash.watch(model, optimizers, db=path, name="test", config={"lr": 0.01}, cadence=cadence) as run:
+    watched = (
+        root_dash.watch(model, optimizers, db=path, name="test", config={"lr": 0.01}, cadence=cadence)
+        if limits is None
+        else watch_within(model, optimizers, path, limits, cadence)
+    )
+    with watched as run:
         train(model, optimizers, steps, run.log)
     assert (run.lost, run.failures) == (0, 0)
     return root_dash.open(path)

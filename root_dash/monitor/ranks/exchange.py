@@ -22,7 +22,7 @@ import torch.distributed
 from torch import Tensor
 
 from root_dash.monitor.failures import print_to_stderr
-from root_dash.monitor.frames import Group
+from root_dash.monitor.frames import LayerGroup
 from root_dash.monitor.ranks.merge import Joined, merged
 from root_dash.monitor.ranks.message import Part, packed, unpacked
 from root_dash.optim.matrices.shards import counted_here, is_dtensor
@@ -126,7 +126,7 @@ class Outbox:
         self._group = group
         self._closed = False
 
-    def join(self, step: int, groups: Sequence[Group]) -> Joined:
+    def join(self, step: int, groups: Sequence[LayerGroup]) -> Joined:
         """Send what was measured at a step, which may be nothing; nothing remains to be stored here."""
         if self._closed:
             return Joined([], lost=1)
@@ -189,7 +189,7 @@ class Inbox:
         for thread in self._threads:
             thread.start()
 
-    def join(self, step: int, groups: Sequence[Group]) -> Joined:
+    def join(self, step: int, groups: Sequence[LayerGroup]) -> Joined:
         """What was measured at a step by this process and by all others: waits for these, but not for ever.
 
         Who has died, or does not answer in time, is not waited for again until it is heard again: the layers that it

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.monitor.frames import Group
+from root_dash.monitor.frames import LayerGroup
 
 _ALIGNMENT = 16  # bytes: every dtype's items start on a multiple of their size
 _LENGTH = np.dtype("<u8")
@@ -27,12 +27,12 @@ class Part:
     """What one process measured at a step; nothing, where nothing was due."""
 
     step: int
-    groups: tuple[Group, ...] = ()
+    groups: tuple[LayerGroup, ...] = ()
 
 
 def packed(part: Part) -> Bytes:
     """The part as bytes: the length of the description, that, and the arrays in its order."""
-    arrays = [array for group in part.groups for array in group.arrays.values()]
+    arrays = [array for group in part.groups for named in group.arrays.values() for array in named.values()]
     described = {"step": part.step, "groups": [_described(group) for group in part.groups]}
     text = json.dumps(described, separators=(",", ":")).encode()
     pieces = [np.array([len(text)], _LENGTH).tobytes(), text, *(array.tobytes() for array in arrays)]
@@ -58,24 +58,27 @@ def unpacked(message: Bytes) -> Part:
         raise ValueError(f"message must be a packed part, got {len(message)} bytes that are none: {error}") from error
 
 
-def _described(group: Group) -> dict[str, Any]:
+def _described(group: LayerGroup) -> dict[str, Any]:
     return {
         "positions": group.positions,
         "shape": group.shape,
         "entries": group.entries,
-        "arrays": [[name, array.dtype.newbyteorder("<").str, array.shape] for name, array in group.arrays.items()],
+        "arrays": [
+            [quantity, name, array.dtype.newbyteorder("<").str, array.shape]
+            for quantity, named in group.arrays.items()
+            for name, array in named.items()
+        ],
     }
 
 
-def _group(described: dict[str, Any], arrays: _Arrays) -> Group:
+def _group(described: dict[str, Any], arrays: _Arrays) -> LayerGroup:
     rows, cols = map(int, described["shape"])
     entries = described["entries"]
-    return Group(
-        tuple(map(int, described["positions"])),
-        (rows, cols),
-        {str(name): arrays.next(dtype, tuple(map(int, shape))) for name, dtype, shape in described["arrays"]},
-        None if entries is None else int(entries),
-    )
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for quantity, name, dtype, shape in described["arrays"]:
+        found.setdefault(str(quantity), {})[str(name)] = arrays.next(dtype, tuple(map(int, shape)))
+    positions = tuple(map(int, described["positions"]))
+    return LayerGroup(positions, (rows, cols), found, None if entries is None else int(entries))
 
 
 class _Arrays:

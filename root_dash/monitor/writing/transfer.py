@@ -6,10 +6,10 @@ thread that calls `Arrival.wait` waits for the copy. On a CPU the buffer is alre
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +27,14 @@ _NUMPY: dict[torch.dtype, type[np.generic]] = {
 }
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 @dataclass(frozen=True, slots=True)
-class _Part:
-    name: str
+class _Slot(Generic[Name]):
+    """The place of a tensor in the buffer of its device."""
+
+    name: Name
     device: torch.device
     start: int
     shape: tuple[int, ...]
@@ -37,10 +42,10 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(Generic[Name]):
     """Tensors on their way to the host."""
 
-    parts: tuple[_Part, ...]
+    slots: tuple[_Slot[Name], ...]
     buffers: Mapping[torch.device, Tensor]
     events: tuple[torch.cuda.Event, ...]
 
@@ -49,33 +54,33 @@ class Arrival:
         """Bytes that it holds of the host's memory."""
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
-    def wait(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name, once the copies are complete."""
+    def wait(self) -> dict[Name, NDArray[Any]]:
+        """Return the arrays by name, once the copies are complete."""
         for event in self.events:
             event.synchronize()
         host = {device: buffer.numpy() for device, buffer in self.buffers.items()}
-        arrays: dict[str, NDArray[Any]] = {}
-        for part in self.parts:
+        arrays: dict[Name, NDArray[Any]] = {}
+        for part in self.slots:
             count = prod(part.shape)
             flat = np.frombuffer(host[part.device], part.dtype, count, part.start) if count else np.empty(0, part.dtype)
             arrays[part.name] = flat.reshape(part.shape)
         return arrays
 
 
-def send(tensors: Mapping[str, Tensor]) -> Arrival:
+def send(tensors: Mapping[Name, Tensor]) -> Arrival[Name]:
     """Start copying tensors to the host, in one piece per device.
 
     Raises:
         TypeError: a tensor's dtype is none of float64, float32, int64, int32 and uint8.
     """
-    parts: list[_Part] = []
+    slots: list[_Slot[Name]] = []
     pieces: dict[torch.device, list[Tensor]] = {}
     sizes: dict[torch.device, int] = {}
     for name, tensor in tensors.items():
         if tensor.dtype not in _NUMPY:
             raise TypeError(f"tensor {name!r} has dtype {tensor.dtype}: must be one of {sorted(map(str, _NUMPY))}")
         device, start = tensor.device, sizes.get(tensor.device, 0)
-        parts.append(_Part(name, device, start, tuple(tensor.shape), _NUMPY[tensor.dtype]))
+        slots.append(_Slot(name, device, start, tuple(tensor.shape), _NUMPY[tensor.dtype]))
         flat = tensor.detach().contiguous().view(-1)
         # What has one element counts as contiguous whatever its stride, but for a view as bytes.
         raw = (flat.as_strided((1,), (1,)) if len(flat) == 1 else flat).view(torch.uint8)
@@ -91,7 +96,7 @@ def send(tensors: Mapping[str, Tensor]) -> Arrival:
             buffers[device] = _copied(raws, sizes[device])
         else:
             buffers[device] = _joined(raws).cpu()
-    return Arrival(tuple(parts), buffers, tuple(events))
+    return Arrival(tuple(slots), buffers, tuple(events))
 
 
 def _joined(raws: Sequence[Tensor]) -> Tensor:

@@ -10,15 +10,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
 
 from root_dash.exceptions import StoreBusy, StoreError
 from root_dash.monitor.failures import Failures, print_to_stderr
-from root_dash.monitor.frames import Assembler, Group
+from root_dash.monitor.frames import Assembler, LayerGroup
 from root_dash.monitor.limits.cost_meter import Bill
+from root_dash.monitor.quantities.quantity import Quantity
+from root_dash.monitor.quantities.registry import QUANTITIES
 from root_dash.monitor.ranks.merge import Joined, merged
 from root_dash.monitor.writing.transfer import Arrival
 from root_dash.records import Event, Frame, Kind, Layer
@@ -60,7 +62,7 @@ class Sink(Protocol):
 class Link(Protocol):
     """What a frame's measurements go through where several processes train. Used by the writer's thread alone."""
 
-    def join(self, step: int, groups: Sequence[Group]) -> Joined:
+    def join(self, step: int, groups: Sequence[LayerGroup]) -> Joined:
         """What remains to be stored here of a step, given what was measured here."""
 
     def close(self) -> None:
@@ -86,6 +88,23 @@ class Nowhere:
         """Nothing to close."""
 
 
+class SentArray(NamedTuple):
+    """The place of a tensor that was sent: which batch of the step, which quantity, and the tensor's name there."""
+
+    batch: int
+    quantity: str
+    name: str
+
+
+class SentScalar(NamedTuple):
+    """The name of a logged tensor that was sent."""
+
+    name: str
+
+
+Sent = SentArray | SentScalar
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """A step's measurements on their way to the host. Scalars that were logged as tensors are among them."""
@@ -93,8 +112,8 @@ class Pending:
     step: int
     time: float
     layout: tuple[tuple[tuple[int, ...], tuple[int, int], int | None], ...]
-    """Positions, shape and entries of each measured batch, in the order of the prefixes of the arrival's names."""
-    arrival: Arrival
+    """Positions, shape and entries of each measured batch, in the order of `SentArray.batch`."""
+    arrival: Arrival[Sent]
     scalars: Mapping[str, float]
     cost: float
     events: tuple[Event, ...] = ()
@@ -106,7 +125,7 @@ class Pending:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds of the host's memory while it waits, about."""
-        return FRAME_BYTES + PART_BYTES * len(self.arrival.parts) + self.arrival.nbytes
+        return FRAME_BYTES + PART_BYTES * len(self.arrival.slots) + self.arrival.nbytes
 
 
 class Writer:
@@ -115,10 +134,11 @@ class Writer:
     In a process that was forked off it does nothing: the thread, the queue and the sink are the other one's.
     """
 
-    def __init__(self, sink: Sink, link: Link | None = None) -> None:
+    def __init__(self, sink: Sink, link: Link | None = None, quantities: Sequence[Quantity] = QUANTITIES) -> None:
         self.sink = sink
         """Where frames go; replaced before the first one, or never."""
         self._link = link
+        self._quantities = quantities
         self.failures = Failures()
         self._said = -SAID_SECONDS
         self._waiting: deque[Pending] = deque()
@@ -203,7 +223,7 @@ class Writer:
 
     def _run(self) -> None:
         on_one_thread()
-        assembler = Assembler()
+        assembler = Assembler(self._quantities)
         seq = 0
         while (pending := self._next()) is not None:
             stored = not self.failures.gave_up and self._store(assembler, pending, seq)
@@ -239,10 +259,10 @@ class Writer:
         self.failures.clear()
         return True
 
-    def _join(self, pending: Pending, groups: Sequence[Group]) -> Joined:
+    def _join(self, pending: Pending, groups: Sequence[LayerGroup]) -> Joined:
         """What there is to store of a frame; one that lacks what another process measured is counted as lost too."""
         if self._link is None or not pending.joins:
-            return Joined(merged([groups]))
+            return Joined(merged([groups], self._quantities))
         joined = self._link.join(pending.step, groups)
         with self._changed:
             self.lost += joined.lost
@@ -349,28 +369,28 @@ def on_one_thread() -> None:
     restore.join()
 
 
-def _groups(pending: Pending, arrays: Mapping[str, NDArray[Any]]) -> list[Group]:
+def _groups(pending: Pending, arrays: Mapping[Sent, NDArray[Any]]) -> list[LayerGroup]:
+    found: list[dict[str, dict[str, NDArray[Any]]]] = [{} for _ in pending.layout]
+    for key, array in arrays.items():
+        if isinstance(key, SentArray):
+            found[key.batch].setdefault(key.quantity, {})[key.name] = array
     return [
-        Group(positions, shape, _named(arrays, f"{index}."), entries)
-        for index, (positions, shape, entries) in enumerate(pending.layout)
+        LayerGroup(positions, shape, quantities, entries)
+        for (positions, shape, entries), quantities in zip(pending.layout, found, strict=True)
     ]
 
 
 def _assemble(
-    assembler: Assembler, pending: Pending, joined: Joined, arrays: Mapping[str, NDArray[Any]], seq: int, lost: int
+    assembler: Assembler, pending: Pending, joined: Joined, arrays: Mapping[Sent, NDArray[Any]], seq: int, lost: int
 ) -> Frame:
-    scalars = dict(pending.scalars) | {name: float(value) for name, value in _named(arrays, "scalar.").items()}
+    sent = {key.name: float(array) for key, array in arrays.items() if isinstance(key, SentScalar)}
     return assembler.frame(
         joined.groups,
         seq=seq,
         step=pending.step,
         time=pending.time,
-        scalars=scalars,
+        scalars=dict(pending.scalars) | sent,
         events=(*pending.events, *joined.events),
         lost=lost,
         cost=pending.cost,
     )
-
-
-def _named(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

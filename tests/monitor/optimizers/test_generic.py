@@ -14,6 +14,7 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 import root_dash
 from root_dash import ROOT
 from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.quantities.quantity import MeasureLimits
 from tests.monitor.training import (
     EVERY_STEP,
     MATRICES,
@@ -28,6 +29,7 @@ from tests.monitor.training import (
     sgd,
     step,
     train,
+    watch_within,
 )
 
 
@@ -197,10 +199,10 @@ def test_a_learning_rate_of_zero_moves_nothing(tmp_path: Path) -> None:
         assert statistics["update_to_weight"] == 0.0 or statistics["weight_norm"] == 0.0
 
 
-def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path) -> None:
     """Where copying the weights at every step would cost too much memory; layers take turns, if they fit at all."""
-    monkeypatch.setattr("root_dash.monitor.optimizers.generic.COPIED_BYTES", 4 * 24 * 40)
-    store = record(tmp_path / "runs.db", plain_sgd, 9, Cadence(statistics=1, spectra=2))
+    limits = MeasureLimits(copied_bytes=4 * 24 * 40)
+    store = record(tmp_path / "runs.db", plain_sgd, 9, Cadence(statistics=1, spectra=2), limits)
     shown = {}
     for name, layer in layers_of(store).items():
         history = store.history(layer.id, "update_norm")
@@ -216,13 +218,10 @@ def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("build", [adamw, sgd, muon])
-def test_gradients_of_large_models_are_read_after_the_step(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_of_large_models_are_read_after_the_step(build: Build, tmp_path: Path) -> None:
     """Where a copy would cost too much memory: of optimizers that do not write into them they are the same bits."""
     copied = record(tmp_path / "copied.db", build, 3)
-    monkeypatch.setattr("root_dash.monitor.optimizers.generic.COPIED_BYTES", 0)
-    read = record(tmp_path / "read.db", build, 3)
+    read = record(tmp_path / "read.db", build, 3, limits=MeasureLimits(copied_bytes=0))
     for name, layer in layers_of(copied).items():
         for statistic in ("grad_norm", "grad_kurtosis", "momentum_norm", "weight_norm", "update_norm"):
             expected = copied.history(layer.id, statistic).values
@@ -232,17 +231,14 @@ def test_gradients_of_large_models_are_read_after_the_step(
 
 
 @pytest.mark.parametrize("build", [AdamW, SGD])
-def test_gradients_that_are_read_after_a_fused_step_are_unscaled(
-    build: Callable[..., Optimizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_read_after_a_fused_step_are_unscaled(build: Callable[..., Optimizer], tmp_path: Path) -> None:
     """The step itself has undone the scaler's scale in them, unless it was skipped for an infinity."""
     norms = []
     for limit in (2**30, 0):
-        monkeypatch.setattr("root_dash.monitor.optimizers.generic.COPIED_BYTES", limit)
         model = Model()
         optimizer = build(model.parameters(), lr=1e-3, fused=True)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
-        with root_dash.watch(model, optimizer, db=tmp_path / f"{limit}.db", cadence=EVERY_STEP) as run:
+        with watch_within(model, [optimizer], tmp_path / f"{limit}.db", MeasureLimits(copied_bytes=limit)) as run:
             for index in range(4):
                 tokens = torch.randint(50, (16, 8), generator=torch.Generator().manual_seed(index))
                 scaler.scale(model(tokens).square().mean()).backward()

@@ -1,11 +1,24 @@
-"""Masks on the host: totals, map, overlap."""
+"""Masks: packed bits and the largest entries on the device; totals, map and overlap on the host."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from root_dash.monitor.quantities.mask import MAP_SIZE, jaccard, mask_of, mask_statistics, worst_share
+from root_dash.monitor.quantities.mask import (
+    LARGEST_COUNT,
+    MAP_SIZE,
+    jaccard,
+    largest_entries,
+    mask_of,
+    mask_statistics,
+    packed_bits,
+    worst_share,
+)
+from tests.monitor.quantities.measured import heavy_tailed
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(5, 7), (64, 64), (100, 300), (257, 65)])
@@ -49,3 +62,20 @@ def test_the_first_mask_has_no_overlap() -> None:
     mask = mask_of(packed, np.zeros(1, np.int64), np.ones(1, np.float32), 16, 16, step=1)
     assert np.isnan(mask_statistics(mask, packed, None)["mask_overlap"])
     assert mask_statistics(mask, packed, packed)["mask_overlap"] == 1.0
+
+
+@given(st.integers(1, 70))
+def test_packed_bits_are_those_of_numpy(entries: int) -> None:
+    """Any number of entries, the first in the highest bit."""
+    mask = np.random.default_rng(entries).random((2, entries)) < 0.4
+    np.testing.assert_array_equal(packed_bits(torch.from_numpy(mask)).numpy(), np.packbits(mask, axis=-1))
+
+
+def test_largest_entries_are_the_largest() -> None:
+    """Indices and signed values of the entries of greatest magnitude."""
+    momentum = heavy_tailed(2, 400)
+    indices, values = largest_entries(momentum)
+    for row in range(2):
+        expected = np.argsort(-np.abs(momentum[row].numpy()))[:LARGEST_COUNT]
+        np.testing.assert_array_equal(indices[row].numpy(), expected)
+        np.testing.assert_array_equal(values[row].numpy(), momentum[row].numpy()[expected])

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from root_dash.monitor import measure
-from root_dash.monitor.frames import Assembler, Group
-from root_dash.monitor.quantities import lanczos, sums
+from root_dash.monitor.frames import Assembler, LayerGroup
+from root_dash.monitor.measure import measure
+from root_dash.monitor.quantities import lanczos
+from root_dash.monitor.quantities.quantity import LayerBatch, MeasureLimits
 from root_dash.monitor.quantities.spectrum import (
     Grams,
     base_and_polar_error,
     estimated_statistics,
+    gram,
     singular_values,
     spectral_statistics,
 )
@@ -33,7 +35,7 @@ def grams(base: Float64Array, update: Float64Array) -> Grams:
     """As the device would send them."""
     b, x = torch.from_numpy(base).float(), torch.from_numpy(update).float()
     pairs = [(b, b), (b, b), (x, x), (b, x)]
-    return Grams(*(sums.gram(left, right).numpy() for left, right in pairs))
+    return Grams(*(gram(left, right).numpy() for left, right in pairs))
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (20, 50), (50, 20)])
@@ -156,19 +158,22 @@ def test_estimates_of_zero_and_non_finite_matrices_spare_the_others() -> None:
     assert np.isnan(estimated[2]).all()
 
 
-def test_layers_above_the_limit_are_recorded_as_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_above_the_limit_are_recorded_as_estimated() -> None:
     """From the measurement to the frame: the record says so, and its values are near the exact ones."""
     momentum, singular = layer((60, 90))
     update = layer((60, 90), 0.9, seed=1)[0]
     one = torch.ones(1)
-    batch = measure.Batch((7,), momentum, one, momentum, one, momentum.clamp(-1, 1), update, 0.1, orthogonalized=True)
+    batch = LayerBatch((7,), momentum, one, momentum, one, momentum.clamp(-1, 1), update, 0.1, orthogonalized=True)
     frames = []
     for limit in (59, 60):
-        monkeypatch.setattr(measure, "EXACT_UP_TO", limit)
-        arrays = {name: tensor.numpy() for name, tensor in measure.measure(batch, {"spectra"}).tensors.items()}
+        measured = measure(batch, {"spectra"}, limits=MeasureLimits(exact_side=limit)).tensors
+        arrays = {
+            quantity: {name: tensor.numpy() for name, tensor in tensors.items()}
+            for quantity, tensors in measured.items()
+        }
         assembler = Assembler()
         frames.append(
-            assembler.frame([Group((7,), (60, 90), arrays)], seq=0, step=1, time=0.0, scalars={}, lost=0, cost=0.0)
+            assembler.frame([LayerGroup((7,), (60, 90), arrays)], seq=0, step=1, time=0.0, scalars={}, lost=0, cost=0.0)
         )
     (estimated, rough), (exact, fine) = (frame.spectra[7] for frame in frames)
     assert (estimated.estimated, exact.estimated) == (True, False)

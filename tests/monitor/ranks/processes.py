@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 import root_dash
-from root_dash.monitor.frames import Group
+from root_dash.monitor.frames import LayerGroup
 from root_dash.monitor.ranks import exchange as ranks
 from root_dash.monitor.ranks.exchange import Inbox, Outbox
 from root_dash.monitor.recorder import Recorder
@@ -175,8 +175,8 @@ def refusals(rank: int, world: int, folder: Path) -> Said:
     return said
 
 
-def group(value: float) -> Group:
-    return Group((0,), (2, 3), {"x": np.full(3, value)}, 3)
+def group(value: float) -> LayerGroup:
+    return LayerGroup((0,), (2, 3), {"x": {"y": np.full(3, value)}}, 3)
 
 
 def exchange(rank: int, world: int, folder: Path) -> Said:
@@ -220,7 +220,7 @@ def closing(rank: int, world: int, folder: Path) -> Said:
     """The first closes while the second is in the middle of sending parts of 8 MiB: which of these went."""
     pair = dist.new_group(backend="gloo")
     assert pair is not None
-    large = Group((0,), (2, 3), {"x": np.zeros(2**20)}, 3)
+    large = LayerGroup((0,), (2, 3), {"x": {"y": np.zeros(2**20)}}, 3)
     said: Said = {}
     if rank == 1:
         outbox = Outbox(pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.monitor.frames import Assembler, Group
-from root_dash.monitor.measure import Batch, Measurement, measure, outliers_of
-from root_dash.monitor.quantities import sums
+from root_dash.monitor.frames import Assembler, LayerGroup
+from root_dash.monitor.measure import Measurement, measure
+from root_dash.monitor.optimizers.adapter import outliers_of
+from root_dash.monitor.quantities.norms import norms
+from root_dash.monitor.quantities.quantity import LayerBatch
 from root_dash.monitor.ranks.merge import merged
 from root_dash.monitor.writing.transfer import send
 from root_dash.records import Frame, Histogram, Kind, statistic_names
@@ -29,34 +32,37 @@ COUNTED = ("grad_nan", "grad_inf", "grad_zero", "grad_abs_max", "threshold", "ou
 UNITLESS = ("alignment", "grad_skewness", "grad_kurtosis")
 
 
-def arrived(measurement: Measurement) -> Group:
+def arrived(measurement: Measurement) -> LayerGroup:
     """The group that the writer makes of it."""
-    arrays = send(measurement.tensors).wait()
-    return Group(measurement.positions, measurement.shape, arrays, measurement.entries)
+    keys = {(quantity, name): one for quantity, found in measurement.tensors.items() for name, one in found.items()}
+    arrays: dict[str, dict[str, NDArray[Any]]] = {}
+    for (quantity, name), array in send(keys).wait().items():
+        arrays.setdefault(quantity, {})[name] = array
+    return LayerGroup(measurement.positions, measurement.shape, arrays, measurement.entries)
 
 
-def whole(gradient: Tensor, momentum: Tensor, weight: Tensor) -> Group:
+def whole(gradient: Tensor, momentum: Tensor, weight: Tensor) -> LayerGroup:
     """One layer as a single process measures it."""
     base, threshold = outliers_of(momentum, 0.9)
-    norm = sums.norms(weight.flatten(1))
-    return arrived(measure(Batch((3,), gradient, norm, momentum, threshold, base, momentum, 0.1), KINDS))
+    norm = norms(weight.flatten(1))
+    return arrived(measure(LayerBatch((3,), gradient, norm, momentum, threshold, base, momentum, 0.1), KINDS))
 
 
-def owner(momentum: Tensor) -> Group:
+def owner(momentum: Tensor) -> LayerGroup:
     """The same layer as the process sees it that orthogonalizes it."""
     base, threshold = outliers_of(momentum, 0.9)
-    return arrived(measure(Batch((3,), None, None, momentum, threshold, base, momentum, 0.1), KINDS))
+    return arrived(measure(LayerBatch((3,), None, None, momentum, threshold, base, momentum, 0.1), KINDS))
 
 
-def shard(gradient: Tensor, momentum: Tensor, weight: Tensor, rows: slice) -> Group:
+def shard(gradient: Tensor, momentum: Tensor, weight: Tensor, rows: slice) -> LayerGroup:
     """Some rows of it, as the process measures them that holds them."""
     _, height, width = gradient.shape
-    norm = sums.norms(weight[:, rows].flatten(1))
-    held = Batch((3,), gradient[:, rows], norm, momentum[:, rows], shard_of=(height, width))
+    norm = norms(weight[:, rows].flatten(1))
+    held = LayerBatch((3,), gradient[:, rows], norm, momentum[:, rows], shard_of=(height, width))
     return arrived(measure(held, KINDS))
 
 
-def frame(groups: list[Group]) -> Frame:
+def frame(groups: list[LayerGroup]) -> Frame:
     return Assembler().frame(groups, seq=0, step=1, time=0.0, scalars={}, lost=0, cost=0.0)
 
 
@@ -167,12 +173,12 @@ def test_layers_of_one_shape_are_put_together_each_from_its_own() -> None:
     generator = torch.Generator().manual_seed(6)
     gradient, weight = torch.randn(2, 3, 8, 10, generator=generator).unbind()
 
-    def part(rows: slice) -> Group:
-        norm = sums.norms(weight[:, rows].flatten(1))
-        return arrived(measure(Batch((4, 0, 7), gradient[:, rows], norm, shard_of=(8, 10)), KINDS))
+    def part(rows: slice) -> LayerGroup:
+        norm = norms(weight[:, rows].flatten(1))
+        return arrived(measure(LayerBatch((4, 0, 7), gradient[:, rows], norm, shard_of=(8, 10)), KINDS))
 
     ours = frame(merged([[part(slice(0, 3))], [part(slice(3, 8))]]))
-    single = arrived(measure(Batch((4, 0, 7), gradient, sums.norms(weight.flatten(1))), KINDS))
+    single = arrived(measure(LayerBatch((4, 0, 7), gradient, norms(weight.flatten(1))), KINDS))
     theirs = frame([single])
     assert ours.layers.tolist() == [0, 4, 7]
     np.testing.assert_allclose(ours.statistics, theirs.statistics, rtol=1e-5, atol=1e-6)

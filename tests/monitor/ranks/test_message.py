@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from root_dash.monitor.frames import Group
+from root_dash.monitor.frames import LayerGroup
 from root_dash.monitor.ranks.message import Bytes, Part, packed, unpacked
 
-ARRAYS = st.dictionaries(
+NAMED = st.dictionaries(
     st.text(max_size=8),
     st.builds(
         lambda dtype, shape: np.arange(np.prod(shape, dtype=int)).astype(dtype).reshape(shape),
@@ -21,8 +21,9 @@ ARRAYS = st.dictionaries(
     ),
     max_size=4,
 )
+ARRAYS = st.dictionaries(st.text(max_size=8), NAMED.filter(bool), max_size=3)
 GROUPS = st.builds(
-    Group,
+    LayerGroup,
     st.lists(st.integers(0, 2**40), max_size=3).map(tuple),
     st.tuples(st.integers(1, 2**40), st.integers(1, 2**40)),
     ARRAYS,
@@ -31,7 +32,7 @@ GROUPS = st.builds(
 
 
 @given(step=st.integers(0, 2**50), groups=st.lists(GROUPS, max_size=3).map(tuple))
-def test_what_is_packed_is_unpacked(step: int, groups: tuple[Group, ...]) -> None:
+def test_what_is_packed_is_unpacked(step: int, groups: tuple[LayerGroup, ...]) -> None:
     """Every array, to the bit, with its name, dtype and shape; and what it is of."""
     part = unpacked(packed(Part(step, groups)))
     assert part.step == step
@@ -39,9 +40,11 @@ def test_what_is_packed_is_unpacked(step: int, groups: tuple[Group, ...]) -> Non
     for ours, theirs in zip(part.groups, groups, strict=True):
         assert (ours.positions, ours.shape, ours.entries) == (theirs.positions, theirs.shape, theirs.entries)
         assert list(ours.arrays) == list(theirs.arrays)
-        for name, array in theirs.arrays.items():
-            assert ours.arrays[name].dtype == array.dtype
-            np.testing.assert_array_equal(ours.arrays[name], array)
+        for quantity, named in theirs.arrays.items():
+            assert list(ours.arrays[quantity]) == list(named)
+            for name, array in named.items():
+                assert ours.arrays[quantity][name].dtype == array.dtype
+                np.testing.assert_array_equal(ours.arrays[quantity][name], array)
 
 
 def message(text: bytes) -> Bytes:
@@ -51,7 +54,7 @@ def message(text: bytes) -> Bytes:
 
 
 def described(dtype: str, shape: list[int]) -> bytes:
-    group = {"positions": [0], "shape": [2, 3], "entries": None, "arrays": [["x", dtype, shape]]}
+    group = {"positions": [0], "shape": [2, 3], "entries": None, "arrays": [["x", "y", dtype, shape]]}
     return json.dumps({"step": 1, "groups": [group]}).encode()
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 import root_dash
 from root_dash.exceptions import StoreBusy, StoreError, StoreFull
-from root_dash.monitor.frames import Group
+from root_dash.monitor.frames import LayerGroup
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.ranks.merge import Joined
 from root_dash.monitor.recorder import Recorder
@@ -80,7 +80,7 @@ class Endless(BrokenSink):
         """Note that it was closed."""
         self.closed += 1
 
-    def join(self, step: int, groups: Sequence[Group]) -> Joined:
+    def join(self, step: int, groups: Sequence[LayerGroup]) -> Joined:
         """Nobody to hear."""
         return Joined([])
 

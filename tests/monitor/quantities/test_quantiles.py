@@ -1,4 +1,4 @@
-"""Histograms and quantiles against NumPy in float64, over ordinary, extreme and broken tensors."""
+"""Quantiles against NumPy in float64, over ordinary, extreme and broken tensors."""
 
 from __future__ import annotations
 
@@ -9,26 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from root_dash.monitor.quantities import distribution
-from root_dash.records import Float64Array, histogram_edges, quantile_probabilities
-from tests.monitor.quantities.test_statistics import TENSORS, heavy_tailed
-
-
-@given(TENSORS)
-@settings(max_examples=200)
-def test_histogram_counts_every_entry_in_its_bin(entries: np.ndarray) -> None:
-    """Counts equal NumPy's over the same edges, and with the NaNs and infinities sum to the tensor's size."""
-    counts, nan, inf = (t.numpy() for t in distribution.histogram_counts(torch.from_numpy(entries)))
-    edges = histogram_edges()
-    for row, values in enumerate(entries.astype(np.float64)):
-        finite = values[np.isfinite(values)]
-        # Bins mirror each other about zero: closed below on the right side, closed above on the left.
-        positive = np.histogram(finite[finite >= edges[258]], edges[258:])[0]
-        negative = np.histogram(-finite[finite <= -edges[258]], edges[258:])[0][::-1]
-        middle = len(finite) - positive.sum() - negative.sum()
-        np.testing.assert_array_equal(counts[row], [*negative, middle, *positive])
-        assert counts[row].sum() + nan[row] + inf[row] == len(values)
-        assert (nan[row], inf[row]) == (np.isnan(values).sum(), np.isinf(values).sum())
+from root_dash.monitor.quantities.quantiles import quantiles
+from root_dash.records import Float64Array, quantile_probabilities
+from tests.monitor.quantities.measured import ENTRIES, heavy_tailed
 
 
 def rounded(entries: np.ndarray) -> Float64Array:
@@ -40,11 +23,11 @@ def rounded(entries: np.ndarray) -> Float64Array:
     return nearest.clip(-limit, limit)
 
 
-@given(TENSORS)
+@given(ENTRIES)
 @settings(max_examples=200)
 def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> None:
     """The quantiles are NumPy's of what is finite, rounded to bfloat16, and NaN where nothing is."""
-    values, count = (t.numpy() for t in distribution.quantiles(torch.from_numpy(entries)))
+    values, count = (t.numpy() for t in quantiles(torch.from_numpy(entries)))
     for row in range(len(entries)):
         finite = entries[row][np.isfinite(entries[row])]
         assert count[row] == len(finite)
@@ -60,7 +43,7 @@ def test_quantiles_of_other_dtypes_leave_out_what_is_not_finite(dtype: torch.dty
     """Also where the largest bfloat16 is beyond the dtype's own numbers; its own largest number is one."""
     largest = min(torch.finfo(dtype).max, torch.finfo(torch.bfloat16).max)
     entries = torch.tensor([[math.nan, -math.inf, -1.0, 0.5, largest, math.inf], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
-    values, count = distribution.quantiles(entries.to(dtype))
+    values, count = quantiles(entries.to(dtype))
     assert count.tolist() == [3, 6]
     assert [values[0, 32].item(), values[1, 32].item()] == [0.5, 3.5]
     assert values[0, [0, -1]].tolist() == pytest.approx([-1.0, largest], rel=2**-8)
@@ -69,6 +52,6 @@ def test_quantiles_of_other_dtypes_leave_out_what_is_not_finite(dtype: torch.dty
 def test_quantiles_are_close_to_those_of_the_entries() -> None:
     """Rounding to eight bits moves a quantile, tails included, by less than 2^-8 of itself."""
     entries = heavy_tailed(2, 200_000)
-    values, _ = distribution.quantiles(entries)
+    values, _ = quantiles(entries)
     exact = np.quantile(entries.double().numpy(), quantile_probabilities(), axis=-1).T
     np.testing.assert_allclose(values.numpy(), exact, rtol=2**-8, atol=1e-7 * 1e-4)
