@@ -256,7 +256,7 @@ class Recorder:
             measure=self._measure,
             note=self._note,
         )
-        self._handles += adapter_for(optimizer).attach(hooks)
+        self._handles.extend(adapter_for(optimizer).attach(hooks))
 
     def _enter(self, index: int) -> None:
         """An optimizer is about to step: a new step begins with the first, and with one that has stepped already.

@@ -67,8 +67,8 @@ class Adapter:
         """Return whether this adapter knows the optimizer."""
         raise NotImplementedError
 
-    def attach(self, hooks: RecorderHooks) -> list[Any]:
-        """Observe the optimizer until the handles that are returned are removed."""
+    def attach(self, hooks: RecorderHooks) -> Iterator[Any]:
+        """Observe the optimizer; yield the handle of each hook, so that the hooks before one that fails can be removed."""
         raise NotImplementedError
 
     def algorithm(self, group: Mapping[str, Any]) -> str:

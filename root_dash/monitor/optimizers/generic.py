@@ -37,7 +37,7 @@ class GenericAdapter(Adapter):
         """Return True: every optimizer has step hooks."""
         return True
 
-    def attach(self, hooks: RecorderHooks) -> list[Any]:
+    def attach(self, hooks: RecorderHooks) -> Iterator[Any]:
         """Register hooks that observe the optimizer before and after its step."""
         step = StepObserver(self, hooks)
 
@@ -45,10 +45,8 @@ class GenericAdapter(Adapter):
             closure = has_closure(args, kwargs)
             hooks.prepare(lambda due: step.before(due, closure=closure), step.device)
 
-        return [
-            self.optimizer.register_step_pre_hook(before),
-            self.optimizer.register_step_post_hook(lambda *_: hooks.measure(step.after)),
-        ]
+        yield self.optimizer.register_step_pre_hook(before)
+        yield self.optimizer.register_step_post_hook(lambda *_: hooks.measure(step.after))
 
     def momentum(self, parameter: Tensor) -> Tensor | None:
         """Return a parameter's momentum after the step, if the optimizer's state has one of its shape."""

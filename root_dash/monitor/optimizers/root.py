@@ -37,18 +37,16 @@ class RootAdapter(Adapter):
         """Return whether the optimizer is a ROOT."""
         return isinstance(optimizer, ROOT)
 
-    def attach(self, hooks: RecorderHooks) -> list[Any]:
+    def attach(self, hooks: RecorderHooks) -> Iterator[Any]:
         """Register the observers of steps, of shards and of new coefficient sets."""
         assert isinstance(self.optimizer, ROOT)
-        return [
-            self.optimizer.register_observer(
-                lambda observation: hooks.measure(lambda: batches_of(observation, hooks)), lambda: bool(hooks.due())
-            ),
-            self.optimizer.register_shard_observer(
-                lambda shards: hooks.measure(lambda: batches_of_shards(shards, hooks))
-            ),
-            self.optimizer.register_change_observer(lambda change: hooks.note(lambda: _event(change))),
-        ]
+        yield self.optimizer.register_observer(
+            lambda observation: hooks.measure(lambda: batches_of(observation, hooks)), lambda: bool(hooks.due())
+        )
+        yield self.optimizer.register_shard_observer(
+            lambda shards: hooks.measure(lambda: batches_of_shards(shards, hooks))
+        )
+        yield self.optimizer.register_change_observer(lambda change: hooks.note(lambda: _event(change)))
 
     def traits(self, group: Mapping[str, Any]) -> AlgorithmTraits:
         """Return the traits of ROOT or, for its other groups, of AdamW."""
