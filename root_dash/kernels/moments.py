@@ -18,7 +18,7 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
-from root_dash.kernels.symmetric import available
+from root_dash.kernels.loader import available
 from root_dash.monitor.quantities.sums import PIECE_WIDTH
 
 BLOCK = 2**12

@@ -32,7 +32,6 @@ from root_dash.coefficients.tables import Normalization
 from root_dash.optim.calibration.coefficient_sets import ChangeObserver, CoefficientSets
 from root_dash.optim.calibration.online import PAPER_MIXTURE
 from root_dash.optim.distributed.dispatch import adamw_over_ranks, check_process_group, root_over_ranks
-from root_dash.optim.matrices.layout import Layout
 from root_dash.optim.matrices.nonfinite import NonFinite, finite_flags, refuse_nonfinite
 from root_dash.optim.observation import Observer, ShardObserver
 from root_dash.optim.options import (
@@ -46,7 +45,8 @@ from root_dash.optim.options import (
 from root_dash.optim.outliers.threshold import QuantileMethod
 from root_dash.optim.param_groups import param_groups
 from root_dash.optim.update.adamw import step_device
-from root_dash.optim.update.root_step import cut_of
+from root_dash.optim.update.root_step import StepTensors
+from root_dash.optim.update.step_options import StepOptions, plain_lr
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -266,7 +266,6 @@ class ROOT(Optimizer):
 
     def _step_group(self, index: int, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
-        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         finite = None
         if group["nonfinite"] == "skip" and params:
             finite = finite_flags(grads)
@@ -280,7 +279,7 @@ class ROOT(Optimizer):
                 self._state_of(params, "exp_avg"),
                 self._state_of(params, "exp_avg_sq"),
                 self._state_of(params, "step"),
-                lr=lr,
+                lr=plain_lr(group),
                 weight_decay=group["weight_decay"],
                 betas=group["betas"],
                 eps=group["adamw_eps"],
@@ -295,28 +294,9 @@ class ROOT(Optimizer):
         step = group["step"] + 1
         if not still:
             self._sets.adopt(index, group, step, self.process_group)
-        root_over_ranks(
-            params,
-            grads,
-            self._state_of(params, "momentum_buffer"),
-            process_group=self.process_group,
-            lr=lr,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            sets=self._sets.of(index, group),
-            eps=group["eps"],
-            adjust_lr_fn=group["adjust_lr_fn"],
-            cut=cut_of(group, step),
-            normalization=group["normalization"],
-            ns_dtype=group["ns_dtype"],
-            layout=Layout.of(group),
-            maximize=group["maximize"],
-            finite=finite,
-            one_by_one=group["foreach"] is False,
-            observers=observers,
-            shard_observers=shard_observers,
-        )
+        tensors = StepTensors(params, grads, self._state_of(params, "momentum_buffer"), finite)
+        options = StepOptions.of(group, step, self._sets.of(index, group))
+        root_over_ranks(tensors, options, self.process_group, observers, shard_observers)
         if not still:
             group["step"] = step
             self._sets.calibrate(index, group, self.state)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from root_dash.kernels import digit_counts
-from root_dash.kernels.digit_counts import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
-from root_dash.kernels.symmetric import available
+from root_dash.kernels import counting, digit_counts
+from root_dash.kernels.digit_counts import DIGIT_BITS, FLOAT_BITS, TOP_BITS, DigitCounter
+from root_dash.kernels.loader import available
 from root_dash.optim.outliers.radix_select import radix_neighbours
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
@@ -32,11 +32,11 @@ def given(dtype: torch.dtype, rows: int, width: int, device: str = "cpu") -> Ten
 
 def check_counts(entries: Tensor) -> None:
     """Counts of both kinds equal NumPy's, among equal prefixes and among different ones."""
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     raw = entries.cpu().view(layout.integer).numpy().astype(np.int64) & layout.largest
     raw[raw > layout.infinity] = layout.largest
     shift = layout.largest.bit_length() - TOP_BITS
-    counter = Digits(entries, torch.int32)
+    counter = DigitCounter(entries, torch.int32)
     expected = [np.bincount(row >> shift, minlength=1 << TOP_BITS) for row in raw]
     np.testing.assert_array_equal(counter.leading().cpu().numpy(), expected)
     if not shift:
@@ -54,7 +54,7 @@ def check_counts(entries: Tensor) -> None:
                 assert not counts[1 << DIGIT_BITS :].any()
 
 
-@pytest.mark.parametrize("dtype", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOAT_BITS)
 @pytest.mark.parametrize("width", [1, 700, 70_000])
 def test_plain_counts_are_those_of_numpy(width: int, dtype: torch.dtype) -> None:
     """Of leading bits and of those that follow, of every dtype."""
@@ -75,7 +75,7 @@ def check_kernel(device: str) -> None:
             assert torch.equal(radix_neighbours(entries, rank, 9001), ordered[:, rank : rank + 2])
     with_nan = given(torch.float32, 2, 50, device)
     assert radix_neighbours(with_nan, 30, 50)[1].isnan().all()
-    assert not Digits(torch.zeros(2, 0, device=device), torch.int32).leading().any()
+    assert not DigitCounter(torch.zeros(2, 0, device=device), torch.int32).leading().any()
     ones = torch.ones(2, 5, device=device).view(torch.int32)
     torch.library.opcheck(torch.ops.root_dash.leading_counts.default, (ones, 2**30, 16))
 
@@ -90,15 +90,15 @@ def check_last_piece() -> None:
         return range(*bounds)[-1:] if len(bounds) == 1 else range(*bounds)
 
     with mock.patch.object(interpreter, "range", last_of, create=True):
-        counted = Digits(entries, torch.int32).leading()
-    assert counted.sum() == columns % digit_counts._PIECE
+        counted = DigitCounter(entries, torch.int32).leading()
+    assert counted.sum() == columns % counting.PIECE
 
 
 @pytest.mark.heavy
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """Counts equal NumPy's, and the selection torch's sort; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_digit_counts")
+    run_interpreted("tests.kernels.test_digit_counts")
 
 
 @pytest.mark.heavy
@@ -114,14 +114,14 @@ def test_the_kernel_compiles(capability: int, integer: str, among: bool, tmp_pat
         "SIZE": 2**17 if among else 2**15,
         "DIGIT": DIGIT_BITS,
         "AMONG": among,
-        "PIECE": digit_counts._PIECE,
-        "BLOCK": digit_counts._BLOCK,
+        "PIECE": counting.PIECE,
+        "BLOCK": counting.BLOCK,
         "stride_col": 1,
     }
     if not among:
         constants["prefixes"] = None
     types = {"raw": f"*{integer}", "prefixes": "*i32", "counts": "*i32"}
-    built = compiled(digit_counts._kernel(), capability, constants, types, tmp_path, num_warps=8)
+    built = compiled(digit_counts.count_digits.jit, capability, constants, types, tmp_path, num_warps=8)
     assert "atom.global" in built.asm["ptx"] or "red.global" in built.asm["ptx"]
 
 

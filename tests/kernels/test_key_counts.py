@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from root_dash.kernels import key_counts
+from root_dash.kernels import counting, key_counts
 from root_dash.monitor.quantities.distribution import histogram_counts, quantiles
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
@@ -71,7 +71,7 @@ def check_kernel(device: str) -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """Counts equal NumPy's, and histograms and quantiles those without it; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_key_counts")
+    run_interpreted("tests.kernels.test_key_counts")
 
 
 @pytest.mark.heavy
@@ -80,9 +80,9 @@ def test_the_interpreted_kernel_is_right() -> None:
 @pytest.mark.parametrize(("capability", "dtype"), [(80, "fp32"), (90, "bf16")])
 def test_the_kernel_compiles(capability: int, dtype: str, rounded: bool, tmp_path: Path) -> None:
     """Machine code comes out, without a GPU, that adds without asking for what was there."""
-    constants = {"ROUNDED": rounded, "PIECE": key_counts._PIECE, "BLOCK": key_counts._BLOCK, "stride_col": 1}
+    constants = {"ROUNDED": rounded, "PIECE": counting.PIECE, "BLOCK": counting.BLOCK, "stride_col": 1}
     types = {"entries": f"*{dtype}", "counts": "*i32"}
-    built = compiled(key_counts._kernel(), capability, constants, types, tmp_path, num_warps=key_counts._WARPS)
+    built = compiled(key_counts.count_keys.jit, capability, constants, types, tmp_path, num_warps=counting.WARPS)
     assert "atom.global" in built.asm["ptx"] or "red.global" in built.asm["ptx"]
     assert "st.local" not in built.asm["ptx"]
 

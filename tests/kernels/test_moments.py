@@ -94,7 +94,7 @@ def check_kernel(device: str) -> None:
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
     """In one pass come the same statistics as from the sums apart; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_moments")
+    run_interpreted("tests.kernels.test_moments")
 
 
 @pytest.mark.heavy

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from root_dash.kernels import symmetric
-from root_dash.kernels.symmetric import DTYPES, available, gram, plain_gram, plain_polynomial, polynomial
+from root_dash.kernels.loader import DTYPES, available
+from root_dash.kernels.symmetric import gram, plain_gram, plain_polynomial, polynomial
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
 SHAPES = [(1, 16, 16), (3, 33, 70), (2, 64, 200), (1, 130, 50), (2, 1, 7), (1, 33, 1)]
@@ -129,7 +130,7 @@ def check_compiled(X: Tensor) -> None:
 @needs_triton
 def test_the_interpreted_kernels_are_right() -> None:
     """Both products lie within the rounding bounds of float64, symmetric to the bit; no import before loads Triton."""
-    run_interpreted("tests.kernels.harness.test_symmetric")
+    run_interpreted("tests.kernels.test_symmetric")
 
 
 @pytest.mark.heavy
@@ -142,7 +143,7 @@ def test_the_kernel_compiles_for_every_generation(capability: int, shared: int, 
     constants["stride_col"] = 1
     types = {"X": "*bf16", "C": "*bf16", "b": "*fp32", "c": "*fp32"}
     aligned = ("X", "C", "stride_batch", "stride_row", "m", "n")
-    kernel = symmetric._kernel()
+    kernel = symmetric.lower_tile.jit
     options = {"num_stages": stages, "num_warps": warps}
     built = compiled(kernel, capability, constants, types, tmp_path, aligned=aligned, **options)
     assert ("wgmma" if capability == 90 else "mma.sync") in built.asm["ptx"]

@@ -12,11 +12,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 T = TypeVar("T")
 
 
@@ -49,33 +44,6 @@ class Job(Generic[T]):
             self._error = error
         self._done = True  # before the event, whose lock a fork may copy in any state
         self._finished.set()
-
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def to_host(tensor: Tensor) -> Callable[[], NDArray[np.float64]]:
-    """Start copying a tensor to the host; what is returned waits for it. On CUDA by a stream of its own."""
-    if not tensor.is_cuda:
-        array: NDArray[np.float64] = tensor.numpy()
-        return lambda: array
-    device = tensor.device
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    stream = _streams[device]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    event = torch.cuda.Event(blocking=True)  # the thread sleeps until it, instead of spinning on a core
-    with torch.cuda.stream(stream):
-        host.copy_(tensor, non_blocking=True)
-        event.record(stream)
-    tensor.record_stream(stream)  # or the allocator would hand its memory out while the copy reads it
-
-    def arrived() -> NDArray[np.float64]:
-        event.synchronize()
-        return host.numpy()
-
-    return arrived
 
 
 _jobs: queue.SimpleQueue[Job[Any]] = queue.SimpleQueue()

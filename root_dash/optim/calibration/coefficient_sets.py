@@ -15,13 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from root_dash.coefficients.tables import Coefficients, resolve
 from root_dash.optim.calibration.online import Calibration, Change
-from root_dash.optim.matrices.batches import Batch, batches_of, whole
+from root_dash.optim.matrices.batches import MatrixBatch, MatrixRef, matrix_batches
 from root_dash.optim.matrices.layout import Layout, pieces
-from root_dash.optim.matrices.shards import groups_of, of_the_first
+from root_dash.optim.matrices.shards import broadcast_first, full_tensor, process_groups
 from root_dash.optim.newton_schulz.plan import is_fine, plan
 from root_dash.optim.options import ONLINE
-from root_dash.optim.outliers.threshold import split
-from root_dash.optim.update.root_step import Sets, cut_of
+from root_dash.optim.update.step_options import Clipping, SetLookup
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,10 +43,10 @@ class CoefficientSets:
         self._observers[handle.id] = observer
         return handle
 
-    def of(self, index: int, group: Mapping[str, Any]) -> Sets:
+    def of(self, index: int, group: Mapping[str, Any]) -> SetLookup:
         """The sets that the group is stepped with: as tensors, which a captured graph reads, where it is capturable."""
 
-        def triples(batch: Batch) -> Sequence[Coefficients] | Tensor:
+        def triples(batch: MatrixBatch) -> Sequence[Coefficients] | Tensor:
             fine = _is_fine(group, batch.shape, batch.dtype, batch.device)
             if not group["capturable"]:
                 return self._triples(index, group, batch.shape, fine)
@@ -68,11 +67,11 @@ class CoefficientSets:
             return
         calibration = self._calibrations[index]
         proposals = calibration.take(step)
-        groups = groups_of(group["params"], process_group) if proposals else []
+        groups = process_groups(group["params"], process_group) if proposals else []
         if groups:
             none = [math.nan] * calibration.width
             found = torch.tensor([none if each is None else each for each in proposals.values()], dtype=torch.float64)
-            rows = of_the_first(found, group["params"][0].device, groups).tolist()
+            rows = broadcast_first(found, group["params"][0].device, groups).tolist()
             agreed = (None if math.isnan(row[0]) else row for row in rows)
             proposals = dict(zip(proposals, agreed, strict=True))
         changes = calibration.apply(step, proposals)
@@ -180,25 +179,25 @@ def _bases(
     wants: Callable[[int, Shape], bool],
 ) -> list[tuple[Shape, Tensor]]:
     """B of one matrix, in turn, per shape (m, n), m <= n, that is wanted, by gradient and momentum of the last step."""
-    layout, cut = Layout.of(group), cut_of(group, step)
+    layout, clipping = Layout.of(group), Clipping.of(group, step)
     params = [p for p in group["params"] if p.grad is not None and "momentum_buffer" in state.get(p, {})]
-    places: dict[Shape, list[Any]] = {}
-    for batch in batches_of(params, layout):
+    refs: dict[Shape, list[MatrixRef]] = {}
+    for batch in matrix_batches(params, layout):
         rows, cols = batch.shape
         if min(batch.shape) > 0:
-            places.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.places)
+            refs.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.refs)
     bases = []
-    for shape, found in places.items():
+    for shape, found in refs.items():
         if not wants(step, shape):
             continue
-        place = found[turn % len(found)]
-        parameter = params[place.parameter]
-        buffer = pieces(whole(state[parameter]["momentum_buffer"]), layout)[place.piece]
+        ref = found[turn % len(found)]
+        parameter = params[ref.parameter]
+        buffer = pieces(full_tensor(state[parameter]["momentum_buffer"]), layout)[ref.piece]
         M = buffer
         if group["nesterov"]:
-            gradient = pieces(whole(parameter.grad), layout)[place.piece]
+            gradient = pieces(full_tensor(parameter.grad), layout)[ref.piece]
             M = (gradient.neg() if group["maximize"] else gradient).lerp(buffer, group["momentum"])
         M = M.unsqueeze(0).contiguous()
-        threshold = cut.threshold(M)
-        bases.append((shape, (M if threshold is None else split(M, threshold))[0]))
+        _, base = clipping.clip(M)
+        bases.append((shape, (M if base is None else base)[0]))
     return bases

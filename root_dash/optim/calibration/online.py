@@ -28,7 +28,8 @@ from root_dash.coefficients.bounds import Bounds, Form
 from root_dash.coefficients.fit import fit
 from root_dash.coefficients.spectra import Array, polar_error, random_spectra
 from root_dash.coefficients.tables import Coefficients, Normalization, check_normalization, resolve
-from root_dash.optim.calibration.background import Job, to_host
+from root_dash.kernels.host_copy import to_host
+from root_dash.optim.calibration.background import Job
 
 Shape: TypeAlias = tuple[int, int]
 Proposal: TypeAlias = list[float]
@@ -183,8 +184,13 @@ class Calibration:
         rows, cols = base.shape
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
-        arrived = to_host(wide @ wide.mT)
-        self._begin(step, shape, lambda: _singular_values(arrived()), fine=fine, now=now)
+        host, wait = to_host(wide @ wide.mT)
+
+        def spectrum() -> Array | None:
+            wait()
+            return _singular_values(host.numpy())
+
+        self._begin(step, shape, spectrum, fine=fine, now=now)
 
     def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
         """The same of a matrix whose singular values are known already."""

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.kernels.digit_counts import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
+from root_dash.kernels.digit_counts import DIGIT_BITS, FLOAT_BITS, TOP_BITS, DigitCounter
 
 Combine: TypeAlias = Callable[[Tensor], Tensor]
 Bits: TypeAlias = NDArray[Any]  # of signed integers, none negative once the sign bit of the float is gone
@@ -43,9 +43,9 @@ def radix_neighbours(
     `combine` then sums a tensor of counts over the shards. `coarse` ones have the leading bits of `bucket_center` only,
     and zeros after them.
     """
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     # What is counted over shards may be more than one of them holds.
-    digits = Digits(entries, torch.int32 if count < 2**31 else torch.int64)
+    digits = DigitCounter(entries, torch.int32 if count < 2**31 else torch.int64)
     shift = layout.largest.bit_length() - TOP_BITS
     ranks = (rank + torch.arange(2, device=entries.device)).clamp(max=count - 1).expand(len(entries), 2)
     counts = digits.leading()
@@ -79,7 +79,7 @@ def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tens
 
 def partition_neighbours(entries: Tensor, rank: int) -> Tensor:
     """The same (L, 2) as `radix_neighbours` of whole rows, on the CPU."""
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     if entries.shape[1] <= _FEW:
         return topk_neighbours(entries, rank)
     rows: Bits = entries.detach().view(layout.integer).numpy()
@@ -95,7 +95,7 @@ def topk_neighbours(entries: Tensor, rank: int) -> Tensor:
 
     On a CPU's two threads, of (36, 4096) in 0.43 ms, where NumPy's partition takes 0.67.
     """
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     magnitudes = entries.detach().view(layout.integer) & layout.largest
     above = magnitudes.topk(magnitudes.shape[1] - rank, dim=1, sorted=False).values
     pair = above.topk(min(2, above.shape[1]), dim=1, largest=False).values.expand(-1, 2)
@@ -152,7 +152,7 @@ def bucket_center(entries: Tensor) -> Tensor:
     These are 16 with the sign for float32, and so the relative distance from any normal value in the range is at most
     2^-8; 32 for float64; all of them for the 16-bit dtypes. Zero, infinity and NaN stay.
     """
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     shift = _unresolved(entries.dtype)
     if not shift:
         return entries
