@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from root_dash.coefficients.fit import FINE_LIMIT, FINE_NOISE, LIMIT, NOISE, TOP, infimum, supremum
 from root_dash.coefficients.tables import Coefficients
 
-Form: TypeAlias = Literal["adaptive", "adanewton"]
+OnlineForm: TypeAlias = Literal["adaptive", "adanewton"]
 """A triple per step, or the paper's one triple in all steps."""
 
 # An update in bfloat16 rounds what lies above 1.0586 to 1.0625, and none is to exceed 1.06. No single triple is both
@@ -21,7 +21,7 @@ _BOTTOM = 1e-3  # from here up to the largest, no σ may be turned round
 class Bounds(NamedTuple):
     """How far a set of a form may take any σ of (0, 1.01] with noise between its steps."""
 
-    form: Form
+    form: OnlineForm
     steps: int
     fine: bool
     """Whether the arithmetic is (`plan.is_fine`)."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from root_dash.checks import whole_number
 from root_dash.coefficients.spectra import (
     Array,
     alive,
@@ -113,6 +114,7 @@ def fit(
     input, same bits.
 
     Raises:
+        TypeError: `steps` or `normalization` of a wrong type.
         ValueError: no spectra or none but zeros, values that are negative or not finite, or an argument out of range.
     """
     horizon = (2 * steps if shared else steps) if horizon is None else horizon
@@ -348,8 +350,7 @@ def _starts(start: Sequence[Coefficients] | None, steps: int, shared: bool) -> l
 
 
 def _check(steps: int, limit: float, noise: float, anchor: float, horizon: int, shared: bool) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    whole_number("steps", steps, 1)
     if not (math.isfinite(limit) and limit >= 1):
         raise ValueError(f"limit must be at least 1, got {limit!r}")
     if not 0 <= noise < 1:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+from root_dash.checks import one_of, whole_number
+
 Coefficients: TypeAlias = tuple[float, float, float]
 Name: TypeAlias = Literal["adaptive", "robust", "adanewton", "paper", "muon", "polar_express"]
 Normalization: TypeAlias = Literal["schatten8", "frobenius"]
@@ -116,14 +118,15 @@ def resolve(
     logarithmic scale. `fine` allows what is safe only in arithmetic that is (`plan.is_fine`).
 
     Raises:
+        TypeError: a choice, a triple or a number of steps of a wrong type.
         ValueError: an unknown name, a malformed triple, or a number of steps that the set is not meant for.
     """
-    if isinstance(ns_steps, bool) or not isinstance(ns_steps, int) or ns_steps < 1:
-        raise ValueError(f"ns_steps must be a whole number of at least 1, got {ns_steps!r}")
+    whole_number("ns_steps", ns_steps, 1)
     if isinstance(ns_coefficients, str):
         return _resolve_name(ns_coefficients, ns_steps, shape, fine)
     if not isinstance(ns_coefficients, Sequence) or not ns_coefficients:
-        raise ValueError(f"ns_coefficients must be a name, (a, b, c), or a list of them, got {ns_coefficients!r}")
+        error = ValueError if isinstance(ns_coefficients, Sequence) else TypeError
+        raise error(f"ns_coefficients must be a name, (a, b, c), or a list of them, got {ns_coefficients!r}")
     if not any(isinstance(item, Sequence) for item in ns_coefficients):
         return (_triple(ns_coefficients),) * ns_steps
     if len(ns_coefficients) != ns_steps:
@@ -134,6 +137,7 @@ def resolve(
 
 
 def _resolve_name(name: str, ns_steps: int, shape: tuple[int, int] | None, fine: bool) -> tuple[Coefficients, ...]:
+    one_of("ns_coefficients", name, NAMES, " or numbers")
     if name in ("adaptive", "robust"):
         if ns_steps <= len(_SHORT):
             return _SHORT[ns_steps - 1]
@@ -142,16 +146,14 @@ def _resolve_name(name: str, ns_steps: int, shape: tuple[int, int] | None, fine:
         return (MUON,) * ns_steps
     if name == "polar_express":
         return POLAR_EXPRESS[:ns_steps] + POLAR_EXPRESS[-1:] * (ns_steps - len(POLAR_EXPRESS))
-    if name == "paper":
-        if ns_steps != PAPER_STEPS:
-            raise ValueError(
-                f"ns_steps must be {PAPER_STEPS} with ns_coefficients='paper', got {ns_steps}: "
-                "the published square set diverges beyond five steps"
-            )
-        if shape is None:
-            raise ValueError("shape must be given with ns_coefficients='paper', got None: its sets depend on the shape")
-        return (_nearest_paper_set(shape),) * PAPER_STEPS
-    raise ValueError(f"ns_coefficients must be one of {', '.join(map(repr, NAMES))} or numbers, got {name!r}")
+    if ns_steps != PAPER_STEPS:
+        raise ValueError(
+            f"ns_steps must be {PAPER_STEPS} with ns_coefficients='paper', got {ns_steps}: "
+            "the published square set diverges beyond five steps"
+        )
+    if shape is None:
+        raise ValueError("shape must be given with ns_coefficients='paper', got None: its sets depend on the shape")
+    return (_nearest_paper_set(shape),) * PAPER_STEPS
 
 
 def _nearest_paper_set(shape: tuple[int, int]) -> Coefficients:
@@ -166,8 +168,11 @@ def _log_aspect(shape: tuple[int, int]) -> float:
 def _triple(values: Any) -> Coefficients:
     try:
         a, b, c = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise ValueError(f"ns_coefficients must be made of triples of numbers (a, b, c), got {values!r}") from None
+    except (TypeError, ValueError) as error:
+        # A triple of the wrong length is a wrong value; anything but numbers has a wrong type.
+        numbers = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
+        kind = ValueError if numbers else TypeError
+        raise kind(f"ns_coefficients must be made of triples of numbers (a, b, c), got {values!r}") from error
     if not all(map(math.isfinite, (a, b, c))):
         raise ValueError(f"ns_coefficients must be finite, got {values!r}")
     return a, b, c
@@ -204,6 +209,10 @@ def normalize_spectrum(sigma: Any, normalization: str = "schatten8") -> Any:
 
 
 def check_normalization(normalization: str) -> None:
-    """Refuse an unknown normalization with a `ValueError`."""
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be one of {', '.join(map(repr, NORMALIZATIONS))}, got {normalization!r}")
+    """Check that a normalization has a known name.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: an unknown name.
+    """
+    one_of("normalization", normalization, NORMALIZATIONS)

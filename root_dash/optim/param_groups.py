@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from root_dash.checks import one_of
 from root_dash.optim.matrices.layout import PLAIN, Layout
 from root_dash.optim.options import ALGORITHMS, Algorithm
 
@@ -254,10 +255,12 @@ def _unnumbered(path: str) -> Iterator[tuple[str, str]]:
 
 def _overridden(decision: Decision, glob: str, override: Override, use: _Use, split_qkv: bool) -> Decision:
     """The decision as the user wants it. Frozen parameters stay so."""
+    if not isinstance(override, str | Mapping):
+        raise TypeError(f"overrides must be names of algorithms, or mappings of options, got {override!r} for {glob!r}")
     wanted = {"algorithm": override} if isinstance(override, str) else dict(override)
     algorithm = wanted.pop("algorithm", decision.algorithm)
-    if algorithm not in (*ALGORITHMS, None):
-        raise ValueError(f"overrides must be one of {', '.join(map(repr, ALGORITHMS))}, or options, got {override!r}")
+    if algorithm is not None:
+        one_of("overrides", algorithm, ALGORITHMS, ", or options")
     if decision.algorithm is None or algorithm is None:
         return decision
     layout, shape = PLAIN, decision.parameter.shape

@@ -85,7 +85,8 @@ class ROOT(Optimizer):
         eps: the norm below which an update fades to zero instead of being scaled up.
         ns_steps: number of Newton-Schulz steps K.
         adjust_lr_fn: s(m, n): `"match_rms_adamw"`, 0.2 sqrt(max(m, n)), so that AdamW's lr and weight decay carry over;
-            `"original"`, sqrt(max(1, m / n)); `"spectral"`, sqrt(m / n); None, 1; or a function of (m, n).
+            `"original"`, sqrt(max(1, m / n)); `"spectral_unclamped"` (or `"spectral"`), sqrt(m / n); None, 1; or a
+            function of (m, n).
         outlier_quantile: q, or a function of the step, from 1; 1 turns clipping off.
         outlier_threshold: a fixed ε instead of a quantile, or a function of the step.
         quantile_method: `"exact"`; `"histogram"`, within 0.4 %; `"sampled"`, of 65,536 entries.
@@ -113,6 +114,7 @@ class ROOT(Optimizer):
             they are known by their type. It is no part of the state: copies and unpickled optimizers have none.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an argument out of its range, or a parameter that its group's algorithm cannot step.
     """
 
@@ -192,7 +194,7 @@ class ROOT(Optimizer):
             names = group.get("param_names", [None] * len(group["params"]))
             for name, parameter in zip(names, group["params"], strict=True):
                 check_parameter(parameter, group, name)
-        except ValueError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
         group.setdefault("step", 0)

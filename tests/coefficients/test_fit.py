@@ -230,7 +230,6 @@ def test_random_spectra_are_seeded() -> None:
         ({"spectra": [[1.0, np.nan]]}, "a spectrum must be finite and not negative"),
         ({"spectra": [np.ones((2, 2))]}, "a spectrum must be one-dimensional, got shape (2, 2)"),
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
-        ({"steps": True}, "steps must be a whole number of at least 1, got True"),
         ({"limit": 0.9}, "limit must be at least 1, got 0.9"),
         ({"noise": -0.1}, "noise must lie in [0, 1), got -0.1"),
         ({"anchor": -1.0}, "anchor must not be negative, got -1.0"),
@@ -247,6 +246,8 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
     with pytest.raises(ValueError) as error:  # noqa: PT011
         fit(**({"spectra": [np.array([1.0, 0.5])]} | arguments))
     assert message in str(error.value)
+    with pytest.raises(TypeError, match="steps must be a whole number of at least 1, got True"):
+        fit([np.array([1.0, 0.5])], steps=True)
     with pytest.raises(ValueError, match="shape and count must be at least 1"):
         random_spectra((0, 3), 1, np.random.default_rng(0))
 

@@ -135,20 +135,32 @@ def test_a_list_is_taken_per_step() -> None:
         (("paper", 6, (4, 4)), "ns_steps must be 5 with ns_coefficients='paper', got 6"),
         (("paper", 5), "shape must be given"),
         (("muon", 0), "ns_steps must be a whole number of at least 1, got 0"),
-        (("muon", 2.5), "ns_steps must be a whole number of at least 1, got 2.5"),
-        (("muon", True), "ns_steps must be a whole number of at least 1, got True"),
         (([MUON] * 4, 5), "one (a, b, c) per step, got 4 for ns_steps=5"),
         (((1.0, 2.0), 5), "triples of numbers (a, b, c), got (1.0, 2.0)"),
-        ((("a", "b", "c"), 3), "triples of numbers"),
         (((1.0, 2.0, float("nan")), 5), "ns_coefficients must be finite"),
-        (([MUON, 1.0], 2), "triples of numbers (a, b, c), got 1.0"),
         (([], 5), "ns_coefficients must be a name"),
-        ((None, 5), "ns_coefficients must be a name"),
     ],
 )
 def test_bad_choices_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     """The error names the argument, the rule and the value."""
     with pytest.raises(ValueError) as error:  # noqa: PT011
+        resolve(*arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("muon", 2.5), "ns_steps must be a whole number of at least 1, got 2.5"),
+        (("muon", True), "ns_steps must be a whole number of at least 1, got True"),
+        ((("a", "b", "c"), 3), "triples of numbers"),
+        (([MUON, 1.0], 2), "triples of numbers (a, b, c), got 1.0"),
+        ((None, 5), "ns_coefficients must be a name"),
+    ],
+)
+def test_choices_of_a_wrong_type_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    """A wrong type is a TypeError that names the argument, the rule and the value."""
+    with pytest.raises(TypeError) as error:
         resolve(*arguments)
     assert message in str(error.value)
 

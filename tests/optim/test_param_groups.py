@@ -305,3 +305,10 @@ def test_bad_overrides_are_refused(overrides: dict[str, Any], message: str) -> N
     """A glob for nothing, an unknown algorithm and a layout that does not fit are errors."""
     with pytest.raises(ValueError, match=f"^{message}"):
         ROOT.param_groups(Gpt(tied=True), overrides=overrides)
+
+
+@pytest.mark.parametrize("override", [3, ["root"], None, {"algorithm": 3}])
+def test_overrides_of_a_wrong_type_are_refused(override: Any) -> None:
+    """The error is a TypeError that says what an override may be."""
+    with pytest.raises(TypeError, match=r"^overrides must be .* got"):
+        ROOT.param_groups(Gpt(tied=True), overrides={"*.up.weight": override})

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 
 SHAPES = [(12, 20), (20, 12), (12, 20), (16, 16), (1, 9)]
 MUON: dict[str, Any] = {"outlier_quantile": 1.0, "ns_coefficients": "muon", "normalization": "frobenius"}
@@ -28,6 +30,11 @@ def give_gradients(step: int, *lists: Sequence[nn.Parameter]) -> None:
         gradient = torch.randn(same[0].shape, generator=generator) ** 3
         for p in same:
             p.grad = gradient.to(p.dtype, copy=True)
+
+
+def orthogonalize(matrix: Tensor, coefficients: Any, **options: Any) -> Tensor:
+    """Return the update of `newton_schulz` alone."""
+    return newton_schulz(matrix, coefficients, **options).update
 
 
 def mixed() -> tuple[list[nn.Parameter], list[dict[str, Any]]]:

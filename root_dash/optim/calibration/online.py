@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.coefficients.bounds import Bounds, Form
+from root_dash.checks import one_of
+from root_dash.coefficients.bounds import Bounds, OnlineForm
 from root_dash.coefficients.fit import fit
 from root_dash.coefficients.spectra import Array, polar_error, random_spectra
 from root_dash.coefficients.tables import Coefficients, Normalization, check_normalization, resolve
@@ -38,8 +39,6 @@ spectra before and after, and its supremum with noise."""
 
 PAPER_MIXTURE = (1.0, 3.0)
 """Weights of real and of random spectra in a fit, as the paper has them."""
-EVEN_MIXTURE = (1.0, 1.0)
-REAL_MIXTURE = (1.0, 0.0)
 
 _GAIN, _LEAST = 0.01, 1e-3  # relative and absolute: a change for less is not worth an event
 _ANCHOR = 0.02  # spectra drift: more weight on what none of the fitted ones holds than a fit gives by itself
@@ -95,8 +94,8 @@ class _Line:
 class Calibration:
     """The sets of one parameter group, by matrix shape (m, n) with m <= n.
 
-    In every step call `adopt`, or `take` and `apply` where several processes must agree; then, where it is `due`,
-    `offer` one matrix per shape.
+    In every step call `take`, then `apply` its result, on which several processes must agree first. After the step, if
+    a calibration is `due`, `offer` one matrix per shape.
 
     Args:
         form: `"adaptive"`, a triple per step, or `"adanewton"`, the paper's one triple in all steps.
@@ -113,7 +112,7 @@ class Calibration:
 
     def __init__(
         self,
-        form: Form,
+        form: OnlineForm,
         steps: int,
         *,
         normalization: Normalization = "schatten8",
@@ -122,8 +121,7 @@ class Calibration:
         mixture: tuple[float, float] = PAPER_MIXTURE,
         reservoir: int = 8,
     ) -> None:
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+        one_of("form", form, get_args(OnlineForm))
         check_normalization(normalization)
         resolve(form, steps)  # refuses steps that there is no set for
         lag = max(1, every // 2) if lag is None else lag
@@ -192,11 +190,6 @@ class Calibration:
 
         self._begin(step, shape, spectrum, fine=fine, now=now)
 
-    def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
-        """The same of a matrix whose singular values are known already."""
-        values = np.sort(np.asarray(sigma, np.float64))[::-1].copy()
-        self._begin(step, shape, lambda: values if np.isfinite(values).all() and values.any() else None)
-
     def take(self, step: int) -> dict[Shape, Proposal | None]:
         """What the calibrations that are due at a step came to, by shape: a set to adopt or None; waits for them.
 
@@ -239,10 +232,6 @@ class Calibration:
             line.coefficients = after
         return changes
 
-    def adopt(self, step: int) -> list[Change]:
-        """Take what is due at a step and put it in place."""
-        return self.apply(step, self.take(step))
-
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on, as numbers, strings, lists and float64 tensors; waits for what is on its way."""
         return {
@@ -266,14 +255,6 @@ class Calibration:
             if state and state[name] != getattr(self, name):
                 raise ValueError(f"{name} must be {getattr(self, name)!r} as in this calibration, got {state[name]!r}")
         self._lines = dict(_unpack(packed) for packed in state.get("shapes", ()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.state_dict()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        options = {name: state[name] for name in ("normalization", "every", "lag", "reservoir")}
-        self.__init__(state["form"], state["steps"], mixture=tuple(state["mixture"]), **options)  # type: ignore[misc]
-        self.load_state_dict(state)
 
     def _line(self, shape: Shape, fine: bool = False) -> _Line:
         return self._lines.setdefault(shape, _Line(self._start(fine), fine))

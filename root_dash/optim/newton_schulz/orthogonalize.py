@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from root_dash.coefficients.tables import SCHATTEN8_MARGIN, Coefficients, Normalization, check_normalization
-from root_dash.optim.newton_schulz.plan import Form, Stage, plan
+from root_dash.optim.newton_schulz.plan import IterationForm, Stage, plan
 from root_dash.optim.newton_schulz.symmetric import combination, gram, polynomial, square, symmetric_product
 
 Triple: TypeAlias = "tuple[float | Tensor, float | Tensor, float | Tensor]"
@@ -48,21 +48,6 @@ class Orthogonalized:
     """(..., 1, 1): X₀ = scale · B, so A = scale² · B Bᵀ, with B as it was given, or its transpose if that is wide."""
 
 
-def orthogonalize(
-    matrix: Tensor,  # (..., m, n), any real float dtype, left as it is
-    coefficients: Sequence[Coefficients] | Tensor,  # K triples, or (K, 3) on the matrix' device
-    *,
-    normalization: Normalization = "schatten8",
-    eps: float = 1e-30,
-    dtype: torch.dtype | None = None,
-    algorithm: Form = "auto",
-) -> Tensor:  # (..., m, n), of the dtype of the last step
-    """`newton_schulz(...).update`."""
-    return newton_schulz(
-        matrix, coefficients, normalization=normalization, eps=eps, dtype=dtype, algorithm=algorithm
-    ).update
-
-
 def newton_schulz(
     matrix: Tensor,
     coefficients: Sequence[Coefficients] | Tensor,
@@ -70,7 +55,7 @@ def newton_schulz(
     normalization: Normalization = "schatten8",
     eps: float = 1e-30,
     dtype: torch.dtype | None = None,
-    algorithm: Form = "auto",
+    algorithm: IterationForm = "auto",
     largest: Tensor | None = None,
 ) -> Orthogonalized:
     """Apply one Newton-Schulz step per coefficient triple to a matrix, or to each of a batch.

@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
-Form: TypeAlias = Literal["auto", "standard", "gram"]
-FORMS: tuple[Form, ...] = get_args(Form)
+from root_dash.checks import one_of
+
+IterationForm: TypeAlias = Literal["auto", "standard", "gram"]
+FORMS: tuple[IterationForm, ...] = get_args(IterationForm)
 
 # Steps in Gram space before R is computed from X again. Rounding makes eigenvalues of R that should be 0 negative, and
 # a step multiplies them by a²: the four updates of R in five steps of "robust" by 8e4 in all. Three steps in bfloat16
@@ -54,7 +56,7 @@ def plan(
     long: int,
     steps: int,
     dtype: torch.dtype | None,
-    algorithm: Form,
+    algorithm: IterationForm,
     given: torch.dtype,
     device: str,
 ) -> tuple[Stage, ...]:
@@ -66,8 +68,7 @@ def plan(
     Raises:
         ValueError: an unknown algorithm, or `"gram"` in a dtype too coarse for it.
     """
-    if algorithm not in FORMS:
-        raise ValueError(f"algorithm must be one of {', '.join(map(repr, FORMS))}, got {algorithm!r}")
+    one_of("algorithm", algorithm, FORMS)
     if algorithm == "gram" and dtype is not None and dtype not in _RUN:
         raise ValueError(f"algorithm must not be 'gram' with products in {dtype}, which are too coarse for it")
     if dtype is None and given == torch.float64:

@@ -13,7 +13,6 @@ all selections here work on integers, are exact, and do the same for every dtype
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +22,6 @@ from torch import Tensor
 
 from root_dash.kernels.digit_counts import DIGIT_BITS, FLOAT_BITS, TOP_BITS, DigitCounter
 
-Combine: TypeAlias = Callable[[Tensor], Tensor]
 Bits: TypeAlias = NDArray[Any]  # of signed integers, none negative once the sign bit of the float is gone
 
 _FEW = 2**12  # entries up to which a selection among whole rows is as fast as bounds and a partition between them
@@ -32,33 +30,24 @@ _MARGIN = 4.0  # standard deviations between the sampled rank and either bound
 _BLOCK = 2**18  # entries that stay in the processor's cache from one pass over them to the next
 
 
-def radix_neighbours(
-    entries: Tensor, rank: int, count: int, *, coarse: bool = False, combine: Combine | None = None
-) -> Tensor:
-    """The magnitudes at `rank` and `rank` + 1 in each row of `entries` (L, n), ascending from 0: (L, 2).
+def radix_neighbours(entries: Tensor, rank: int, *, coarse: bool = False) -> Tensor:
+    """Return the magnitudes at `rank` and `rank` + 1 in each row of `entries` (L, n), ascending from 0: (L, 2).
 
-    The last rank has itself for a neighbour. NaN anywhere in a row makes its pair NaN.
-
-    `count` is the number of entries of a whole row, more than n where `entries` is a shard of it, which may be empty;
-    `combine` then sums a tensor of counts over the shards. `coarse` ones have the leading bits of `bucket_center` only,
-    and zeros after them.
+    At the last rank both are the largest magnitude. NaN anywhere in a row makes its pair NaN. If `coarse`, only the
+    leading bits of `bucket_center` are found, and the other bits are zero.
     """
+    count = entries.shape[1]
     layout = FLOAT_BITS[entries.dtype]
-    # What is counted over shards may be more than one of them holds.
     digits = DigitCounter(entries, torch.int32 if count < 2**31 else torch.int64)
     shift = layout.largest.bit_length() - TOP_BITS
     ranks = (rank + torch.arange(2, device=entries.device)).clamp(max=count - 1).expand(len(entries), 2)
     counts = digits.leading()
-    if combine is not None:
-        counts = combine(counts)
     has_nan = counts[:, -1:] > 0
     prefix, ranks = _narrow(torch.zeros_like(ranks), ranks, counts.unsqueeze(1))
     last = _unresolved(entries.dtype) if coarse else 0
     while shift > last:
         shift -= DIGIT_BITS
         counts = digits.following(prefix, shift)
-        if combine is not None:
-            counts = combine(counts)
         prefix, ranks = _narrow(prefix, ranks, counts.view(-1, 2, 1 << DIGIT_BITS))
     return (prefix << shift).masked_fill(has_nan, layout.largest).to(layout.integer).view(entries.dtype)
 

@@ -6,13 +6,13 @@ clamp(M, -ε, ε) exactly: one operation, and no rounding in B.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from root_dash.checks import one_of, satisfies
 from root_dash.optim.outliers.radix_select import (
-    Combine,
     bucket_center,
     partition_neighbours,
     radix_neighbours,
@@ -46,8 +46,8 @@ def threshold(matrices: Tensor, quantile: float, method: QuantileMethod = "exact
     Raises:
         ValueError: a quantile outside [0, 1], or a method of another name.
     """
-    check_quantile(quantile)
-    check_quantile_method(method)
+    satisfies("outlier_quantile", quantile, "in [0, 1]", lambda q: 0 <= q <= 1)
+    one_of("quantile_method", method, QUANTILE_METHODS)
     flat = matrices.detach().flatten(1)
     if method == "sampled":
         flat = flat[:, :: _stride(flat.shape[1], matrices.shape[-1])]
@@ -60,31 +60,7 @@ def threshold(matrices: Tensor, quantile: float, method: QuantileMethod = "exact
     elif n <= _FEW:
         pair = topk_neighbours(flat, rank)
     else:
-        pair = radix_neighbours(flat, rank, n, coarse=method == "histogram")
-    return _between(pair, weight, method)
-
-
-def sharded_threshold(
-    shards: Tensor, quantile: float, count: int, combine: Combine, method: QuantileMethod = "exact"
-) -> Tensor:
-    """The `threshold` of matrices of which every process holds a part: (L,), the same bits in each process.
-
-    `shards` (L, ...) are this process's entries of L matrices of `count` entries each, in any order, and may be none.
-    `combine` sums an integer tensor over the processes, in place or not, as `all_reduce` does: 32,768 counts a matrix,
-    and for the exact quantile of float32 another 131,072. `"sampled"` is taken for `"histogram"`, which needs no more
-    exchanges than a sample would.
-
-    Raises:
-        ValueError: as `threshold`.
-    """
-    check_quantile(quantile)
-    check_quantile_method(method)
-    flat = shards.detach().flatten(1)
-    if count == 0:
-        return flat.new_full((len(flat),), torch.nan)
-    method = "exact" if method == "exact" else "histogram"
-    rank, weight = _position(quantile, count)
-    pair = radix_neighbours(flat, rank, count, coarse=method == "histogram", combine=combine)
+        pair = radix_neighbours(flat, rank, coarse=method == "histogram")
     return _between(pair, weight, method)
 
 
@@ -130,15 +106,3 @@ def split(matrix: Tensor, eps: Tensor) -> Tensor:
     if matrix.is_cuda:
         return matrix.clamp(-eps, eps)  # one pass
     return torch.maximum(matrix, -eps).clamp_max_(eps)  # on a CPU a third of the time of a clamp between tensors
-
-
-def check_quantile(quantile: float) -> None:
-    """Refuse what is no quantile with a `ValueError`."""
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"outlier_quantile must be in [0, 1], got {quantile!r}")
-
-
-def check_quantile_method(method: Any) -> None:
-    """Refuse what names no way to a quantile with a `ValueError`."""
-    if method not in QUANTILE_METHODS:
-        raise ValueError(f"quantile_method must be one of {', '.join(map(repr, QUANTILE_METHODS))}, got {method!r}")

@@ -70,7 +70,7 @@ import torch
 from root_dash.optim.calibration.online import Calibration
 calibration = Calibration("adaptive", 5, every=2)
 for step in (2, 4):
-    calibration.adopt(step)
+    calibration.apply(step, calibration.take(step))
     calibration.offer(step, (64, 256), torch.randn(64, 256))
 """
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)

@@ -243,5 +243,5 @@ def test_the_process_group_is_no_state(results: Results) -> None:
 
 def test_what_is_no_process_group_is_refused() -> None:
     """The error names the argument, the rule and the value."""
-    with pytest.raises(ValueError, match=r"^process_group must be a torch.distributed.ProcessGroup .*, got 3$"):
+    with pytest.raises(TypeError, match=r"^process_group must be a torch.distributed.ProcessGroup .*, got 3$"):
         ROOT([torch.nn.Parameter(torch.ones(2, 2))], process_group=3)  # type: ignore[arg-type]

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from root_dash.coefficients.tables import Normalization, resolve
-from root_dash.optim.newton_schulz.orthogonalize import newton_schulz, orthogonalize
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 from root_dash.optim.newton_schulz.plan import plan
 from root_dash.optim.newton_schulz.symmetric import combination, gram, polynomial, square, symmetric_product
 from root_dash.optim.outliers.threshold import split, threshold
 from tests.optim.reference import Array, with_singular_values
+from tests.optim.training import orthogonalize
 
 ROBUST = resolve("robust")
 STEPS = range(1, 21)

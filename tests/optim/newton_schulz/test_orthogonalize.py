@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from root_dash.coefficients.tables import Normalization, resolve
-from root_dash.optim.newton_schulz.orthogonalize import orthogonalize
 from tests.optim.reference import newton_schulz, polar_error, with_singular_values
+from tests.optim.training import orthogonalize
 
 NORMALIZATIONS: list[Normalization] = ["schatten8", "frobenius"]
 ROBUST = resolve("robust")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
 
-from root_dash.optim.outliers.radix_select import Combine, bucket_center, partition_neighbours, radix_neighbours
+from root_dash.optim.outliers.radix_select import bucket_center, partition_neighbours, radix_neighbours
 
 BITS = {
     torch.float64: (np.int64, torch.int64),
@@ -35,7 +34,7 @@ def _one_thread() -> Iterator[None]:
 
 def radix(entries: Tensor, rank: int) -> Tensor:
     """Of whole rows."""
-    return radix_neighbours(entries, rank, entries.shape[1])
+    return radix_neighbours(entries, rank)
 
 
 def by_sorting(entries: Tensor, rank: int) -> Tensor:
@@ -147,43 +146,6 @@ def test_the_entries_are_left_alone(select: Select, n: int) -> None:
     assert_same(found, by_sorting(before[:, ::2], n // 2))
 
 
-def lockstep(workers: int) -> list[Combine]:
-    """Sums over threads that wait for one another, as all-reduce does over processes."""
-    barrier = threading.Barrier(workers, timeout=20)
-    given: list[Tensor | None] = [None] * workers
-
-    def combine(worker: int, counts: Tensor) -> Tensor:
-        given[worker] = counts
-        barrier.wait()
-        total = torch.stack([each for each in given if each is not None]).sum(0, dtype=counts.dtype)
-        barrier.wait()
-        return total
-
-    return [lambda counts, worker=worker: combine(worker, counts) for worker in range(workers)]  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rank", [0, 700, 900, 999])
-def test_counts_of_shards_add_up(rank: int, dtype: torch.dtype) -> None:
-    """Uneven and empty shards of two rows find, each of them, what the whole rows hold."""
-    entries = student(1000, dtype)
-    entries[0, 500:] = 0
-    shards = entries.split([613, 0, 386, 1], dim=1)
-    found: dict[int, Tensor] = {}
-
-    def work(worker: int, combine: Combine) -> None:
-        found[worker] = radix_neighbours(shards[worker], rank, 1000, combine=combine)
-
-    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(lockstep(len(shards)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(found) == [0, 1, 2, 3]
-    for pair in found.values():
-        assert_same(pair, by_sorting(entries, rank))
-
-
 def test_nothing_depends_on_the_data() -> None:
     """Without any data, on the meta device, where a shape or a branch that needs them is an error, radix runs."""
     assert radix(torch.empty(3, 1000, device="meta"), 899).shape == (3, 2)
@@ -205,5 +167,5 @@ def test_a_bucket_holds_its_center(dtype: torch.dtype) -> None:
 def test_coarse_ones_share_the_bucket(dtype: torch.dtype) -> None:
     """One pass fewer, or two, finds the bucket where the exact neighbours are."""
     entries = student(5000, dtype)
-    coarse = radix_neighbours(entries, 4500, 5000, coarse=True)
+    coarse = radix_neighbours(entries, 4500, coarse=True)
     assert_same(bucket_center(coarse), bucket_center(radix(entries, 4500)))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
 
-from root_dash.optim.outliers.threshold import QuantileMethod, sharded_threshold, split, threshold
+from root_dash.optim.outliers.radix_select import radix_neighbours
+from root_dash.optim.outliers.threshold import QuantileMethod, _between, _position, split, threshold
 from tests.optim.reference import Array
 
 QUANTILES = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0, 1))
@@ -49,9 +50,11 @@ def heavy_tailed(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return entries.to(dtype)
 
 
-def per_shard(batch: Tensor, quantile: float, method: QuantileMethod = "exact") -> Tensor:
-    """The way of the counts, which on a GPU is the only one, with one shard."""
-    return sharded_threshold(batch, quantile, batch[0].numel(), lambda counts: counts, method)
+def by_counts(batch: Tensor, quantile: float, method: QuantileMethod = "exact") -> Tensor:
+    """The threshold by counts of bits, which large matrices on a GPU take; `threshold` takes another way on a CPU."""
+    flat = batch.flatten(1)
+    rank, weight = _position(quantile, flat.shape[1])
+    return _between(radix_neighbours(flat, rank, coarse=method == "histogram"), weight, method)
 
 
 @given(
@@ -85,7 +88,7 @@ def test_it_is_the_authors_to_the_bit(dtype: torch.dtype, batch: Array, quantile
     expected = authors(matrices, quantile)
     assert torch.equal(threshold(matrices, quantile), expected)
     assert torch.equal(torch.cat([threshold(matrix[None], quantile) for matrix in matrices]), expected)
-    assert torch.equal(per_shard(matrices[:3], quantile), expected[:3])
+    assert torch.equal(by_counts(matrices[:3], quantile), expected[:3])
 
 
 @DTYPES
@@ -126,7 +129,7 @@ def test_nan_makes_the_threshold_nan() -> None:
     batch[0, 3, 3] = torch.nan
     for method in METHODS:
         assert threshold(batch, 0.5, method).isnan().tolist() == [True, False]
-        assert per_shard(batch, 0.5, method).isnan().tolist() == [True, False]
+        assert by_counts(batch, 0.5, method).isnan().tolist() == [True, False]
 
 
 def test_a_few_infinite_entries_are_outliers() -> None:
@@ -135,7 +138,7 @@ def test_a_few_infinite_entries_are_outliers() -> None:
     batch[0, 0, :5] = torch.inf
     batch[1, 0:2] = torch.inf
     assert threshold(batch, 0.9).tolist() == [1.0, torch.inf]
-    assert per_shard(batch, 0.9).tolist() == [1.0, torch.inf]
+    assert by_counts(batch, 0.9).tolist() == [1.0, torch.inf]
     assert threshold(batch, 0.9, "histogram")[1] == torch.inf
 
 
@@ -143,7 +146,6 @@ def test_an_empty_matrix_has_no_threshold() -> None:
     """NaN stands for it."""
     for method in METHODS:
         assert threshold(torch.zeros(2, 0, 5), 0.9, method).isnan().all()
-        assert sharded_threshold(torch.zeros(2, 0, 5), 0.9, 0, lambda counts: counts, method).isnan().all()
 
 
 @DTYPES
@@ -155,7 +157,7 @@ def test_the_histogram_is_near(quantile: float, dtype: torch.dtype) -> None:
     lower = batch.abs().flatten(1).sort(1).values[:, int(quantile * 5999)]
     eps = threshold(batch, quantile, "histogram")
     assert ((eps - lower).abs() <= lower * 2**-8).all()
-    assert torch.equal(eps, per_shard(batch, quantile, "histogram"))
+    assert torch.equal(eps, by_counts(batch, quantile, "histogram"))
     assert dtype.itemsize != 2 or torch.equal(eps, lower)
 
 
@@ -196,8 +198,6 @@ def test_an_unknown_method_is_refused() -> None:
     message = "quantile_method must be one of 'exact', 'histogram', 'sampled', got 'fast'"
     with pytest.raises(ValueError, match=message):
         threshold(torch.ones(1, 2, 2), 0.9, "fast")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        sharded_threshold(torch.ones(1, 2, 2), 0.9, 4, lambda counts: counts, "fast")  # type: ignore[arg-type]
 
 
 @given(npst.arrays(np.float64, (2, 5, 7), elements=st.floats(-1e6, 1e6)), st.floats(0, 1e6))
