@@ -1,4 +1,4 @@
-"""What ROOT refuses, at construction where that is possible, and in which words."""
+"""Tests of the options that ROOT refuses, and of the error messages."""
 
 from __future__ import annotations
 

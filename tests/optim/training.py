@@ -1,4 +1,4 @@
-"""Parameters and gradients for the tests of the optimizer: seeded, the same for every copy."""
+"""Parameters and gradients for the tests of the optimizer: seeded, and equal for every copy."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def orthogonalize(matrix: Tensor, coefficients: Any, **options: Any) -> Tensor:
 
 
 def mixed() -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Matrices under ROOT beside vectors and an embedding under AdamW, and their groups."""
+    """Return matrices under ROOT, vectors and an embedding under AdamW, and their groups."""
     params = parameters([(8, 12), (8, 12), (12, 8), (6, 3, 2, 2), (5,), (5,), (), (9, 4)])
     return params, [{"params": params[:4]}, {"params": params[4:], "algorithm": "adamw", "lr": 1e-2}]

@@ -1,7 +1,7 @@
-"""One background thread per process, for what the training thread must not wait for, and how tensors get there.
+"""One background thread per process, for work that the training thread must not wait for.
 
-The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: it starts its
-own, and does what its parent's had left undone for it where the result is asked for.
+The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: it starts a
+thread of its own, and computes an unfinished job of the parent when the result is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """A computation in the background, begun at once. It must be a pure function: it may be done twice after a fork."""
+    """A computation in the background, begun at once. It must be a pure function, because a fork may run it twice."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
@@ -26,7 +26,7 @@ class Job(Generic[T]):
         _begin(self)
 
     def result(self) -> T:
-        """What was computed, waiting for it where it must; raises what the computation raised."""
+        """Wait for the computation, and return its result or raise its error."""
         if self._process == os.getpid():
             self._finished.wait()
         elif not self._done:
@@ -36,13 +36,13 @@ class Job(Generic[T]):
         return self._value
 
     def run(self) -> None:
-        """Compute, in the thread that calls this."""
+        """Compute in the calling thread."""
         self._error: BaseException | None = None
         try:
             self._value = self._compute()
-        except BaseException as error:  # re-raised where the result is asked for
+        except BaseException as error:  # `result` raises it again
             self._error = error
-        self._done = True  # before the event, whose lock a fork may copy in any state
+        self._done = True  # set before the event, because a fork may copy the lock of the event in any state
         self._finished.set()
 
 

@@ -13,7 +13,7 @@ from root_dash.optim.calibration.background import Job
 
 
 def test_one_thread_does_all_jobs_in_order() -> None:
-    """Results come from one daemon thread that is not the caller's; errors are raised where they are asked for."""
+    """Results come from one daemon thread, not from the caller's thread; `result` raises the error of a job."""
     order: list[int] = []
 
     def note(place: int) -> threading.Thread:
@@ -37,7 +37,7 @@ def test_one_thread_does_all_jobs_in_order() -> None:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 def test_a_forked_process_goes_on_by_itself() -> None:
-    """What the parent had on its way is computed in the child, which then has a thread of its own."""
+    """A forked child computes the unfinished jobs of its parent, and then has a thread of its own."""
     code = """
 import os, sys, threading, time
 import numpy as np
@@ -64,7 +64,7 @@ sys.exit(os.waitstatus_to_exitcode(status) or (waiting.result() != os.getpid()))
 
 
 def test_leaving_does_not_wait_for_it() -> None:
-    """The interpreter exits cleanly with a calibration on its way."""
+    """The interpreter exits cleanly while a calibration is pending."""
     code = """
 import torch
 from root_dash.optim.calibration.online import Calibration
@@ -78,7 +78,7 @@ for step in (2, 4):
 
 
 def test_the_thread_starts_with_the_first_job() -> None:
-    """Importing starts nothing."""
+    """An import starts no thread."""
     code = "import threading, root_dash.optim.calibration.online; raise SystemExit(threading.active_count() - 1)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
     assert background.Job(lambda: 1).result() == 1

@@ -20,7 +20,7 @@ SQUARE = (32, 32)
 
 
 def base(step: int, shape: tuple[int, int] = WIDE) -> Tensor:
-    """A matrix of the run: clipped noise over a few larger directions, as clipped momenta are."""
+    """Return a matrix of the run: clipped noise with a few larger directions, as clipped momenta have."""
     generator = torch.Generator().manual_seed(step)
     signal = torch.randn(shape[0], 2, generator=generator) @ torch.randn(2, shape[1], generator=generator)
     return torch.randn(shape, generator=generator) + 0.3 * signal
@@ -41,7 +41,7 @@ def offer_spectrum(calibration: Calibration, step: int, shape: tuple[int, int], 
 def run(
     calibration: Calibration, steps: range, shapes: tuple[tuple[int, int], ...] = (WIDE,)
 ) -> Iterator[tuple[int, Change]]:
-    """What is adopted in those steps, when."""
+    """Yield the step and the change of every adoption in these steps."""
     for step in steps:
         for change in adopt(calibration, step):
             yield step, change
@@ -52,7 +52,7 @@ def run(
 
 @pytest.mark.parametrize("form", ["adaptive", "adanewton"])
 def test_it_follows_the_run(form: Any) -> None:
-    """After some offers the shape's set is more accurate on matrices to come, and bounded for all."""
+    """After some offers the set of the shape is more accurate on later matrices, and bounded for all matrices."""
     normalization: Any = "schatten8" if form == "adaptive" else "frobenius"
     calibration = Calibration(form, 5, normalization=normalization, every=4)
     changes = [change for _, change in run(calibration, range(1, 21))]
@@ -92,7 +92,7 @@ def test_the_lag_decides_when_and_not_the_machine() -> None:
 
 
 def test_shapes_lie_either_way() -> None:
-    """A tall matrix is its transpose, in what is offered and in what is asked for."""
+    """A tall matrix counts as its transpose, in offers and in questions."""
     tall, wide = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
     for step in (2, 4):
         tall.offer(step, WIDE[::-1], base(step).mT)
@@ -109,13 +109,13 @@ def test_before_any_offer_the_start_is_used() -> None:
 
 
 def test_due_every_so_many_steps() -> None:
-    """The step before the first is not due."""
+    """A calibration is due every `every` steps, but not at step 0."""
     calibration = Calibration("adaptive", 5, every=30)
     assert [step for step in range(100) if calibration.due(step)] == [30, 60, 90]
 
 
 def finely_fitted() -> Calibration:
-    """A calibration that has adopted a set which relies on fine arithmetic."""
+    """Return a calibration that has adopted a set for fine arithmetic."""
     calibration = Calibration("adaptive", 5, every=2)
     calibration.offer(2, SQUARE, base(2, SQUARE), fine=True)
     calibration.apply(3, {SQUARE: [*np.ravel(ROBUST_FINE), 0.2, 0.1, 1.055]})
@@ -123,7 +123,7 @@ def finely_fitted() -> Calibration:
 
 
 def test_a_set_may_rely_on_fine_arithmetic() -> None:
-    """Offered from there, a shape starts from the set for it and may adopt what bfloat16 could not bear; so resumed."""
+    """In fine arithmetic a shape starts from the fine set, may adopt sets that bfloat16 does not bear, and resumes."""
     assert Calibration("adaptive", 5).coefficients(SQUARE, fine=True) == ROBUST_FINE
     assert supremum(ROBUST_FINE, noise=0.012) > 1.06
     calibration = finely_fitted()
@@ -140,7 +140,7 @@ def test_a_set_may_rely_on_fine_arithmetic() -> None:
 
 
 def test_coarse_arithmetic_takes_such_a_set_back() -> None:
-    """Asked for in bfloat16 once, perhaps on another device, the shape starts anew and never relies on more again."""
+    """A shape that was once stepped in bfloat16 starts again, and never relies on fine arithmetic again."""
     for calibration in (finely_fitted(), resumed(finely_fitted())):
         assert calibration.coefficients(SQUARE) == ROBUST
         assert calibration.coefficients(SQUARE, fine=True) == ROBUST
@@ -148,7 +148,7 @@ def test_coarse_arithmetic_takes_such_a_set_back() -> None:
 
 
 def test_an_older_state_relies_on_nothing() -> None:
-    """One that says nothing of arithmetic goes on with its set, in any."""
+    """A state that does not mention the arithmetic resumes with its set, which is safe in any arithmetic."""
     state = finely_fitted().state_dict()
     for shape in state["shapes"]:
         del shape["fine"]
@@ -159,7 +159,7 @@ def test_an_older_state_relies_on_nothing() -> None:
 
 
 def test_a_worse_set_is_refused() -> None:
-    """Fitted to narrow spectra, a set is not adopted when the newest, which it was not fitted to, is wide."""
+    """A set that was fitted to narrow spectra is not adopted if the newest spectrum, which was held out, is wide."""
     calibration = Calibration("adaptive", 5, every=2, mixture=(1.0, 0.0))
     narrow, wide = np.linspace(1, 0.9, 24), np.geomspace(1, 1e-4, 24)
     offer_spectrum(calibration, 2, WIDE, narrow)
@@ -181,7 +181,7 @@ def test_a_worse_set_is_refused() -> None:
     ],
 )
 def test_a_set_out_of_bounds_is_refused(form: Any, triples: tuple[Coefficients, ...]) -> None:
-    """Whoever proposes it and whatever errors it claims."""
+    """A set out of bounds is refused, whatever errors its proposal claims."""
     calibration = Calibration(form, 5)
     numbers = [number for triple in triples for number in triple]
     assert calibration.apply(1, {WIDE: [*numbers, 0.5, 0.1, 1.0]}) == []
@@ -189,7 +189,7 @@ def test_a_set_out_of_bounds_is_refused(form: Any, triples: tuple[Coefficients, 
 
 
 def test_what_one_process_found_others_can_apply() -> None:
-    """A taken proposal travels as `width` numbers in a tensor and puts the same set in place elsewhere."""
+    """A proposal is `width` numbers, which can be sent in a tensor and give the same set in another process."""
     here, there = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
     found: dict[tuple[int, int], Any] = {}
     for step in (2, 4):
@@ -208,7 +208,7 @@ def test_what_one_process_found_others_can_apply() -> None:
 
 @pytest.mark.parametrize("made", ["nan", "inf", "zero", "empty"])
 def test_matrices_that_say_nothing_are_ignored(made: str) -> None:
-    """NaN, Inf, a zero matrix or none at all leave no trace, and no warning."""
+    """NaN, Inf, a zero matrix or an empty matrix change nothing and cause no warning."""
     matrix = {
         "nan": base(1).index_fill(0, torch.tensor(3), torch.nan),
         "inf": base(1).index_fill(0, torch.tensor(3), torch.inf),
@@ -229,7 +229,7 @@ def test_matrices_that_say_nothing_are_ignored(made: str) -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_scale_will_do(scale: float, dtype: torch.dtype) -> None:
-    """Bases of any scale and dtype are fitted to alike, and are not written to."""
+    """Bases of any scale and dtype can be calibrated on, and nothing writes to them."""
     calibration = Calibration("adaptive", 5, every=2)
     for step in (2, 4):
         matrix = (base(step) * scale).to(dtype)
@@ -242,7 +242,7 @@ def test_any_scale_will_do(scale: float, dtype: torch.dtype) -> None:
 
 
 def test_a_second_offer_does_not_disturb_the_first() -> None:
-    """While a shape's calibration is on its way, further matrices of that shape are left aside."""
+    """While the calibration of a shape is pending, further matrices of this shape are ignored."""
     once, twice = Calibration("adaptive", 5, every=4), Calibration("adaptive", 5, every=4)
     for step in (4, 8):
         for calibration in (once, twice):
@@ -252,7 +252,7 @@ def test_a_second_offer_does_not_disturb_the_first() -> None:
 
 
 def test_a_set_that_stays_is_looked_at_less_often() -> None:
-    """Where nothing better is found the next calibrations wait for 2, 4, ... turns; other shapes do not."""
+    """If no better set is found, the next calibrations of the shape wait for 2, 4, ... turns; other shapes do not."""
     calibration = Calibration("adaptive", 5, every=10, lag=1)
     square = np.linalg.svd(np.random.default_rng(0).standard_normal((64, 64)), compute_uv=False)
     begun, changed = [], []
@@ -268,7 +268,7 @@ def test_a_set_that_stays_is_looked_at_less_often() -> None:
 
 @pytest.mark.parametrize("capturable", [False, True])
 def test_what_is_asked_for_now_is_done_now(capturable: bool) -> None:
-    """`ROOT.calibrate()` calibrates at any step and as often as it is called, and adopts what it found before."""
+    """`ROOT.calibrate()` calibrates at any step and as often as it is called, and adopts the pending sets."""
     parameter = torch.nn.Parameter(torch.zeros(WIDE))
     optimizer = ROOT([parameter], capturable=capturable)
     changes: list[Change] = []
@@ -285,7 +285,7 @@ def test_what_is_asked_for_now_is_done_now(capturable: bool) -> None:
 
 
 def test_a_fit_that_fails_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error in the background is told as a warning, and the training goes on with the set that it has."""
+    """An error in the background becomes a warning, and the training continues with its set."""
     calibration = Calibration("adaptive", 5, every=1)
 
     def unfit(*arguments: Any, **options: Any) -> None:
@@ -302,7 +302,7 @@ def test_a_fit_that_fails_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_reservoir_is_bounded_and_keeps_the_newest() -> None:
-    """Of many spectra only so many are kept."""
+    """Only `reservoir` spectra are kept, the newest first."""
     calibration = Calibration("adaptive", 5, every=1, reservoir=3, mixture=(1.0, 1.0))
     for step in range(1, 7):
         # So far apart that none is left out for patience.
@@ -313,7 +313,7 @@ def test_the_reservoir_is_bounded_and_keeps_the_newest() -> None:
 
 
 def resumed(calibration: Calibration) -> Calibration:
-    """Through a file that holds no pickled code, as checkpoints do."""
+    """Return a copy of a calibration that went through a file without pickled code, as in a checkpoint."""
     file = io.BytesIO()
     torch.save(calibration.state_dict(), file)
     file.seek(0)
@@ -324,7 +324,7 @@ def resumed(calibration: Calibration) -> Calibration:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> tuple[list[tuple[int, Change]], tuple[Coefficients, ...]]:
-    """The changes of a run of 13 steps that nothing interrupts, and the set that it ends with."""
+    """Return the changes of an uninterrupted run of 13 steps, and its last set."""
     calibration = Calibration("adaptive", 5, every=4, lag=2)
     return list(run(calibration, range(1, 14))), calibration.coefficients(WIDE)
 

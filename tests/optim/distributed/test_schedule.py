@@ -31,7 +31,7 @@ LAYOUTS = [
 
 @st.composite
 def models(draw: st.DrawFn) -> tuple[list[Tensor], Layout]:
-    """Parameters that one layout fits, among them equal ones, tall ones, and some without entries."""
+    """Draw parameters that fit one layout; some are equal, some tall, some without entries."""
     layout = draw(st.sampled_from(LAYOUTS))
     rows = st.just(8) if layout.split_sizes or layout.num_heads else st.integers(0, 9)
     shapes = draw(
@@ -47,7 +47,7 @@ def models(draw: st.DrawFn) -> tuple[list[Tensor], Layout]:
     st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 9), st.lists(st.none() | st.integers(0, 8), max_size=40)
 )
 def test_matrices_are_assigned_evenly_by_cost(costs: list[int], ranks: int, wishes: list[int | None]) -> None:
-    """Every matrix has one rank, its home where it has one; and no rank has more than the mean and one matrix."""
+    """Every matrix has one owner, its home if it has a home. No rank has more than the mean and one matrix."""
     owners = assign_owners(costs, ranks)
     loads = [sum(c for c, owner in zip(costs, owners, strict=True) if owner == rank) for rank in range(ranks)]
     assert len(owners) == len(costs)
@@ -60,7 +60,7 @@ def test_matrices_are_assigned_evenly_by_cost(costs: list[int], ranks: int, wish
 
 
 def test_equal_matrices_are_assigned_evenly() -> None:
-    """Twelve over eight ranks leave none with more than two; the dearer one among cheap ones is a rank's only one."""
+    """Of twelve matrices on eight ranks no rank has more than two; a much dearer matrix is the only one of its rank."""
     owners = assign_owners([7] * 12, 8)
     assert sorted(owners.count(rank) for rank in range(8)) == [1] * 4 + [2] * 4
     owners = assign_owners([1, 1, 1, 10, 1, 1, 1], 2)
@@ -71,7 +71,7 @@ def test_equal_matrices_are_assigned_evenly() -> None:
 def test_rounds_hold_every_matrix_once(
     model: tuple[list[Tensor], Layout], ranks: int, one_by_one: bool, sharded: bool
 ) -> None:
-    """All that have entries, in rounds of one shape, lying before tall, and slots that tell the ranks' own apart."""
+    """Every matrix with entries is in one round of its shape, wide before tall, and has a slot of its own."""
     params, layout = model
     rounds = plan_rounds(params, layout, ranks, one_by_one=one_by_one, sharded=sharded)
     found = [(ref.parameter, ref.piece, ref.shape) for each in rounds for ref in each.batch.refs]
@@ -98,7 +98,7 @@ def test_rounds_hold_every_matrix_once(
 
 
 def test_rounds_bound_what_a_rank_holds() -> None:
-    """Matrices of a quarter of a batch: four a round, or one for each rank; of sharded ones four for each rank."""
+    """If a matrix is a quarter of a batch, a round has four, or one per rank; of sharded matrices four per rank."""
     quarter = torch.empty(2**13, BATCH_ENTRIES["cuda"] // 2**15, device="meta")
     for ranks in (1, 2, 3, 8):
         rounds = plan_rounds([quarter] * 19, Layout(), ranks)
@@ -109,7 +109,7 @@ def test_rounds_bound_what_a_rank_holds() -> None:
 
 @given(st.integers(0, 20), st.integers(0, 3), st.integers(1, 7), st.sampled_from([Layout(), Layout(batch_ndim=1)]))
 def test_shards_are_those_of_chunk(length: int, rows: int, ranks: int, layout: Layout) -> None:
-    """The rows of each rank are what `torch.chunk` gives it, and nothing where it gives it nothing."""
+    """The rows of each rank are the chunk that `torch.chunk` gives the rank, or none."""
     tensor = torch.arange(length * rows * 2).reshape(length, rows, 2)
     flat = tensor.reshape(length * rows, 2) if layout.batch_ndim else tensor.flatten(1)
     chunks = list(tensor.chunk(ranks)) if length else []
@@ -120,7 +120,7 @@ def test_shards_are_those_of_chunk(length: int, rows: int, ranks: int, layout: L
 
 @given(models())
 def test_piece_rows_are_those_of_the_pieces(model: tuple[list[Tensor], Layout]) -> None:
-    """Taken from the parameter as rows x cols, they are the pieces."""
+    """The rows, taken from the parameter as rows x cols, are the pieces."""
     params, layout = model
     for parameter in params:
         values = torch.arange(parameter.numel()).reshape(parameter.shape)
@@ -133,7 +133,7 @@ def test_piece_rows_are_those_of_the_pieces(model: tuple[list[Tensor], Layout]) 
 
 @given(*[st.tuples(st.integers(0, 9), st.integers(0, 9))] * 2)
 def test_an_overlap_is_what_is_in_both(one: tuple[int, int], other: tuple[int, int]) -> None:
-    """The same as that of two sets; None where they share nothing."""
+    """The overlap equals the intersection of two sets; None if it is empty."""
     both = overlap(one, other)
     assert set(range(*one)) & set(range(*other)) == (set(range(*both)) if both else set())
     assert both is None or both[0] < both[1]
@@ -141,7 +141,7 @@ def test_an_overlap_is_what_is_in_both(one: tuple[int, int], other: tuple[int, i
 
 @given(models(), st.integers(1, 4))
 def test_an_exchange_takes_every_row_to_its_owner_and_back(model: tuple[list[Tensor], Layout], ranks: int) -> None:
-    """Played with lists for the network: owners put whole matrices together, and holders get back their own rows."""
+    """With lists in place of the network, owners get whole matrices, and holders get their own rows back."""
     params, layout = model
     values = [torch.arange(p.numel()).reshape(p.shape) + 1000 * i for i, p in enumerate(params)]
     k = layout.batch_ndim
@@ -187,7 +187,7 @@ def test_an_exchange_takes_every_row_to_its_owner_and_back(model: tuple[list[Ten
 
 
 def test_experts_stay_where_they_are() -> None:
-    """Six experts cut between two of them on three ranks are their ranks' own; one more expert makes nothing of it."""
+    """Experts that lie whole on a rank are owned by this rank, and nothing is sent, for any number of experts."""
     for experts, ranks in ((6, 3), (2, 3), (7, 3)):
         params = [torch.empty(experts, 4, 8)]
         for rank in range(ranks):

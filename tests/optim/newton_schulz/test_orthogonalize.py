@@ -99,7 +99,7 @@ def test_below_eps_the_update_fades(normalization: Normalization) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (0, 3, 4), (2, 0, 4)])
 def test_empty_matrices_stay_empty(shape: tuple[int, ...]) -> None:
-    """Nothing in, nothing out."""
+    """An empty matrix gives an empty update."""
     assert orthogonalize(torch.zeros(shape), ROBUST).shape == shape
 
 

@@ -1,4 +1,4 @@
-"""Both selections against a sort, for every bit pattern of every dtype."""
+"""Tests of the selections against a sort, for every bit pattern of every dtype."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Select = Callable[[Tensor, int], Tensor]
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """So many small operations only wait for a second one."""
+    """Use one thread: many small operations only wait for a second thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,12 +33,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def radix(entries: Tensor, rank: int) -> Tensor:
-    """Of whole rows."""
+    """Select by counts of bits."""
     return radix_neighbours(entries, rank)
 
 
 def by_sorting(entries: Tensor, rank: int) -> Tensor:
-    """The entries at a rank and the next of the sorted magnitudes of each row."""
+    """Return the entries at a rank and at the next rank among the sorted magnitudes of each row."""
     ordered = entries.abs().sort(1).values
     pair = torch.stack([ordered[:, rank], ordered[:, min(rank + 1, entries.shape[1] - 1)]], 1)
     filled: Tensor = pair.masked_fill(ordered[:, -1:].isnan(), torch.nan)
@@ -46,7 +46,7 @@ def by_sorting(entries: Tensor, rank: int) -> Tensor:
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Equal to the bit, where NaN equals NaN."""
+    """Check that tensors are equal to the bit; NaN equals NaN."""
     assert actual.dtype == expected.dtype
     integer = BITS[actual.dtype][1]
     assert torch.equal(actual.isnan(), expected.isnan())
@@ -62,7 +62,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(BITS))
 @given(st.data())
 @settings(deadline=None, max_examples=15)
 def test_any_bits(select: Select, dtype: torch.dtype, data: st.DataObject) -> None:
-    """Among all floats, the infinite, the denormal and NaN too, both find what a sort finds."""
+    """Each selection finds the same entries as a sort among all floats: infinite, denormal and NaN too."""
     numpy_integer = BITS[dtype][0]
     shape = st.tuples(st.integers(1, 4), st.integers(1, 30))
     some = st.sampled_from([0.0, 1.0, -1.0, float("inf"), 2.0**-20])
@@ -75,7 +75,7 @@ def test_any_bits(select: Select, dtype: torch.dtype, data: st.DataObject) -> No
 
 
 def student(n: int, dtype: torch.dtype) -> Tensor:
-    """Two rows of heavy-tailed entries."""
+    """Return two rows of heavy-tailed entries."""
     generator = torch.Generator().manual_seed(n)
     normal = torch.randn(4, 2, n, generator=generator)
     entries: Tensor = normal[0] / torch.linalg.vector_norm(normal[1:], dim=0)
@@ -99,7 +99,7 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", list(ROWS))
 @DTYPES
 def test_long_rows(select: Select, kind: str, dtype: torch.dtype) -> None:
-    """Rows longer than a sample, and samples that mislead, at every rank."""
+    """Rows that are longer than a sample, and misleading samples, are selected from rightly at every rank."""
     n = 2**16 + 3 if select is partition_neighbours else 2**12 + 3
     entries = ROWS[kind](student(n, dtype))
     expected = {rank: by_sorting(entries, rank) for rank in (0, n // 1000, n // 2, n * 9 // 10, n - 1)}
@@ -109,14 +109,14 @@ def test_long_rows(select: Select, kind: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("n", [2**12 - 1, 2**12, 2**12 + 1, 2**15, 2**18 - 1, 2**18, 2**18 + 1])
 def test_lengths_around_the_switches(n: int) -> None:
-    """The partition of few entries, of many, and of several blocks."""
+    """The partition is right for few entries, for many entries, and for several blocks."""
     entries = student(n, torch.float32)
     for rank in (0, int(0.9 * (n - 1)), n - 2, n - 1):
         assert_same(partition_neighbours(entries, rank), by_sorting(entries, rank))
 
 
 def test_bounds_from_a_misleading_sample_at_every_rank() -> None:
-    """Wherever the upper bound crosses the wanted entries, on one of the two too, both are found."""
+    """Both entries are found wherever the upper bound lies, also if it equals one of the two."""
     n = 2**12 + 1
     entries = ROWS["small where sampled"](student(n, torch.float32))
     ordered = entries.abs().sort(1).values
@@ -147,13 +147,13 @@ def test_the_entries_are_left_alone(select: Select, n: int) -> None:
 
 
 def test_nothing_depends_on_the_data() -> None:
-    """Without any data, on the meta device, where a shape or a branch that needs them is an error, radix runs."""
+    """The selection by counts runs on the meta device, on which a shape or branch that needs data is an error."""
     assert radix(torch.empty(3, 1000, device="meta"), 899).shape == (3, 2)
 
 
 @DTYPES
 def test_a_bucket_holds_its_center(dtype: torch.dtype) -> None:
-    """The center is within 2^-8 (float32), 2^-21 (float64) or nothing (16 bits) of a normal value; some stay."""
+    """The center is within 2^-8 (float32) or 2^-21 (float64) of a normal value, or equal to it (16 bits)."""
     entries = student(10_000, dtype).abs()
     bound = {torch.float64: 2.0**-21, torch.float32: 2.0**-8}.get(dtype, 0.0)
     off = (bucket_center(entries) - entries).abs() / entries
@@ -165,7 +165,7 @@ def test_a_bucket_holds_its_center(dtype: torch.dtype) -> None:
 
 @DTYPES
 def test_coarse_ones_share_the_bucket(dtype: torch.dtype) -> None:
-    """One pass fewer, or two, finds the bucket where the exact neighbours are."""
+    """A coarse selection, which takes fewer passes, finds the bucket of the exact neighbours."""
     entries = student(5000, dtype)
     coarse = radix_neighbours(entries, 4500, coarse=True)
     assert_same(bucket_center(coarse), bucket_center(radix(entries, 4500)))
