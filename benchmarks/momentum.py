@@ -27,7 +27,7 @@ from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, build_optimizers, train
 from root_dash.optim import ROOT
 from root_dash.optim.calibration.online import Change
-from root_dash.optim.newton_schulz.orthogonalize import orthogonalize
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 from root_dash.optim.observation import Observation
 
 EVERY = 20
@@ -77,7 +77,7 @@ def other(name: str, base: Tensor, triples: tuple[Coefficients, ...]) -> Tensor:
     """The update that another method makes of a base."""
     if name == "muon":
         return _zeropower_via_newtonschulz(base, MUON, STEPS, 1e-7)
-    return orthogonalize(base, triples, normalization="frobenius", dtype=torch.bfloat16)
+    return newton_schulz(base, triples, normalization="frobenius", dtype=torch.bfloat16).update
 
 
 def measure(steps: int) -> dict[str, Any]:

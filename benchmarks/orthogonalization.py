@@ -21,7 +21,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 
 from root_dash.coefficients.fit import FINE_LIMIT, FINE_NOISE, LIMIT, NOISE, fit
 from root_dash.coefficients.tables import CONTRACTING, MUON, ROBUST, Coefficients, Normalization, resolve
-from root_dash.optim.newton_schulz.orthogonalize import orthogonalize
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 from root_dash.optim.newton_schulz.plan import is_fine, plan
 
 Shape: TypeAlias = tuple[int, int]
@@ -148,7 +148,9 @@ def accuracy(device: torch.device) -> dict[str, Any]:
             }
             for label, fine in arithmetic.items():
                 for name, (triples, normalization) in sets[fine].items():
-                    update = orthogonalize(matrix.to(device), triples, normalization=normalization, dtype=DTYPES[label])
+                    update = newton_schulz(
+                        matrix.to(device), triples, normalization=normalization, dtype=DTYPES[label]
+                    ).update
                     by_shape = results.setdefault(label, {}).setdefault(spectrum, {}).setdefault(name, {})
                     by_shape[f"{shape[0]}x{shape[1]}"] = measures(update.cpu(), factor)
     return results
@@ -181,7 +183,7 @@ def speed(device: torch.device, clock: str) -> dict[str, Any]:
     for width, shapes in LISTS.items():
         batches = [torch.randn(shape, device=device) for shape in shapes]
         contenders: dict[str, Callable[[], object]] = {
-            "ours": lambda batches=batches: [orthogonalize(batch, ROBUST) for batch in batches],
+            "ours": lambda batches=batches: [newton_schulz(batch, ROBUST).update for batch in batches],
             "muon": lambda batches=batches: [
                 _zeropower_via_newtonschulz(matrix, MUON, STEPS, 1e-7) for batch in batches for matrix in batch
             ],

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from root_dash.kernels import symmetric
+from root_dash.kernels import loader
 
 _CASTS = {
     "long": torch.int64,
@@ -103,7 +103,7 @@ def pretended_cuda(*, triton: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, stand_in in runtime.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
-        stack.enter_context(mock.patch.object(symmetric, "_runs_on", return_value=triton))
+        stack.enter_context(mock.patch.object(loader, "runs_on", return_value=triton))
         stack.enter_context(mock.patch.object(torch.Tensor, "record_stream"))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(mock.patch.object(torch, "from_numpy", real_from_numpy))

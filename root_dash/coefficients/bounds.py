@@ -1,4 +1,4 @@
-"""The bounds that a set fitted to a run is held to, by its form and by the arithmetic that it is for."""
+"""The bounds of a set that is fitted to a run. They depend on the form of the set and on the arithmetic."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal, NamedTuple, TypeAlias
 from root_dash.coefficients.fit import FINE_LIMIT, FINE_NOISE, LIMIT, NOISE, TOP, infimum, supremum
 from root_dash.coefficients.tables import Coefficients
 
-Form: TypeAlias = Literal["adaptive", "adanewton"]
-"""A triple per step, or the paper's one triple in all steps."""
+OnlineForm: TypeAlias = Literal["adaptive", "adanewton"]
+"""The form of a fitted set: a triple per step, or the paper's one triple in all steps."""
 
-# An update in bfloat16 rounds what lies above 1.0586 to 1.0625, and none is to exceed 1.06. No single triple is both
+# An update in bfloat16 rounds values above 1.0586 to 1.0625, and no value may exceed 1.06. No single triple is both
 # steep at zero and calm at one: Muon's reaches 1.20.
 _LIMIT, _SHARED_LIMIT = 1.058, 1.3
-_HORIZON = 20  # steps up to which a triple that is repeated is held to its limit
-_BOTTOM = 1e-3  # from here up to the largest, no σ may be turned round
+_HORIZON = 20  # number of steps up to which a repeated triple must keep to its limit
+_BOTTOM = 1e-3  # no σ from here up to the largest may change its sign
 
 
 class Bounds(NamedTuple):
-    """How far a set of a form may take any σ of (0, 1.01] with noise between its steps."""
+    """The bounds of any σ of (0, 1.01] after the steps of a set, with noise between the steps."""
 
-    form: Form
+    form: OnlineForm
     steps: int
     fine: bool
-    """Whether the arithmetic is (`plan.is_fine`)."""
+    """Whether the arithmetic is fine (`plan.is_fine`)."""
 
     @property
     def noise(self) -> float:
@@ -33,12 +33,12 @@ class Bounds(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """What no σ may exceed."""
+        """The limit that no σ may exceed."""
         return _LIMIT if self.form == "adaptive" else _SHARED_LIMIT
 
     @property
     def aim(self) -> float:
-        """What a fit is held to, a little lower where there is room."""
+        """The limit in a fit, a little lower than `limit` if there is room."""
         return (FINE_LIMIT if self.fine else LIMIT) if self.form == "adaptive" else _SHARED_LIMIT
 
     @property
@@ -47,12 +47,12 @@ class Bounds(NamedTuple):
         return self.steps if self.form == "adaptive" else max(_HORIZON, self.steps)
 
     def reach(self, coefficients: Sequence[Coefficients]) -> float:
-        """The largest |p| after all steps, and, for a triple that is repeated, after any more of them."""
+        """Return the largest |p| after all steps; of a repeated triple, after any number up to the horizon."""
         if self.form == "adaptive":
             return supremum(coefficients, noise=self.noise)
         triple = tuple(coefficients[:1])
         return max(supremum(triple * k, noise=self.noise) for k in range(self.steps, self.horizon + 1))
 
     def hold(self, coefficients: Sequence[Coefficients]) -> bool:
-        """Whether a set keeps to them, and turns no σ above 1e-3 round."""
+        """Return whether a set keeps to the bounds, and changes the sign of no σ above 1e-3."""
         return self.reach(coefficients) <= self.limit and infimum(coefficients, _BOTTOM, TOP, self.noise) > 0

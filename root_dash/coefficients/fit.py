@@ -1,14 +1,14 @@
-"""AdaNewton: fitting the coefficients of the Newton-Schulz iteration to singular values.
+"""AdaNewton: a fit of the coefficients of the Newton-Schulz iteration to singular values.
 
-The iteration acts on singular values alone, so what a set makes of a matrix follows from the matrix' spectrum, and the
-best set for some spectra is a least-squares problem in 3 numbers per step. He et al. (arXiv 2511.20626) fit one
-(a, b, c) per matrix shape, used in every step, to the polar factor U Vᵀ; here every step may have its own, and rounding
-is not to drive what a set returns beyond a limit. NumPy in float64 only: no torch, and no random numbers in the fit.
+The iteration changes singular values alone, so the result of a set follows from the spectrum of the matrix, and the
+best set for some spectra solves a least-squares problem with 3 numbers per step. He et al. (arXiv 2511.20626) fit one
+(a, b, c) per matrix shape, used in every step, to the polar factor U Vᵀ. Here every step may have its own triple, and
+rounding must not drive the result of a set beyond a limit. The fit is NumPy in float64, without random numbers.
 
 The largest value that a set can reach needs no grid. A step is a continuous odd function, so it maps [-h, h] onto
-[-h', h'] with h' its largest magnitude there, at an end or at one of at most two critical points. Composing these maps
-gives the supremum exactly, and widening h by 1 + noise before each further step gives that over every possible error of
-this relative size between the steps.
+[-h', h'], where h' is its largest magnitude there, at an end or at one of at most two critical points. The composition
+of these maps gives the supremum exactly. If h is widened by 1 + noise before each further step, the composition gives
+the supremum over every possible error of this relative size between the steps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from root_dash.checks import whole_number
 from root_dash.coefficients.spectra import (
     Array,
     alive,
-    orthogonality_error,
     polar_error,
     pool,
     random_spectra,
@@ -41,25 +41,25 @@ from root_dash.coefficients.tables import (
     resolve,
 )
 
-__all__ = ["Fit", "fit", "infimum", "orthogonality_error", "polar_error", "random_spectra", "supremum"]
+__all__ = ["Fit", "fit", "infimum", "polar_error", "random_spectra", "supremum"]
 
 LIMIT, FINE_LIMIT = 1.05, 1.055
-"""What p may not exceed: no singular value of an update is to exceed 1.06, and rounding the update takes its share. The
-second of each pair is for arithmetic that is fine (`plan.is_fine`), the first is safe in any."""
+"""The limits of p. No singular value of an update may exceed 1.06, and the rounding of the update needs its share. The
+second limit, and the second noise below, are for fine arithmetic (`plan.is_fine`); the first are safe in any."""
 NOISE, FINE_NOISE = 0.012, 0.004
-"""Relative error of a singular value between the steps to be prepared for. In bfloat16 numbers lie 0.4 to 0.8 % apart;
-after a first step in float32, what follows in bfloat16 was never seen to need 0.3 %."""
+"""Relative error of a singular value that a set must bear between steps. Numbers in bfloat16 lie 0.4 to 0.8 % apart;
+after a first step in float32, steps in bfloat16 were never seen to need 0.3 %."""
 BETWEEN = 1.5
-"""What none may exceed between the steps: rounding there is relative to the largest."""
+"""The limit of singular values between the steps, because the rounding there is relative to the largest value."""
 TOP = 1.01
-"""Where the supremum is looked for: above 1/1.003, where ROOT starts, by four times its margin."""
+"""End of the interval (0, 1.01] of the supremum. ROOT starts below 1/1.003: this is four times its margin above."""
 
 _ANCHORS, _ANCHOR_RANGE = 48, (0.02, 1.0)
 _ROUNDS = 6
 _ITERATIONS = 60
-_FLOOR = 0.5  # below it a large singular value is as good as lost
-_FIRM, _SOFT, _GROWTH = 10.0, 0.1, 3.0  # weight of the overshoot in the first round, and its growth from there
-_SLACK = 0.005  # the penalty begins this far below the limit: a wall must be felt before it is hit
+_FLOOR = 0.5  # a large singular value that ends below is as good as lost
+_FIRM, _SOFT, _GROWTH = 10.0, 0.1, 3.0  # weight of the overshoot in the first round, and its growth per round
+_SLACK = 0.005  # distance below the limit at which the penalty begins, so that the fit slows down before the limit
 _SHARED_STARTS: tuple[Coefficients, ...] = (MUON, (2.9, -3.6, 1.6), (2.6, -3.05, 1.47), (2.5, -2.7, 1.2))
 # You Jiacheng, x.com/YouJiacheng/status/1905861218138804534.
 _CALM: tuple[Coefficients, ...] = (
@@ -73,7 +73,7 @@ _CALM: tuple[Coefficients, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A set fitted to spectra, and what is known of it."""
+    """A set that was fitted to spectra, and its errors and bounds."""
 
     coefficients: tuple[Coefficients, ...]
     """One (a, b, c) per step."""
@@ -82,9 +82,9 @@ class Fit:
     supremum: float
     """The largest |p| on (0, 1.01] in exact arithmetic."""
     noisy_supremum: float
-    """The same over every error of relative size `noise` between the steps."""
+    """The largest |p| on (0, 1.01] over every error of relative size `noise` between the steps."""
     iterations: int
-    """Steps of the least-squares solver that were accepted."""
+    """Number of accepted steps of the least-squares solver."""
 
 
 def fit(
@@ -100,19 +100,20 @@ def fit(
     anchor: float = 1e-3,
     horizon: int | None = None,
 ) -> Fit:
-    """The set that minimises the mean over the spectra of mean (p(σ) - 1)², the squared polar error.
+    """Return the set that minimises the mean over the spectra of mean (p(σ) - 1)², the squared polar error.
 
-    A spectrum is a 1-D array of singular values of any scale; null directions are left out. `shared` asks for one
-    (a, b, c) in all steps, as the paper has it. The search begins at the universal set, at a calmer one and, where it
-    is given, at `start`. `weights`, one per spectrum, let some count more. `anchor` is the weight, beside 1 for all
-    spectra, of points spread over [0.02, 1]: a spectrum may occur tomorrow that was not fitted to, and between fitted
-    values p is otherwise free to be anything, of either sign.
+    A spectrum is a 1-D array of singular values of any scale; null directions are left out. `shared` means one
+    (a, b, c) in all steps, as in the paper. The search begins at the universal set, at a calmer set and at `start`, if
+    given. `weights` has one weight per spectrum. All spectra together weigh 1, and `anchor` is the weight of points
+    spread over [0.02, 1]: a later spectrum may have values that no fitted spectrum has, and between fitted values p
+    could otherwise be anything, of either sign.
 
-    The supremum with `noise` between the steps ends at or below `limit`; a shared triple is held to it after any number
-    of steps up to `horizon`, by default twice as many, where there is such a triple: look at `noisy_supremum`. Same
-    input, same bits.
+    The supremum with `noise` between the steps ends at or below `limit`. A shared triple must keep to the limit after
+    any number of steps up to `horizon`, by default twice `steps`. If no triple does, the supremum is higher: look at
+    `noisy_supremum`. The same input gives the same bits.
 
     Raises:
+        TypeError: `steps` or `normalization` of a wrong type.
         ValueError: no spectra or none but zeros, values that are negative or not finite, or an argument out of range.
     """
     horizon = (2 * steps if shared else steps) if horizon is None else horizon
@@ -147,9 +148,9 @@ def fit(
 
 
 def supremum(coefficients: Sequence[Coefficients], top: float = TOP, noise: float = 0.0) -> float:
-    """The largest |p| on (0, top], over every error of relative size `noise` between the steps; inf where it overflows.
+    """Return the largest |p| on (0, top], over every error of relative size `noise` between the steps.
 
-    Exact: see the module. Noise acts between steps, so a single step has none.
+    The value is exact, as the module says; inf after an overflow. Noise acts between steps: a single step has none.
     """
     reach = top
     for step, triple in enumerate(coefficients):
@@ -161,7 +162,10 @@ def supremum(coefficients: Sequence[Coefficients], top: float = TOP, noise: floa
 
 
 def infimum(coefficients: Sequence[Coefficients], bottom: float, top: float = TOP, noise: float = 0.0) -> float:
-    """The least p on [bottom, top], over every such error: below zero, a direction could be turned round."""
+    """Return the least p on [bottom, top], over every error of relative size `noise` between the steps.
+
+    If it is below zero, the set could reverse a direction of the matrix.
+    """
     low, high = bottom, top
     for step, triple in enumerate(coefficients):
         if step:
@@ -175,7 +179,7 @@ def infimum(coefficients: Sequence[Coefficients], bottom: float, top: float = TO
 
 
 class _Problem:
-    """min Σ wᵢ² (p(xᵢ) - 1)² over the coefficients, with the supremum held at the limit by a growing penalty."""
+    """The problem min Σ wᵢ² (p(xᵢ) - 1)² over the coefficients, with a growing penalty on a supremum over the limit."""
 
     def __init__(
         self, x: Array, root_weights: Array, steps: int, shared: bool, limit: float, noise: float, horizon: int
@@ -184,7 +188,7 @@ class _Problem:
         self.steps, self.shared, self.limit, self.noise, self.horizon = steps, shared, limit, noise, horizon
 
     def solve(self, starts: Sequence[tuple[Array, float]]) -> tuple[Array, int]:
-        """The best of the minima that the starts and their first penalties lead to, and the steps that led to it."""
+        """Return the best of the minima found from the starts and their first penalties, and the steps to it."""
         with np.errstate(over="ignore", invalid="ignore"):
             found = [self._solve(theta, penalty) for theta, penalty in starts]
             return min(found, key=lambda result: self._rank(result[0]))
@@ -194,7 +198,7 @@ class _Problem:
         return not self._reach(theta) <= self.limit * (1 + 1e-9), float(error @ error)
 
     def _solve(self, theta: Array, penalty: float) -> tuple[Array, int]:
-        """Levenberg-Marquardt, restarted with a heavier penalty until the supremum is within the limit."""
+        """Run Levenberg-Marquardt, again with a heavier penalty until the supremum is within the limit."""
         accepted = 0
         aim = self.limit - (_SLACK if penalty == _FIRM and not self.shared else 0.0)
         for _ in range(_ROUNDS):
@@ -234,7 +238,7 @@ class _Problem:
         return theta, accepted
 
     def _linearize(self, theta: Array, aim: float, penalty: float) -> tuple[Array, Array]:
-        """Residuals and their derivatives by the coefficients: of the spectra, and of what is out of bounds."""
+        """Return the residuals of the spectra and of the exceeded bounds, and their derivatives by the coefficients."""
         values, slopes = self._compose(theta)
         extremes, extreme_slopes, final = self._extremes(theta)
         over = penalty * np.maximum(np.minimum(np.abs(extremes), 1e9) - aim, 0.0)
@@ -250,7 +254,7 @@ class _Problem:
         return residuals, jacobian
 
     def _compose(self, theta: Array) -> tuple[Array, Array]:
-        """p(x) (P,), and its derivatives (P, parameters)."""
+        """Return p(x) (P,), and its derivatives (P, parameters)."""
         x, powers, rates = self.x, [], []
         for a, b, c in _triples(theta, self.steps):
             square = x * x
@@ -265,11 +269,12 @@ class _Problem:
         return x, np.sum(blocks, axis=0) if self.shared else np.concatenate(blocks[::-1], axis=-1)
 
     def _extremes(self, theta: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Values of p on large inputs, its extremes among them; their derivatives; and which are final.
+        """Return values of p on large inputs, with all extremes; their derivatives; and which values are final.
 
-        The image of 1.01, and those of the critical points of every step, after each step up to the horizon, with
-        noise that always pushes up. The supremum is the largest of them; taken singly, each is smooth in the
-        coefficients. Before the last step more is allowed, by a factor: scaled down by it, one limit serves all.
+        The values are the images of 1.01 and of the critical points of every step, after each step up to the horizon,
+        with noise that always pushes up. The supremum is the largest value; each single value is a smooth function of
+        the coefficients. Before the last step the limit is larger by a factor: the values are scaled down by this
+        factor, so that one limit serves all.
         """
         values, slopes = np.array([TOP]), np.zeros((1, len(theta)))
         found: list[tuple[Array, Array, bool]] = []
@@ -289,7 +294,7 @@ class _Problem:
             final = step >= self.steps - 1
             share = 1.0 if final else self.limit / BETWEEN
             found.append((share * values, share * slopes, final))
-            if not np.abs(values).max() < 1e6:  # gone: what follows would say no more
+            if not np.abs(values).max() < 1e6:  # diverged: further steps add no information
                 break
         return (
             np.concatenate([values for values, _, _ in found]),
@@ -307,7 +312,7 @@ def _step(triple: Coefficients, x: float) -> float:
 
 
 def _critical(triple: Coefficients) -> list[float]:
-    """The positive x at which the derivative a + 3 b x² + 5 c x⁴ is zero."""
+    """Return the positive x at which the derivative a + 3 b x² + 5 c x⁴ is zero."""
     a, b, c = triple
     inner = 9 * b * b - 20 * a * c
     if inner < 0:
@@ -328,10 +333,10 @@ def _triples(theta: Array, steps: int) -> tuple[Coefficients, ...]:
 
 
 def _starts(start: Sequence[Coefficients] | None, steps: int, shared: bool) -> list[tuple[Array, float]]:
-    """Where the search begins, and how firmly the limit is held there.
+    """Return the starts of the search, and the first penalty of each.
 
-    There are many minima. One start is steep at zero, for wide spectra, and one calm; overshooting at first leads
-    further away, as rectangular spectra need, and holding the limit stays near, as square ones do.
+    There are many minima. One start is steep at zero, for wide spectra, and one is calm. A soft penalty lets the search
+    overshoot and move further away, as rectangular spectra need; a firm penalty stays near, as square spectra need.
     """
     if shared:
         starts = [(np.array(triple), _FIRM) for triple in _SHARED_STARTS]
@@ -348,8 +353,7 @@ def _starts(start: Sequence[Coefficients] | None, steps: int, shared: bool) -> l
 
 
 def _check(steps: int, limit: float, noise: float, anchor: float, horizon: int, shared: bool) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+    whole_number("steps", steps, 1)
     if not (math.isfinite(limit) and limit >= 1):
         raise ValueError(f"limit must be at least 1, got {limit!r}")
     if not 0 <= noise < 1:

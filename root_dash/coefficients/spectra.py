@@ -1,6 +1,6 @@
-"""Singular values as the fits take them: cleaned, reduced, measured, and made up.
+"""Spectra for the fits: singular values are cleaned, reduced and measured, and random spectra are generated.
 
-A spectrum is a 1-D array of singular values of any scale and order. NumPy in float64 only.
+A spectrum is a 1-D array of singular values of any scale and order. All arithmetic is NumPy in float64.
 """
 
 from __future__ import annotations
@@ -16,40 +16,34 @@ from root_dash.coefficients.tables import Coefficients, Normalization, evaluate,
 Array = NDArray[np.float64]
 
 REPRESENTATIVES = 256
-"""Values that a spectrum is reduced to before a fit: its ends, and the means of equal shares between them."""
+"""The most values of a spectrum in a fit: its two ends, and the means of equal shares between them."""
 POOL = 512
-"""Points that all spectra together are reduced to."""
+"""The most points in a fit, for all spectra together."""
 
-_SAMPLED = 128  # rows up to which random spectra are sampled: 2 ms each, 512 rows take 70
+_SAMPLED = 128  # the most rows for which random spectra are sampled: 2 ms each; 512 rows would take 70 ms
 
 
 def polar_error(
     coefficients: Sequence[Coefficients], sigma: ArrayLike, normalization: Normalization = "schatten8"
 ) -> float:
-    """‖X - UVᵀ‖ / ‖UVᵀ‖ of the update of a matrix with singular values `sigma`, on its range; NaN for a zero matrix."""
+    """Return the polar error ‖X - UVᵀ‖ / ‖UVᵀ‖ of the update X of a matrix with singular values `sigma`.
+
+    Null directions of the matrix are left out. The error of a zero matrix is NaN.
+    """
     values = alive(sigma)
     if not len(values):
         return math.nan
     return root_mean_square(evaluate(coefficients, np.asarray(normalize_spectrum(values, normalization))) - 1)
 
 
-def orthogonality_error(
-    coefficients: Sequence[Coefficients], sigma: ArrayLike, normalization: Normalization = "schatten8"
-) -> float:
-    """‖X Xᵀ - I‖ / √m of that update, I and m those of its range; NaN for a zero matrix."""
-    values = alive(sigma)
-    if not len(values):
-        return math.nan
-    return root_mean_square(evaluate(coefficients, np.asarray(normalize_spectrum(values, normalization))) ** 2 - 1)
-
-
 def random_spectra(shape: tuple[int, int], count: int, rng: np.random.Generator) -> list[Array]:
-    """Singular values, descending, of `count` matrices of that shape with independent standard normal entries.
+    """Return singular values, descending, of `count` random matrices of a shape with standard normal entries.
 
-    None is ever formed. Up to 128 rows they are sampled exactly: the bidiagonal matrix of independent chi variables
-    that Householder reflections would leave has the same singular values in distribution (Dumitriu and Edelman, 2002).
-    Beyond, they are jittered quantiles of the law of Marchenko and Pastur; near zero, where the values of a square
-    matrix repel each other and the law says little, the 16 smallest are those of a sampled matrix, rescaled.
+    No such matrix is formed. Up to 128 rows the singular values are sampled exactly: Householder reflections would
+    leave a bidiagonal matrix of independent chi variables with the same distribution of singular values (Dumitriu and
+    Edelman, 2002). For more rows the singular values are jittered quantiles of the Marchenko-Pastur law. Near zero the
+    values of a square matrix repel each other, which the law does not describe; there the 16 smallest values are taken
+    from a sampled matrix and rescaled.
 
     Raises:
         ValueError: a side or a count below 1.
@@ -69,7 +63,7 @@ def _sampled(m: int, n: int, rng: np.random.Generator) -> Array:
 
 
 def _of_the_law(m: int, n: int, rng: np.random.Generator) -> Array:
-    # With λ = centre - radius cos φ, the density sqrt((high - λ)(λ - low)) / λ is smooth in φ from 0 to π.
+    # If λ = centre - radius cos φ, the density sqrt((high - λ)(λ - low)) / λ is smooth in φ from 0 to π.
     centre, radius = m + n, 2 * math.sqrt(m * n)
     angle = (np.arange(4096) + 0.5) * (np.pi / 4096)
     square = centre - radius * np.cos(angle)
@@ -82,10 +76,10 @@ def _of_the_law(m: int, n: int, rng: np.random.Generator) -> Array:
 
 
 def alive(spectrum: ArrayLike) -> Array:
-    """The values that are not null, ascending.
+    """Return the values of a spectrum that are not zero up to rounding, divided by the largest, ascending.
 
     Raises:
-        ValueError: not one-dimensional, or a value that is negative or not finite.
+        ValueError: the spectrum is not one-dimensional, or a value is negative or not finite.
     """
     values = np.asarray(spectrum, np.float64)
     if values.ndim != 1:
@@ -99,7 +93,10 @@ def alive(spectrum: ArrayLike) -> Array:
 
 
 def representatives(values: Array) -> tuple[Array, Array]:
-    """At most 256 values that stand for ascending ones, and how many each stands for; the ends for themselves alone."""
+    """Return at most 256 values that represent ascending values, and how many values each represents.
+
+    The two ends represent themselves alone.
+    """
     if len(values) <= REPRESENTATIVES:
         return values, np.ones(len(values))
     inner = values[1:-1]
@@ -110,7 +107,7 @@ def representatives(values: Array) -> tuple[Array, Array]:
 
 
 def pool(points: Array, masses: Array) -> tuple[Array, Array]:
-    """At most 512 points, each the mean of neighbours of about the same total mass, and their masses."""
+    """Return at most 512 points and their masses. Each point is the mean of neighbours with about equal total mass."""
     order = np.argsort(points, kind="stable")
     points, masses = points[order], masses[order]
     if len(points) <= POOL:
@@ -122,5 +119,5 @@ def pool(points: Array, masses: Array) -> tuple[Array, Array]:
 
 
 def root_mean_square(values: Array) -> float:
-    """sqrt(mean x²)."""
+    """Return sqrt(mean x²)."""
     return float(np.sqrt(np.mean(values**2)))

@@ -1,8 +1,8 @@
-"""The coefficient sets of the Newton-Schulz iteration, and what a set makes of a spectrum.
+"""The coefficient sets of the Newton-Schulz iteration, and the spectrum that a set makes of a spectrum.
 
-A step replaces X by a X + b (X Xᵀ) X + c (X Xᵀ)² X. It leaves the singular vectors alone and maps every singular value
-σ to a σ + b σ³ + c σ⁵; a set is one such triple per step, composed to send (0, 1] close to 1. Standard library only:
-the dashboard evaluates sets on recorded spectra, on a host without torch.
+A step replaces X by a X + b (X Xᵀ) X + c (X Xᵀ)² X. It keeps the singular vectors and maps every singular value σ to
+a σ + b σ³ + c σ⁵. A set has one triple (a, b, c) per step, and the composed map sends (0, 1] close to 1. This module
+needs the standard library alone: the dashboard evaluates sets on recorded spectra, on a host without torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+from root_dash.checks import one_of, whole_number
+
 Coefficients: TypeAlias = tuple[float, float, float]
 Name: TypeAlias = Literal["adaptive", "robust", "adanewton", "paper", "muon", "polar_express"]
 Normalization: TypeAlias = Literal["schatten8", "frobenius"]
@@ -18,16 +20,16 @@ Normalization: TypeAlias = Literal["schatten8", "frobenius"]
 NAMES: tuple[Name, ...] = get_args(Name)
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
-# The Schatten-8 norm bounds σ₁ from above, but rounding in low precision does not respect bounds, and a set grows
-# without bound not far above 1: this factor keeps every σ below 1/1.003. In bfloat16 A² is off by at most 0.6 %, its
-# fourth root by 0.15 %.
+# The Schatten-8 norm bounds σ₁ from above, but rounding in low precision does not respect bounds, and a set diverges
+# not far above 1: this factor keeps every σ below 1/1.003. In bfloat16 A² is off by at most 0.6 %, its fourth root by
+# 0.15 %.
 SCHATTEN8_MARGIN = 1.003
 
-# Fitted by `adanewton.fit` to one mixture of spectra for all shapes (Gaussian, log-uniform, powers, Student-t) under a
-# bound: with any relative errors of up to 1.2 % between the steps, no σ from (0, 1.01] ends above 1.05, which leaves
-# the rounding of the update itself 1 %. Each line says where σ from (0, 1] ends at most in exact arithmetic, and the
-# polar error left on a Gaussian 512 x 512, on a 512 x 2048, and on σ log-uniform over 1..1e-3. Under five steps a set
-# of its own is needed: the first steps of `ROBUST` alone reach 1.33.
+# Fitted by `fit.fit` to one mixture of spectra for all shapes (Gaussian, log-uniform, powers, Student-t) with a bound:
+# with any relative errors of up to 1.2 % between the steps, no σ from (0, 1.01] ends above 1.05, which leaves 1 % for
+# the rounding of the update. The comment of each set gives the largest end of σ from (0, 1] in exact arithmetic, and
+# the polar error on a Gaussian 512 x 512, on a 512 x 2048, and on σ log-uniform over 1..1e-3. Fewer than five steps
+# need a set of their own: the first steps of `ROBUST` alone reach 1.33.
 ROBUST: tuple[Coefficients, ...] = (  # 1.046; 0.046, 0.030, 0.098; diverges from σ = 1.014 on
     (4.96028, -14.31837, 10.34505),
     (4.55210, -9.25023, 4.77072),
@@ -53,9 +55,10 @@ ROBUST_2: tuple[Coefficients, ...] = (  # 1.048; 0.25, 0.110, 0.68
 ROBUST_1: tuple[Coefficients, ...] = ((3.86546, -8.81137, 5.92073),)  # 1.049; 0.42, 0.089, 0.80
 _SHORT = (ROBUST_1, ROBUST_2, ROBUST_3, ROBUST_4)
 
-# For arithmetic that leaves X its bits until the first step is taken (`plan.is_fine`): with errors of up to 0.4 %
-# between the steps none ends above 1.054. Of 22 kinds of spectra, six of them recorded, 21 end 1 to 8 % nearer to 1
-# than with `ROBUST`, and σᵢ = 1/i ends 1.4 % farther. In bfloat16 throughout, a set that bears a little less is lost.
+# For arithmetic in which X keeps its bits until the first step (`plan.is_fine`): with errors of up to 0.4 % between the
+# steps no σ ends above 1.054. Of 22 kinds of spectra, six of them recorded, 21 end 1 to 8 % nearer to 1 than with
+# `ROBUST`, and σᵢ = 1/i ends 1.4 % farther. If all steps are in bfloat16, a set that
+# bears less noise than `ROBUST` diverges.
 ROBUST_FINE: tuple[Coefficients, ...] = (  # 1.048; 0.047, 0.030, 0.093; diverges from σ = 1.010 on
     (5.00958, -14.54507, 10.57794),
     (4.59401, -9.41639, 4.86652),
@@ -80,7 +83,7 @@ PAPER: dict[tuple[int, int], Coefficients] = {
 PAPER_STEPS = 5
 
 # Amsel et al., "The Polar Express", arXiv 2505.16932: each step minimises the worst error over the interval that the
-# steps before it leave, from [1e-3, 1] on; the last is the limit, for all further steps.
+# earlier steps leave, from [1e-3, 1] on. The last triple is the limit, for all further steps.
 _POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -91,9 +94,9 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
     (1.875, -1.25, 0.375),
 )
-# Each of them is fitted up to the very largest σ and grows without bound beyond it. The authors guard against rounding
-# by giving every step but the limit its input divided by 1.01, p(σ / 1.01); microsoft/dion by 1.02, taken here. For the
-# first step that is a Frobenius norm 1.02 times as long, so the set is used with `normalization="frobenius"` as it is.
+# Each triple is fitted up to the largest σ and diverges beyond. Against rounding the authors divide the input of every
+# step but the limit by 1.01, p(σ / 1.01); microsoft/dion divides by 1.02, as here. In the first step that is
+# the same as a Frobenius norm 1.02 times as long, so the set is used with `normalization="frobenius"` as it is.
 _SAFETY = 1.02
 POLAR_EXPRESS: tuple[Coefficients, ...] = (
     *((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS[:-1]),
@@ -108,22 +111,23 @@ def resolve(
     *,
     fine: bool = False,
 ) -> tuple[Coefficients, ...]:
-    """The `ns_steps` triples that a choice stands for.
+    """Return the `ns_steps` triples of a choice.
 
-    A name is looked up, one (a, b, c) is repeated, a list of them is taken as it is. `"adaptive"` and `"adanewton"`,
-    which are fitted to the run, stand for what they start from: the universal set, and Muon's triple. `"paper"` depends
-    on the matrix' `shape` and takes the published set of the nearest aspect ratio, longer side to shorter, on a
-    logarithmic scale. `fine` allows what is safe only in arithmetic that is (`plan.is_fine`).
+    A name is looked up, one (a, b, c) is repeated, and a list of triples is taken as it is. `"adaptive"` and
+    `"adanewton"`, which are fitted to the run, give their starting sets: the universal set, and Muon's triple.
+    `"paper"` depends on the `shape` of the matrix: it takes the published set of the nearest aspect ratio, longer side
+    to shorter, on a logarithmic scale. `fine` allows sets that are safe in fine arithmetic alone (`plan.is_fine`).
 
     Raises:
-        ValueError: an unknown name, a malformed triple, or a number of steps that the set is not meant for.
+        TypeError: a choice, a triple or a number of steps of a wrong type.
+        ValueError: an unknown name, a malformed triple, or a number of steps for which there is no set.
     """
-    if isinstance(ns_steps, bool) or not isinstance(ns_steps, int) or ns_steps < 1:
-        raise ValueError(f"ns_steps must be a whole number of at least 1, got {ns_steps!r}")
+    whole_number("ns_steps", ns_steps, 1)
     if isinstance(ns_coefficients, str):
         return _resolve_name(ns_coefficients, ns_steps, shape, fine)
     if not isinstance(ns_coefficients, Sequence) or not ns_coefficients:
-        raise ValueError(f"ns_coefficients must be a name, (a, b, c), or a list of them, got {ns_coefficients!r}")
+        error = ValueError if isinstance(ns_coefficients, Sequence) else TypeError
+        raise error(f"ns_coefficients must be a name, (a, b, c), or a list of them, got {ns_coefficients!r}")
     if not any(isinstance(item, Sequence) for item in ns_coefficients):
         return (_triple(ns_coefficients),) * ns_steps
     if len(ns_coefficients) != ns_steps:
@@ -134,6 +138,7 @@ def resolve(
 
 
 def _resolve_name(name: str, ns_steps: int, shape: tuple[int, int] | None, fine: bool) -> tuple[Coefficients, ...]:
+    one_of("ns_coefficients", name, NAMES, " or numbers")
     if name in ("adaptive", "robust"):
         if ns_steps <= len(_SHORT):
             return _SHORT[ns_steps - 1]
@@ -142,16 +147,14 @@ def _resolve_name(name: str, ns_steps: int, shape: tuple[int, int] | None, fine:
         return (MUON,) * ns_steps
     if name == "polar_express":
         return POLAR_EXPRESS[:ns_steps] + POLAR_EXPRESS[-1:] * (ns_steps - len(POLAR_EXPRESS))
-    if name == "paper":
-        if ns_steps != PAPER_STEPS:
-            raise ValueError(
-                f"ns_steps must be {PAPER_STEPS} with ns_coefficients='paper', got {ns_steps}: "
-                "the published square set diverges beyond five steps"
-            )
-        if shape is None:
-            raise ValueError("shape must be given with ns_coefficients='paper', got None: its sets depend on the shape")
-        return (_nearest_paper_set(shape),) * PAPER_STEPS
-    raise ValueError(f"ns_coefficients must be one of {', '.join(map(repr, NAMES))} or numbers, got {name!r}")
+    if ns_steps != PAPER_STEPS:
+        raise ValueError(
+            f"ns_steps must be {PAPER_STEPS} with ns_coefficients='paper', got {ns_steps}: "
+            "the published square set diverges beyond five steps"
+        )
+    if shape is None:
+        raise ValueError("shape must be given with ns_coefficients='paper', got None: its sets depend on the shape")
+    return (_nearest_paper_set(shape),) * PAPER_STEPS
 
 
 def _nearest_paper_set(shape: tuple[int, int]) -> Coefficients:
@@ -166,15 +169,18 @@ def _log_aspect(shape: tuple[int, int]) -> float:
 def _triple(values: Any) -> Coefficients:
     try:
         a, b, c = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise ValueError(f"ns_coefficients must be made of triples of numbers (a, b, c), got {values!r}") from None
+    except (TypeError, ValueError) as error:
+        # A triple of the wrong length is a wrong value; anything but numbers has a wrong type.
+        numbers = isinstance(values, Sequence) and all(isinstance(value, int | float) for value in values)
+        kind = ValueError if numbers else TypeError
+        raise kind(f"ns_coefficients must be made of triples of numbers (a, b, c), got {values!r}") from error
     if not all(map(math.isfinite, (a, b, c))):
         raise ValueError(f"ns_coefficients must be finite, got {values!r}")
     return a, b, c
 
 
 def evaluate(coefficients: Sequence[Coefficients], sigma: Any) -> Any:
-    """The singular values after all steps: the composed odd polynomial at `sigma`, a number or an array of any kind."""
+    """Return the singular values after all steps: the composed odd polynomial at `sigma`, a number or any array."""
     for a, b, c in coefficients:
         square = sigma * sigma
         sigma = sigma * (a + square * (b + square * c))
@@ -182,10 +188,10 @@ def evaluate(coefficients: Sequence[Coefficients], sigma: Any) -> Any:
 
 
 def normalize_spectrum(sigma: Any, normalization: str = "schatten8") -> Any:
-    """The singular values that the iteration starts from, given a matrix' own: a list for a list, else an array.
+    """Return the singular values at the start of the iteration from those of a matrix, as a list or an array.
 
-    `"schatten8"` divides by 1.003 (Σσ⁸)^(1/8), as ROOT does; `"frobenius"` by (Σσ²)^(1/2), as Muon does. Divides by the
-    largest first, so that no power over- or underflows. A spectrum of zeros stays one.
+    `"schatten8"` divides by 1.003 (Σσ⁸)^(1/8), as ROOT does, and `"frobenius"` by (Σσ²)^(1/2), as Muon does. The values
+    are divided by the largest first, so that no power over- or underflows. A spectrum of zeros stays as it is.
 
     Raises:
         ValueError: an unknown normalization.
@@ -204,6 +210,10 @@ def normalize_spectrum(sigma: Any, normalization: str = "schatten8") -> Any:
 
 
 def check_normalization(normalization: str) -> None:
-    """Refuse an unknown normalization with a `ValueError`."""
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be one of {', '.join(map(repr, NORMALIZATIONS))}, got {normalization!r}")
+    """Check that a normalization has a known name.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: an unknown name.
+    """
+    one_of("normalization", normalization, NORMALIZATIONS)

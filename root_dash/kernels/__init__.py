@@ -1,1 +1,1 @@
-"""Triton kernels, each beside the check that says if a tensor suits it."""
+"""All Triton kernels, with plain torch beside them, and what they share: `loader`, `counting`, `host_copy`."""

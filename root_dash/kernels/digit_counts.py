@@ -1,56 +1,51 @@
-"""How many entries of each row have which leading bits, or which next ones: what the radix selection counts.
+"""Counts of the entries of each row by their leading bits, or by the bits after them, for the radix selection.
 
 In plain torch every shift, mask and comparison of the bits is a pass over memory, and the index of `scatter_add_` has
-eight bytes an entry: for the exact quantile of float32 some forty times the size of the entries. The Triton kernel here
-reads them twice in all, and adds to counts in global memory.
-
-Everywhere else the counts are plain torch. Importing this module imports no Triton; the first count on a GPU does.
+eight bytes per entry: for the exact quantile of float32 some forty times the size of the entries. The Triton kernel
+here reads the entries twice in all, and adds to counts in global memory. Everywhere else the counts are plain torch.
 """
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
 from typing import Any, NamedTuple, no_type_check
 
 import torch
 from torch import Tensor
 
-from root_dash.kernels.symmetric import available
+from root_dash.kernels.counting import count
+from root_dash.kernels.loader import available, kernel
 
 TOP_BITS = 15
+"""Leading bits of a magnitude that are counted first."""
 DIGIT_BITS = 16
-_BLOCK = 2**12
-_PIECE = 2**15  # entries of a row that a program takes
-_COPIES = 16
-_COPIED = 2**23  # counts in all copies together
+"""Bits of a magnitude that are counted in each further pass."""
 
-tl: Any = None  # triton.language, once the kernel is needed
+tl: Any = None  # triton.language, once a kernel is launched
 
 
-class Layout(NamedTuple):
-    """How a float dtype looks as an integer: its dtype, infinity, and all bits but the sign, which is a NaN."""
+class FloatBits(NamedTuple):
+    """The bits of a float dtype, read as an integer: its dtype, infinity, and all bits but the sign (a NaN)."""
 
     integer: torch.dtype
     infinity: int
     largest: int
 
 
-LAYOUTS = {
-    torch.float64: Layout(torch.int64, 0x7FF0_0000_0000_0000, 2**63 - 1),
-    torch.float32: Layout(torch.int32, 0x7F80_0000, 2**31 - 1),
-    torch.float16: Layout(torch.int16, 0x7C00, 2**15 - 1),
-    torch.bfloat16: Layout(torch.int16, 0x7F80, 2**15 - 1),
+FLOAT_BITS = {
+    torch.float64: FloatBits(torch.int64, 0x7FF0_0000_0000_0000, 2**63 - 1),
+    torch.float32: FloatBits(torch.int32, 0x7F80_0000, 2**31 - 1),
+    torch.float16: FloatBits(torch.int16, 0x7C00, 2**15 - 1),
+    torch.bfloat16: FloatBits(torch.int16, 0x7F80, 2**15 - 1),
 }
 
 
-class Digits:
-    """The magnitudes of entries (L, n) by their bits, every NaN in the last bucket."""
+class DigitCounter:
+    """Counts of the magnitudes of entries (L, n) by their bits. Every NaN is in the last bucket."""
 
     def __init__(self, entries: Tensor, dtype: torch.dtype) -> None:
-        self.layout = LAYOUTS[entries.dtype]
+        self.layout = FLOAT_BITS[entries.dtype]
         self.dtype = dtype
-        """Of the counts: int32, or int64 where int32 may not hold them."""
+        """Dtype of the counts: int32, or int64 if int32 may not hold them."""
         self._by_kernel = available(entries) and dtype == torch.int32
         self._raw = entries.detach().view(self.layout.integer)
         if not self._by_kernel:
@@ -58,7 +53,7 @@ class Digits:
             self._bits = bits.masked_fill(bits > self.layout.infinity, self.layout.largest)
 
     def leading(self) -> Tensor:
-        """Of the first 15 bits: (L, 2^15)."""
+        """Return the counts of the first 15 bits: (L, 2^15)."""
         shift = self.layout.largest.bit_length() - TOP_BITS
         if self._by_kernel:
             counts: Tensor = _leading(self._raw, self.layout.infinity, shift)
@@ -66,9 +61,9 @@ class Digits:
         return _plain_counts(self._bits >> shift, None, 1 << TOP_BITS, self.dtype)
 
     def following(self, prefixes: Tensor, shift: int) -> Tensor:
-        """Of the 16 bits before the last `shift`, among the entries with either of two prefixes (L, 2): (L, 2^17).
+        """Return the counts of the 16 bits before the last `shift`, of entries with either of two prefixes (L, 2).
 
-        Where the two are equal, those that follow the second are not counted.
+        The result is (L, 2^17): 2^16 counts for each prefix. If the prefixes are equal, the second half is zero.
         """
         if self._by_kernel:
             counts: Tensor = _following(self._raw, prefixes, self.layout.infinity, shift)
@@ -82,9 +77,10 @@ class Digits:
 
 
 def _plain_counts(index: Tensor, counted: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
-    """How many of the `counted` entries of each row have each index below `size`: (L, size).
+    """Return how many of the `counted` entries of each row have each index below `size`: (L, size).
 
-    Entries that do not count add zero at their own index: one common bin would serialize a device's atomic additions.
+    Entries that do not count add zero at their own index: one common bucket would serialize a device's atomic
+    additions.
     """
     ones = torch.ones((), dtype=dtype, device=index.device).expand_as(index) if counted is None else counted.to(dtype)
     empty = torch.zeros((len(index), size), dtype=dtype, device=index.device)
@@ -98,7 +94,7 @@ def _leading(raw: Tensor, infinity: int, shift: int) -> Tensor:
 
 @torch.library.custom_op("root_dash::following_counts", mutates_args=())
 def _following(raw: Tensor, prefixes: Tensor, infinity: int, shift: int) -> Tensor:
-    return _launch(raw, prefixes, infinity, shift, 2 << DIGIT_BITS)
+    return _launch(raw, prefixes.int().contiguous(), infinity, shift, 2 << DIGIT_BITS)
 
 
 @_leading.register_fake
@@ -112,68 +108,38 @@ def _(raw: Tensor, prefixes: Tensor, infinity: int, shift: int) -> Tensor:
 
 
 def _launch(raw: Tensor, prefixes: Tensor | None, infinity: int, shift: int, size: int) -> Tensor:
-    rows, columns = raw.shape
-    pieces = -(-columns // _PIECE)
-    copies = 1 if prefixes is not None else copies_of(rows, pieces, size)
-    counts = torch.zeros(rows, copies, size, dtype=torch.int32, device=raw.device)
-    if rows == 0 or columns == 0:
-        return counts[:, 0]
-    with torch.cuda.device_of(raw):  # Triton launches on the current device
-        _kernel()[(rows * pieces,)](
-            raw,
-            None if prefixes is None else prefixes.int().contiguous(),
-            counts,
-            *raw.stride(),
-            columns,
-            pieces,
-            copies,
-            INFINITY=infinity,
-            LARGEST=2 ** (8 * raw.element_size() - 1) - 1,
-            SHIFT=shift,
-            SIZE=size,
-            DIGIT=DIGIT_BITS,
-            AMONG=prefixes is not None,
-            PIECE=_PIECE,
-            BLOCK=_BLOCK,
-            num_warps=8,
-            enable_fp_fusion=True,
-        )
-    return counts[:, 0] if copies == 1 else counts.sum(1, dtype=torch.int32)
+    return count(
+        count_digits,
+        raw,
+        size,
+        copied=prefixes is None,
+        prefixes=prefixes,
+        INFINITY=infinity,
+        LARGEST=2 ** (8 * raw.element_size() - 1) - 1,
+        SHIFT=shift,
+        SIZE=size,
+        DIGIT=DIGIT_BITS,
+        AMONG=prefixes is not None,
+    )
 
 
-def copies_of(rows: int, pieces: int, size: int) -> int:
-    """In how many copies of its counts, `size` each, the pieces of a row are counted.
-
-    Most entries share few buckets, and additions to one address wait for each other: with 16 copies the leading bits of
-    85 M entries take 1.4 ms of an H100 instead of 2.1.
-    """
-    return max(1, min(_COPIES, pieces, _COPIED // max(1, rows * size)))
-
-
-@cache
-def _kernel() -> Any:
-    global tl
-    triton = importlib.import_module("triton")
-    tl = importlib.import_module("triton.language")
-    return triton.jit(_count, do_not_specialize=["pieces", "copies"])
-
-
+@kernel(do_not_specialize=("pieces", "copies"))
 @no_type_check
-def _count(
+def count_digits(
     raw,  # (L, n) integers
-    prefixes,  # (L, 2) int32
     counts,  # (L, copies, SIZE) int32, zeros
     stride_row,
     stride_col,
     n,
     pieces,
     copies,
+    prefixes,  # (L, 2) int32, or None
     INFINITY: tl.constexpr,
     LARGEST: tl.constexpr,
     SHIFT: tl.constexpr,
     SIZE: tl.constexpr,
     DIGIT: tl.constexpr,
-    AMONG: tl.constexpr,  # only entries with one of the two prefixes, by the bits that follow
+    AMONG: tl.constexpr,  # count only entries with one of the two prefixes, by the bits after the prefix
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):

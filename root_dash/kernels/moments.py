@@ -22,7 +22,7 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
-from root_dash.kernels.symmetric import available
+from root_dash.kernels.loader import available
 
 PIECE_WIDTH = 2**16
 """Entries of a row that are summed in float32, exact to 1e-6; the host adds up the pieces in float64."""

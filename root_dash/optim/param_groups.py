@@ -1,8 +1,9 @@
-"""Which of a model's parameters ROOT takes, as which matrices, and which AdamW takes.
+"""The split of a model's parameters: ROOT takes some, as one or more matrices each, and AdamW takes the rest.
 
-Orthogonalizing suits matrices that map activations to activations. A row of an embedding, of the output head or of a
-router is the vector of one token, class or expert and is hit by few of a batch's gradients; biases, gains and other
-vectors are no matrices at all. Kernels are flattened, those of the first layer too: every sample uses every pixel.
+Orthogonalization suits matrices that map activations to activations. A row of an embedding, of the output head or of a
+router is the vector of one token, class or expert, and few samples of a batch give it a gradient. Biases, gains and
+other vectors are not matrices. Convolution kernels are flattened, also in the first layer: every sample uses every
+pixel.
 """
 
 from __future__ import annotations
@@ -17,38 +18,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from root_dash.checks import one_of
 from root_dash.optim.matrices.layout import PLAIN, Layout
 from root_dash.optim.options import ALGORITHMS, Algorithm
 
-# What models call their output layer when neither tying nor its size tells; it is the last Linear of that name.
+# Names of output layers, for models whose head is neither tied nor known by its size: the last Linear of this name.
 HEAD_NAMES = ("lm_head", "head", "heads", "head_dist", "classifier", "embed_out", "qa_outputs")
-# Names that inner layers bear as well: heads only on the last Linear of all.
+# Names that inner layers have too: a head only if it is the last Linear of the model.
 LAST_HEAD_NAMES = ("fc", "output", "score")
-# Parts of the names of parameters whose rows are looked up, added or used element by element.
+# Parts of parameter names that mark tables: their rows are looked up, added or used element by element.
 TABLE_NAMES = ("emb", "position", "pos_", "_pos", "token", "bias", "codebook", "a_log")
-# Linear layers of 3 d outputs, known to be all of Q, then all of K, then all of V. Not among them: `query_key_value`,
-# `qkv_proj` and `in_proj`, which in GPT-NeoX, Bloom, CodeGen and DeBERTa take turns from head to head.
+# Names of Linear layers with 3 d outputs: all of Q, then all of K, then all of V. `query_key_value`, `qkv_proj` and
+# `in_proj` are not in the list, because in GPT-NeoX, Bloom, CodeGen and DeBERTa Q, K and V alternate from head to head.
 QKV_NAMES = ("qkv", "to_qkv", "Wqkv", "c_attn")
 
 Override: TypeAlias = Algorithm | Mapping[str, Any]
-"""An algorithm, or options for a group of its own, among them `algorithm` and the layout."""
+"""The name of an algorithm, or options for a group of its own, which may include `algorithm` and the layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Who steps a parameter, how, and why. `algorithm` is None for a frozen parameter, which nobody steps."""
+    """The decision on one parameter: algorithm, matrices and reason. A frozen parameter has no algorithm."""
 
     names: tuple[str, ...]
-    """Several where modules share the parameter; the first is its name in `model.named_parameters()`."""
+    """All names, if modules share the parameter. The first is its name in `model.named_parameters()`."""
     parameter: Tensor
     algorithm: Algorithm | None
     reason: str
     layout: Layout = PLAIN
     """The matrices that the parameter consists of; plain for AdamW."""
     override: str | None = None
-    """The glob that decided, where one did."""
+    """The glob of `overrides` that decided, or None."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What it sets beside algorithm and layout."""
+    """The options that the override sets besides algorithm and layout."""
 
 
 def param_groups(
@@ -60,23 +62,25 @@ def param_groups(
     overrides: Mapping[str, Override] | None = None,
     verbose: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups for `ROOT(...)`: matrices and convolution kernels under ROOT, all else under AdamW, frozen ones left out.
+    """Return groups for `ROOT(...)`: matrices and convolution kernels under ROOT, all other parameters under AdamW.
 
-    Parameters carry their names. Those of one layout (`batch_ndim`, `split_sizes`, `num_heads`) are one group.
+    Frozen parameters are left out. The parameters carry their names. Parameters of one layout (`batch_ndim`,
+    `split_sizes`, `num_heads`) form one group.
 
     Args:
         model: the model.
         root: options of the groups under ROOT.
-        adamw: options of those under AdamW, as in `adamw={"lr": 3e-4}`.
-        split_qkv: orthogonalize Q, K and V apart where a fused weight is known to have them one after the other:
+        adamw: options of the groups under AdamW, as in `adamw={"lr": 3e-4}`.
+        split_qkv: orthogonalize Q, K and V apart if a fused weight is known to have them one after the other:
             `nn.MultiheadAttention` of one width, and Linear layers of `QKV_NAMES` with three times as many outputs as
-            inputs. Other fused weights are left whole: name their layout in `overrides`.
-        overrides: by globs over names, of which the first that matches counts, what to decide instead: `"root"`,
-            `"adamw"`, or a mapping of options, as in `{"*.q_proj.weight": {"num_heads": 12}}`.
+            inputs. Other fused weights stay whole: name their layout in `overrides`.
+        overrides: decisions by globs over names: `"root"`, `"adamw"`, or a mapping of options, as in
+            `{"*.q_proj.weight": {"num_heads": 12}}`. The first glob that matches a parameter counts.
         verbose: print `describe(model)`.
 
     Raises:
-        ValueError: a glob that matches no parameter, or a layout that a parameter does not have.
+        TypeError: an override that is neither a name nor a mapping.
+        ValueError: a glob that matches no parameter, or a layout that does not fit a parameter.
     """
     decisions = decide(model, split_qkv=split_qkv, overrides=overrides)
     if verbose:
@@ -86,7 +90,7 @@ def param_groups(
     for algorithm, common in options.items():
         for d in decisions:
             if d.algorithm == algorithm:
-                # A glob that says no more than "root" or "adamw" needs no group of its own.
+                # A glob that sets only "root" or "adamw" needs no group of its own.
                 key = (algorithm, d.layout, d.override if d.options else None)
                 new = {"params": [], "algorithm": algorithm, **common, **d.layout.options(), **d.options}
                 groups.setdefault(key, new)["params"].append((d.names[0], d.parameter))
@@ -94,17 +98,18 @@ def param_groups(
 
 
 def describe(model: nn.Module, *, split_qkv: bool = True, overrides: Mapping[str, Override] | None = None) -> str:
-    """What `param_groups` decides for each parameter, and why: one line each."""
+    """Return the decision of `param_groups` on each parameter, and its reason, as one line per parameter."""
     return _table(decide(model, split_qkv=split_qkv, overrides=overrides))
 
 
 def decide(
     model: nn.Module, *, split_qkv: bool = True, overrides: Mapping[str, Override] | None = None
 ) -> list[Decision]:
-    """One decision per parameter, in the model's order; a shared parameter is one.
+    """Return one decision per parameter, in the model's order. A shared parameter has one decision.
 
     Raises:
-        ValueError: a glob that matches no parameter, or a layout that a parameter does not have.
+        TypeError: an override that is neither a name nor a mapping.
+        ValueError: a glob that matches no parameter, or a layout that does not fit a parameter.
     """
     uses: dict[Tensor, list[_Use]] = {}
     for path, module in model.named_modules():
@@ -121,13 +126,13 @@ def decide(
                 decisions[i] = _overridden(decision, glob, override, uses[decision.parameter][0], split_qkv)
                 break
     if unmatched:
-        raise ValueError(f"overrides must match a parameter that none before them does, got {sorted(unmatched)!r}")
+        raise ValueError(f"overrides must match a parameter that no earlier glob matches, got {sorted(unmatched)!r}")
     return decisions
 
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """A module that has the parameter, where, and under which attribute."""
+    """A module that has a parameter: its path, the attribute of the parameter, and the parent module."""
 
     path: str
     attribute: str
@@ -166,7 +171,7 @@ def _decide(parameter: Tensor, uses: list[_Use], heads: Mapping[nn.Module, str],
 
 
 def _other_than_a_map(use: _Use) -> str:
-    """Why a parameter of two dimensions or more is no map of activations; empty if it is one."""
+    """Return the reason why a parameter of two dimensions or more does not map activations, or an empty string."""
     module = use.module
     in_container = isinstance(module, nn.ParameterList | nn.ParameterDict)
     own_name = f"{use.path.rpartition('.')[2]}.{use.attribute}" if in_container else use.attribute
@@ -176,7 +181,7 @@ def _other_than_a_map(use: _Use) -> str:
     if "embedding" in use.kind and not isinstance(module, nn.Linear | _ConvNd):
         return "embedding, by its module"
     if isinstance(module, _ConvNd) and module.groups == module.in_channels > 1:
-        return "depthwise: every row filters a channel of its own"
+        return "depthwise: every row filters its own channel"
     named_gate = use.path.rpartition(".")[2] == "gate" and any("expert" in n for n, _ in use.parent.named_children())
     if "router" in use.path.lower() or "router" in use.kind or named_gate:
         return "router: a row per expert, as a head has one per class"
@@ -184,7 +189,7 @@ def _other_than_a_map(use: _Use) -> str:
 
 
 def _layout(shape: torch.Size, use: _Use, split_qkv: bool) -> tuple[Layout, str]:
-    """The matrices of a parameter of at least two dimensions, in words too."""
+    """Return the layout of a parameter of at least two dimensions, and its description."""
     module = use.module
     if isinstance(module, _ConvNd) and module.groups > 1:
         layout = Layout(num_heads=module.groups)
@@ -204,16 +209,16 @@ def _of_experts(use: _Use) -> bool:
 
 
 def _is_qkv(use: _Use) -> bool:
-    """Whether a (3 d, d) weight is known to be Q, K and V one after the other."""
+    """Return whether a (3 d, d) weight is known to be Q, K and V one after the other."""
     if isinstance(use.module, nn.MultiheadAttention):
         return use.attribute == "in_proj_weight"
-    # GPT-BigCode, known by its switch for multi-query attention, has another order in its c_attn.
+    # GPT-BigCode, recognized by its option for multi-query attention, has another order in its c_attn.
     named = use.path.rpartition(".")[2] in QKV_NAMES and not hasattr(use.parent, "multi_query")
     return named and isinstance(use.module, nn.Linear)
 
 
 def _output_heads(model: nn.Module) -> dict[nn.Module, str]:
-    """The output layers, and how each was recognized: by its name, else by having an output per token."""
+    """Return the output layers, and how each was recognized: by its name, else by one output per token."""
     # An adapter beside the head is not the head.
     linears = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Linear) and "lora_" not in p]
     last = linears[-1][1] if linears else None
@@ -221,19 +226,19 @@ def _output_heads(model: nn.Module) -> dict[nn.Module, str]:
     for path, linear in linears:
         for prefix, part in _unnumbered(path):
             if part in HEAD_NAMES or (part in LAST_HEAD_NAMES and linear is last):
-                named[prefix] = linear  # the last one of several
+                named[prefix] = linear  # if there are several, the last
                 break
     if named:
         return dict.fromkeys(named.values(), "output head, by its name")
     embeddings = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
     weights = {embedding.weight for _, embedding in embeddings}
     if any(linear.weight in weights for _, linear in linears):
-        return {}  # it is tied, and goes with the embedding
+        return {}  # the head is tied, and belongs to the embedding
     for path, linear in reversed(linears):
         if linear is not last and any(part.isdigit() for part in path.split(".")):
             continue
         for name, embedding in embeddings:
-            # A square table tells nothing: many inner layers are square.
+            # The size of a square table proves nothing: many inner layers are square.
             size = (embedding.num_embeddings, embedding.embedding_dim)
             if (linear.out_features, linear.in_features) == size and size[0] != size[1]:
                 return {linear: f"output head, one output per entry of {name}"}
@@ -241,7 +246,7 @@ def _output_heads(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _unnumbered(path: str) -> Iterator[tuple[str, str]]:
-    """The parts of a module's path, each with the path up to it, as far as there is no number.
+    """Yield the parts of a module's path up to the first number, each with the path that ends with it.
 
     In a numbered block "output" is the projection of an attention or an MLP, not the head.
     """
@@ -253,11 +258,13 @@ def _unnumbered(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _overridden(decision: Decision, glob: str, override: Override, use: _Use, split_qkv: bool) -> Decision:
-    """The decision as the user wants it. Frozen parameters stay so."""
+    """Return the decision with the user's override. Frozen parameters stay frozen."""
+    if not isinstance(override, str | Mapping):
+        raise TypeError(f"overrides must be names of algorithms, or mappings of options, got {override!r} for {glob!r}")
     wanted = {"algorithm": override} if isinstance(override, str) else dict(override)
     algorithm = wanted.pop("algorithm", decision.algorithm)
-    if algorithm not in (*ALGORITHMS, None):
-        raise ValueError(f"overrides must be one of {', '.join(map(repr, ALGORITHMS))}, or options, got {override!r}")
+    if algorithm is not None:
+        one_of("overrides", algorithm, ALGORITHMS, ", or options")
     if decision.algorithm is None or algorithm is None:
         return decision
     layout, shape = PLAIN, decision.parameter.shape

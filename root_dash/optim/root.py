@@ -32,7 +32,6 @@ from root_dash.coefficients.tables import Normalization
 from root_dash.optim.calibration.coefficient_sets import ChangeObserver, CoefficientSets
 from root_dash.optim.calibration.online import PAPER_MIXTURE
 from root_dash.optim.distributed.dispatch import adamw_over_ranks, check_process_group, root_over_ranks
-from root_dash.optim.matrices.layout import Layout
 from root_dash.optim.matrices.nonfinite import NonFinite, finite_flags, refuse_nonfinite
 from root_dash.optim.observation import Observer, ShardObserver
 from root_dash.optim.options import (
@@ -46,14 +45,15 @@ from root_dash.optim.options import (
 from root_dash.optim.outliers.threshold import QuantileMethod
 from root_dash.optim.param_groups import param_groups
 from root_dash.optim.update.adamw import step_device
-from root_dash.optim.update.root_step import cut_of
+from root_dash.optim.update.root_step import StepTensors
+from root_dash.optim.update.step_options import StepOptions, plain_lr
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
 class _ParamGroups:
-    """`ROOT.param_groups(model)` on the class; an optimizer's own list of groups lies over it."""
+    """The function `ROOT.param_groups(model)` on the class. On an optimizer its own list of groups hides it."""
 
     @overload
     def __get__(self, instance: None, owner: type) -> Callable[..., list[dict[str, Any]]]: ...
@@ -66,9 +66,9 @@ class _ParamGroups:
 
 
 class ROOT(Optimizer):
-    r"""Robust Orthogonalized OpTimizer for the matrices of a network, with AdamW for the rest of it.
+    r"""Robust Orthogonalized OpTimizer for the matrices of a network, with AdamW for its other parameters.
 
-    `ROOT(ROOT.param_groups(model))` splits a model's parameters between the two; see the module for the formulas. The
+    `ROOT(ROOT.param_groups(model))` splits a model's parameters between the two. The module has the formulas. The
     arguments up to `adjust_lr_fn` are those of `torch.optim.Muon`. Every argument can be set per parameter group, and a
     group's `algorithm` is `"root"` (the default) or `"adamw"`.
 
@@ -79,40 +79,43 @@ class ROOT(Optimizer):
         momentum: decay μ of the momentum's moving average.
         nesterov: whether to orthogonalize the momentum one step ahead.
         ns_coefficients: `"adaptive"`, a set for each shape that starts from `"robust"`, accurate over all spectra, and
-            is refitted to those of the run; `"adanewton"`, the paper's form of that: one (a, b, c) per shape for all
-            steps; for comparison `"muon"`, `"paper"` (the authors' table) and `"polar_express"`; or one (a, b, c) for
-            all steps, or one per step.
+            is refitted to the spectra of the run; `"adanewton"`, the same in the paper's form: one (a, b, c) per shape
+            for all steps; for comparison `"muon"`, `"paper"` (the authors' table) and `"polar_express"`; or one
+            (a, b, c) for all steps, or one per step.
         eps: the norm below which an update fades to zero instead of being scaled up.
         ns_steps: number of Newton-Schulz steps K.
         adjust_lr_fn: s(m, n): `"match_rms_adamw"`, 0.2 sqrt(max(m, n)), so that AdamW's lr and weight decay carry over;
-            `"original"`, sqrt(max(1, m / n)); `"spectral"`, sqrt(m / n); None, 1; or a function of (m, n).
-        outlier_quantile: q, or a function of the step, from 1; 1 turns clipping off.
+            `"original"`, sqrt(max(1, m / n)); `"spectral_unclamped"` (or `"spectral"`), sqrt(m / n); None, 1; or a
+            function of (m, n).
+        outlier_quantile: q, or a function of the step, which counts from 1; q = 1 turns clipping off.
         outlier_threshold: a fixed ε instead of a quantile, or a function of the step.
         quantile_method: `"exact"`; `"histogram"`, within 0.4 %; `"sampled"`, of 65,536 entries.
-        normalization: `"schatten8"` or `"frobenius"`; None: what `ns_coefficients` is made for.
-        ns_dtype: dtype of the matrix products; None: float64 for float64, bfloat16 on CUDA, and off it float32, with
-            the last steps, which round small singular values no more, in bfloat16 where the processor has it.
-        batch_ndim: how many leading dimensions are a batch of matrices, as 1 for a stack of experts; with 0, what has
-            more than two dimensions is flattened to (shape[0], -1), as convolution kernels are.
-        split_sizes: cut the rows of each matrix into blocks of so many rows, each orthogonalized alone: fused QKV.
-        num_heads: cut the rows of each block into so many equal ones; a number, or one for each of `split_sizes`.
-        calibrate_every: steps between two calibrations of an adaptive set; 0 keeps the set that it starts from.
+        normalization: `"schatten8"` or `"frobenius"`; None: the norm for which `ns_coefficients` is made.
+        ns_dtype: dtype of the matrix products; None: float64 for float64, bfloat16 on CUDA, and float32 on a CPU, with
+            bfloat16, if the processor has it, for the last steps, which no longer round small singular values.
+        batch_ndim: number of leading dimensions that are a batch of matrices, as 1 for a stack of experts; with 0, a
+            parameter of more than two dimensions is flattened to (shape[0], -1), as convolution kernels are.
+        split_sizes: cut the rows of each matrix into blocks of these sizes, each orthogonalized alone, as fused QKV.
+        num_heads: cut the rows of each block into this many equal blocks; a number, or one for each of `split_sizes`.
+        calibrate_every: steps between two calibrations of an adaptive set; 0 keeps the starting set.
         calibration_mixture: the weights of real and of random spectra in a fit.
         betas: decay rates of AdamW's two averages.
         adamw_eps: added to AdamW's denominator.
         maximize: ascend instead of descending.
-        nonfinite: what a NaN or an infinity in a gradient does: `"propagate"` to the weights; `"skip"` the parameter,
-            which stays as it is, as does its state, counted in its group's `"skipped"`, without waiting for the device;
-            or `"raise"` a FloatingPointError before anything is changed, which has to wait for the device.
+        nonfinite: the effect of NaN or infinity in a gradient: `"propagate"` to the weights; `"skip"` the parameter:
+            it and its state do not change, its group counts it in `"skipped"`, and the host does not wait for the
+            device; or `"raise"` a FloatingPointError before anything changes, for which the host waits for the device.
         foreach: False orthogonalizes the matrices one by one: slower, with the least memory.
-        capturable: fit for CUDA graphs: the coefficients are read from tensors, and the sets are refitted only by
-            `calibrate()`, called between replays.
+        capturable: prepare for CUDA graphs: the coefficients are read from tensors, and only `calibrate()`, called
+            between replays, refits the sets.
         process_group: the processes that hold the same parameters and gradients, as under DistributedDataParallel:
             each orthogonalizes its share of the matrices, and all write the same weights. All of them have to call
-            `step` alike. None: every process does everything. Sharded parameters (FSDP2, DTensors) need no group, since
-            they are known by their type. It is no part of the state: copies and unpickled optimizers have none.
+            `step` alike. None: every process does everything. Sharded parameters (FSDP2, DTensors) need no group: ROOT
+            recognizes them by their type. The group is not part of the state: copies and unpickled optimizers have
+            none.
 
     Raises:
+        TypeError: an argument of a wrong type.
         ValueError: an argument out of its range, or a parameter that its group's algorithm cannot step.
     """
 
@@ -184,7 +187,7 @@ class ROOT(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in any optimizer; options it does not set are the constructor's."""
+        """Add a group, as in any optimizer. Options that the group does not set are the constructor's."""
         super().add_param_group(param_group)
         group = _with_own_normalization(self.param_groups[-1])
         try:
@@ -192,11 +195,11 @@ class ROOT(Optimizer):
             names = group.get("param_names", [None] * len(group["params"]))
             for name, parameter in zip(names, group["params"], strict=True):
                 check_parameter(parameter, group, name)
-        except ValueError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
         group.setdefault("step", 0)
-        group.setdefault("turn", 0)  # of the calibrations: torch.distributed.checkpoint loads what has a place only
+        group.setdefault("turn", 0)  # of the calibrations: torch.distributed.checkpoint loads only entries that exist
         if group["algorithm"] == "root" and group["ns_coefficients"] == "paper":
             warnings.warn(
                 "ns_coefficients='paper' is for comparison: its square set diverges beyond five steps, within which "
@@ -206,23 +209,26 @@ class ROOT(Optimizer):
             )
 
     def register_observer(self, observer: Observer, wanted: Callable[[], bool] = lambda: True) -> RemovableHandle:
-        """Have `observer` called with an `Observation` of every batch in every step, until the handle is removed.
+        """Call `observer` with an `Observation` of every batch in every step, until the returned handle is removed.
 
-        `wanted` is asked once a step and group; where it says no, nothing is made for this observer. Observers are not
-        part of the optimizer's state: copies and checkpoints have none.
+        `wanted` is called once per step and group. If it returns False, nothing is made for this observer. Observers
+        are not part of the optimizer's state: copies and checkpoints have none.
         """
         handle = RemovableHandle(self._observers)
         self._observers[handle.id] = observer, wanted
         return handle
 
     def register_shard_observer(self, observer: ShardObserver) -> RemovableHandle:
-        """The same with what this process holds of sharded parameters: some `ShardObservation`s at a time."""
+        """Call `observer` with the `ShardObservation`s of this process in every step, until the handle is removed.
+
+        A call has some shards of sharded parameters, each of another matrix.
+        """
         handle = RemovableHandle(self._shard_observers)
         self._shard_observers[handle.id] = observer
         return handle
 
     def register_change_observer(self, observer: ChangeObserver) -> RemovableHandle:
-        """Have `observer` called with a `Change` whenever a calibration replaces the set of a shape."""
+        """Call `observer` with a `Change` whenever a calibration replaces the set of a shape."""
         return self._sets.register_observer(observer)
 
     @overload
@@ -254,11 +260,11 @@ class ROOT(Optimizer):
 
     @torch.no_grad()
     def calibrate(self) -> None:
-        """Adopt what the calibration before has found, and begin another on the present momenta.
+        """Adopt the sets of the calibration before, and begin another calibration on the present momenta.
 
-        `step` does this by itself every `calibrate_every` steps, except in groups with `capturable=True`, for which it
-        is to be called between replays of a graph. Every shape's first calls only gather; nothing waits for the device
-        but, where the one before is still being fitted, for that.
+        `step` does this by itself every `calibrate_every` steps, except in groups with `capturable=True`: call this
+        method between replays of their graph. The first calls only gather spectra. The host does not wait for the
+        device, but it waits for a fit that is not finished.
         """
         for index, group in enumerate(self.param_groups):
             if group["algorithm"] == "root":
@@ -266,7 +272,6 @@ class ROOT(Optimizer):
 
     def _step_group(self, index: int, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
-        lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
         finite = None
         if group["nonfinite"] == "skip" and params:
             finite = finite_flags(grads)
@@ -280,7 +285,7 @@ class ROOT(Optimizer):
                 self._state_of(params, "exp_avg"),
                 self._state_of(params, "exp_avg_sq"),
                 self._state_of(params, "step"),
-                lr=lr,
+                lr=plain_lr(group),
                 weight_decay=group["weight_decay"],
                 betas=group["betas"],
                 eps=group["adamw_eps"],
@@ -295,34 +300,15 @@ class ROOT(Optimizer):
         step = group["step"] + 1
         if not still:
             self._sets.adopt(index, group, step, self.process_group)
-        root_over_ranks(
-            params,
-            grads,
-            self._state_of(params, "momentum_buffer"),
-            process_group=self.process_group,
-            lr=lr,
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            sets=self._sets.of(index, group),
-            eps=group["eps"],
-            adjust_lr_fn=group["adjust_lr_fn"],
-            cut=cut_of(group, step),
-            normalization=group["normalization"],
-            ns_dtype=group["ns_dtype"],
-            layout=Layout.of(group),
-            maximize=group["maximize"],
-            finite=finite,
-            one_by_one=group["foreach"] is False,
-            observers=observers,
-            shard_observers=shard_observers,
-        )
+        tensors = StepTensors(params, grads, self._state_of(params, "momentum_buffer"), finite)
+        options = StepOptions.of(group, step, self._sets.lookup(index, group))
+        root_over_ranks(tensors, options, self.process_group, observers, shard_observers)
         if not still:
             group["step"] = step
             self._sets.calibrate(index, group, self.state)
 
     def _state_of(self, params: list[Tensor], key: str) -> list[Tensor]:
-        """The state under `key` of every parameter, zero where there is none yet."""
+        """Return the state under `key` of every parameter, and create a missing one as zeros."""
         for param in params:
             state = self.state[param]
             if key == "step":
@@ -338,7 +324,7 @@ class ROOT(Optimizer):
         return [self.state[param][key] for param in params]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, the calibrations of adaptive sets included: waits for those that are on their way."""
+        """Return the state, with the calibrations of adaptive sets. Waits for pending calibrations."""
         self._sets.save(self.param_groups)
         return super().state_dict()
 
@@ -347,16 +333,16 @@ class ROOT(Optimizer):
         return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Also called by load_state_dict: a checkpoint of an older version, or of Muon, lacks some options.
+        # load_state_dict calls this too: a checkpoint of an older version, or of Muon, lacks some options.
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # which torch puts there, and which would go into every group
+        self.defaults.pop("differentiable", None)  # torch adds it, and it would go into every group
         self.__dict__.setdefault("_observers", OrderedDict())
         self.__dict__.setdefault("_shard_observers", OrderedDict())
         self.__dict__.setdefault("_sets", CoefficientSets())
         self.__dict__.setdefault("process_group", None)
         for group in self.param_groups:
             if "algorithm" not in group and group.get("adjust_lr_fn", "") is None:
-                group["adjust_lr_fn"] = "original"  # what None means to torch.optim.Muon
+                group["adjust_lr_fn"] = "original"  # the meaning of None in torch.optim.Muon
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.setdefault("step", 0)
@@ -372,7 +358,7 @@ def _with_own_normalization(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count_skipped(group: dict[str, Any], finite: dict[Tensor, Tensor]) -> None:
-    """Add 1 to the group's count of each parameter that is skipped; the counts stay on its first parameter's device."""
+    """Add 1 to the group's count of each skipped parameter. The counts stay on the device of the first parameter."""
     device = group["params"][0].device
     skips = [
         (~finite[p]).long().to(device, non_blocking=True)

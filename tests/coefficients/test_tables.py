@@ -22,7 +22,7 @@ def test_robust_never_overshoots(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", range(1, 21))
 def test_robust_tolerates_rounding(steps: int) -> None:
-    """Nor with errors of 1.2 % after each step, random ones and those that always push up, from values up to 1.01."""
+    """No singular value up to 1.01 overshoots with errors of 1.2 % after each step, random or always upward."""
     rng = np.random.default_rng(steps)
     pushes = [rng.uniform(-0.012, 0.012, (steps, len(SIGMA))) for _ in range(8)] + [np.full((steps, 1), 0.012)]
     for push in pushes:
@@ -34,7 +34,7 @@ def test_robust_tolerates_rounding(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", range(1, 21))
 def test_fine_arithmetic_needs_less_tolerance(steps: int) -> None:
-    """The set for it stays below 1.055 with errors of 0.4 %, and is closer to 1 over three orders of magnitude."""
+    """The set for fine arithmetic stays below 1.055 with errors of 0.4 %, and ends closer to 1 than the other set."""
     rng = np.random.default_rng(steps)
     triples = resolve("robust", steps, fine=True)
     for push in [rng.uniform(-0.004, 0.004, (steps, len(SIGMA))) for _ in range(8)] + [np.full((steps, 1), 0.004)]:
@@ -50,7 +50,7 @@ def test_fine_arithmetic_needs_less_tolerance(steps: int) -> None:
 
 @pytest.mark.parametrize("steps", range(1, 5))
 def test_robust_has_a_set_for_few_steps(steps: int) -> None:
-    """Under five steps the set is one of its own: a longer one cut short leaves a larger error or overshoots."""
+    """Fewer than five steps have a set of their own: a longer set, cut short, leaves a larger error or overshoots."""
     sigma = SIGMA[SIGMA > 0.05]
     errors = [
         np.sqrt(np.mean((evaluate(triples, sigma) - 1) ** 2))
@@ -77,7 +77,7 @@ def test_the_fitted_sets_start_from_safe_ones() -> None:
 
 @pytest.mark.parametrize("steps", [5, 8, 12])
 def test_polar_express_has_its_safety_in_it(steps: int) -> None:
-    """A step makes of σ what the published one makes of σ / 1.02, and the last one is repeated as it is."""
+    """A step maps σ as the published step maps σ / 1.02, and the last step is repeated unchanged."""
     published = (8.28721201814563, -23.595886519098837, 17.300387312530933)
     triples = resolve("polar_express", steps)
     assert len(triples) == steps
@@ -94,7 +94,7 @@ def test_muon_is_bounded(steps: int) -> None:
 
 @pytest.mark.parametrize(("shape", "bound"), list(zip(PAPER, [3.4, 1.25, 1.13, 1.22], strict=True)))
 def test_paper_sets_are_bounded_at_five_steps(shape: tuple[int, int], bound: float) -> None:
-    """The published sets reach what was measured of them: 3.3 for the square one."""
+    """The published sets reach the values that were measured: 3.3 for the square set."""
     assert bound / 1.1 <= np.max(np.abs(evaluate(resolve("paper", 5, shape), SIGMA))) <= bound
 
 
@@ -135,20 +135,32 @@ def test_a_list_is_taken_per_step() -> None:
         (("paper", 6, (4, 4)), "ns_steps must be 5 with ns_coefficients='paper', got 6"),
         (("paper", 5), "shape must be given"),
         (("muon", 0), "ns_steps must be a whole number of at least 1, got 0"),
-        (("muon", 2.5), "ns_steps must be a whole number of at least 1, got 2.5"),
-        (("muon", True), "ns_steps must be a whole number of at least 1, got True"),
         (([MUON] * 4, 5), "one (a, b, c) per step, got 4 for ns_steps=5"),
         (((1.0, 2.0), 5), "triples of numbers (a, b, c), got (1.0, 2.0)"),
-        ((("a", "b", "c"), 3), "triples of numbers"),
         (((1.0, 2.0, float("nan")), 5), "ns_coefficients must be finite"),
-        (([MUON, 1.0], 2), "triples of numbers (a, b, c), got 1.0"),
         (([], 5), "ns_coefficients must be a name"),
-        ((None, 5), "ns_coefficients must be a name"),
     ],
 )
 def test_bad_choices_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     """The error names the argument, the rule and the value."""
     with pytest.raises(ValueError) as error:  # noqa: PT011
+        resolve(*arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("muon", 2.5), "ns_steps must be a whole number of at least 1, got 2.5"),
+        (("muon", True), "ns_steps must be a whole number of at least 1, got True"),
+        ((("a", "b", "c"), 3), "triples of numbers"),
+        (([MUON, 1.0], 2), "triples of numbers (a, b, c), got 1.0"),
+        ((None, 5), "ns_coefficients must be a name"),
+    ],
+)
+def test_choices_of_a_wrong_type_are_refused(arguments: tuple[Any, ...], message: str) -> None:
+    """A wrong type is a TypeError that names the argument, the rule and the value."""
+    with pytest.raises(TypeError) as error:
         resolve(*arguments)
     assert message in str(error.value)
 
@@ -176,7 +188,7 @@ def test_normalized_spectrum(normalization: str, scale: float) -> None:
 
 @pytest.mark.parametrize("normalization", ["schatten8", "frobenius"])
 def test_a_spectrum_of_zeros_stays(normalization: str) -> None:
-    """Zeros are left as they are, and so is nothing at all."""
+    """A spectrum of zeros stays as it is, and so does an empty spectrum."""
     assert normalize_spectrum([0.0, 0.0], normalization) == [0.0, 0.0]
     np.testing.assert_array_equal(normalize_spectrum(np.zeros(3, np.float32), normalization), np.zeros(3))
     assert normalize_spectrum([], normalization) == []
@@ -184,7 +196,7 @@ def test_a_spectrum_of_zeros_stays(normalization: str) -> None:
 
 
 def test_an_unknown_normalization_is_refused() -> None:
-    """The error lists the ones that exist."""
+    """The error lists the normalizations that exist."""
     with pytest.raises(ValueError, match="normalization must be one of 'schatten8', 'frobenius', got 'spectral'"):
         normalize_spectrum([1.0], "spectral")
 

@@ -1,4 +1,4 @@
-"""Triton kernels where there is no GPU: run by Triton's interpreter, and compiled for one that is elsewhere."""
+"""Tests of Triton kernels on a machine without a GPU: Triton's interpreter runs them, its compiler builds them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 import torch
 
-from root_dash.kernels.symmetric import available
+from root_dash.kernels.loader import available
 from tests.waiting import LIMIT_SECONDS
 
 needs_triton = pytest.mark.skipif(
@@ -49,10 +49,10 @@ def compiled(
     aligned: Collection[str] = (),
     **options: int,
 ) -> Any:
-    """What Triton makes of a kernel for a device of that capability, as 80 or 90: its `asm` and `metadata`.
+    """Compile a kernel for a device of this capability, as 80 or 90, and return Triton's result (`asm`, `metadata`).
 
-    An argument that is neither a constant nor of one of the types is an int32; those that are `aligned` are multiples
-    of 16. What was compiled before is not taken from the user's cache.
+    An argument that is neither a constant nor has a type is an int32. Arguments that are `aligned` are multiples of 16.
+    The user's cache of compiled kernels is not used.
     """
     triton, compiler = importlib.import_module("triton"), importlib.import_module("triton.compiler")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", capability, 32)

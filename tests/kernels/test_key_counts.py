@@ -1,4 +1,4 @@
-"""Counts of keys: in Triton's interpreter, through its compiler, and on a GPU where there is one.
+"""Tests of the counts of keys: in Triton's interpreter, through its compiler, and on a GPU if any.
 
 Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imported, this file checks the kernel.
 """
@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from root_dash.kernels import key_counts
+from root_dash.kernels import counting, key_counts
 from root_dash.monitor.quantities.histogram import histogram_counts
 from root_dash.monitor.quantities.quantiles import quantiles
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def given(dtype: torch.dtype, rows: int, width: int, device: str) -> Tensor:
-    """Entries of many magnitudes, zeros of either sign among them, in the last row what is not finite, huge or tiny."""
+    """Return entries of many magnitudes, with zeros of both signs; the last row has NaN, Inf, huge and tiny numbers."""
     entries = torch.randn(rows, width, generator=torch.Generator().manual_seed(width)) ** 5
     entries[0, : width // 5] = 0.0
     entries[0, width // 5 : width // 3] = -0.0
@@ -34,7 +34,7 @@ def given(dtype: torch.dtype, rows: int, width: int, device: str) -> Tensor:
 
 
 def check(entries: Tensor) -> None:
-    """Counts equal NumPy's of the bits, and what is made of them equals what is made without the kernel."""
+    """Check the counts against NumPy, and histograms and quantiles against those without the kernel."""
     assert key_counts.takes(entries)
     wide = entries.cpu().float()
     bits = np.where(wide.isnan(), 2**31 - 1, wide.numpy().view(np.int32)).astype(np.int64)
@@ -56,7 +56,7 @@ def check(entries: Tensor) -> None:
 
 
 def check_kernel(device: str) -> None:
-    """Rows of one entry, of one piece and of several, contiguous and strided, of every dtype."""
+    """Check rows of one entry, of one piece and of several pieces, contiguous and strided, in every dtype."""
     for dtype in DTYPES:
         for rows, width in ((1, 1), (3, 700), (2, 2**15 + 4097)):
             entries = given(dtype, rows, width, device)
@@ -71,7 +71,7 @@ def check_kernel(device: str) -> None:
 @pytest.mark.heavy
 @needs_triton
 def test_the_interpreted_kernel_is_right() -> None:
-    """Counts equal NumPy's, and histograms and quantiles those without it; no import before loads Triton."""
+    """The counts equal NumPy's, histograms and quantiles equal those without the kernel, and no import loads Triton."""
     run_interpreted("tests.kernels.test_key_counts")
 
 
@@ -80,17 +80,17 @@ def test_the_interpreted_kernel_is_right() -> None:
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize(("capability", "dtype"), [(80, "fp32"), (90, "bf16")])
 def test_the_kernel_compiles(capability: int, dtype: str, rounded: bool, tmp_path: Path) -> None:
-    """Machine code comes out, without a GPU, that adds without asking for what was there."""
-    constants = {"ROUNDED": rounded, "PIECE": key_counts._PIECE, "BLOCK": key_counts._BLOCK, "stride_col": 1}
+    """The kernel compiles without a GPU, to atomic additions that do not read the old value back."""
+    constants = {"ROUNDED": rounded, "PIECE": counting.PIECE, "BLOCK": counting.BLOCK, "stride_col": 1}
     types = {"entries": f"*{dtype}", "counts": "*i32"}
-    built = compiled(key_counts._kernel(), capability, constants, types, tmp_path, num_warps=key_counts._WARPS)
+    built = compiled(key_counts.count_keys.jit, capability, constants, types, tmp_path, num_warps=counting.WARPS)
     assert "atom.global" in built.asm["ptx"] or "red.global" in built.asm["ptx"]
     assert "st.local" not in built.asm["ptx"]
 
 
 @needs_gpu
 def test_the_kernel_is_right_on_a_gpu() -> None:
-    """On a GPU the same holds, and no count waits for the device."""
+    """The kernel is right on a GPU too, and no count waits for the device."""
     check_kernel("cuda")
     entries = given(torch.float32, 3, 9001, "cuda")
     torch.cuda.set_sync_debug_mode("error")

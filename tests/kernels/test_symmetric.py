@@ -1,4 +1,4 @@
-"""The symmetric products: plain, in Triton's interpreter, through its compiler, and on a GPU where there is one.
+"""Tests of the symmetric products: in plain torch, in Triton's interpreter, through its compiler, and on a GPU if any.
 
 Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imported, this file checks the kernels.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from root_dash.kernels import symmetric
-from root_dash.kernels.symmetric import DTYPES, available, gram, plain_gram, plain_polynomial, polynomial
+from root_dash.kernels.loader import DTYPES, available
+from root_dash.kernels.symmetric import gram, plain_gram, plain_polynomial, polynomial
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
 
 SHAPES = [(1, 16, 16), (3, 33, 70), (2, 64, 200), (1, 130, 50), (2, 1, 7), (1, 33, 1)]
@@ -21,10 +22,10 @@ B, C = -4.775, 2.0315
 
 
 def rounding(exact: Tensor, magnitude: Tensor, terms: int, dtype: torch.dtype) -> Tensor:
-    """How far a sum of `terms` products in float32, rounded to a dtype, may lie from the exact one.
+    """Return the largest error of a sum of `terms` products in float32 that is rounded to a dtype.
 
-    `magnitude` is the sum of the absolute terms. Each operation errs by at most 2^-24 of it, 2^-23 where the matrix
-    units truncate; the last rounding by half an epsilon of the result, or half the least subnormal.
+    `magnitude` is the sum of the absolute terms. Each operation errs by at most 2^-24 of it, or 2^-23 if the matrix
+    units truncate. The last rounding errs by half an epsilon of the result, or half the least subnormal.
     """
     info = torch.finfo(dtype)
     inner = terms * 2.0**-23 * magnitude
@@ -55,7 +56,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu")
 
 
 def laid_out(kind: int, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> Tensor:
-    """A contiguous batch, a transposed one, or one sliced in every dimension."""
+    """Return a batch that is contiguous, transposed, or sliced in every dimension."""
     count, rows, cols = shape
     if kind == 0:
         return random(count, rows, cols, dtype=dtype, device=device)
@@ -65,7 +66,7 @@ def laid_out(kind: int, shape: tuple[int, int, int], dtype: torch.dtype, device:
 
 
 def check_kernels(device: str) -> None:
-    """Every shape in every layout, dtype and kind of coefficient, against float64."""
+    """Check every shape in every layout, dtype and kind of coefficient against float64."""
     b, c = torch.tensor(B, device=device), torch.tensor(C, dtype=torch.float64, device=device)
     for kind, dtype in enumerate(DTYPES):
         for index, shape in enumerate(SHAPES):
@@ -92,7 +93,7 @@ def check_kernels(device: str) -> None:
 
 
 def check_poison(device: str) -> None:
-    """NaN stays in its own matrix; what lies outside a view is never read into it."""
+    """Check that NaN stays in its own matrix, and that memory outside a view is never read."""
     padded = torch.full((2, 40, 90), torch.nan, device=device)
     padded[:, :33, :70] = random(2, 33, 70, device=device)
     inside = padded[:, :33, :70]
@@ -104,7 +105,7 @@ def check_poison(device: str) -> None:
 
 
 def check_operators(device: str) -> None:
-    """What torch demands of a custom operator holds, and a graph without breaks contains it."""
+    """Check that torch accepts the custom operators, also in a graph without breaks."""
     A, b, c = random(2, 5, 5, device=device), torch.tensor(B, device=device), torch.tensor(C, device=device)
     torch.library.opcheck(torch.ops.root_dash.gram.default, (random(2, 5, 9, device=device),))
     torch.library.opcheck(torch.ops.root_dash.polynomial.default, (A, B, C))
@@ -128,7 +129,7 @@ def check_compiled(X: Tensor) -> None:
 @pytest.mark.heavy
 @needs_triton
 def test_the_interpreted_kernels_are_right() -> None:
-    """Both products lie within the rounding bounds of float64, symmetric to the bit; no import before loads Triton."""
+    """Both products are within rounding of float64 and symmetric to the bit, and no import loads Triton."""
     run_interpreted("tests.kernels.test_symmetric")
 
 
@@ -136,13 +137,13 @@ def test_the_interpreted_kernels_are_right() -> None:
 @needs_triton
 @pytest.mark.parametrize(("capability", "shared"), [(80, 163), (86, 99), (90, 227)])
 def test_the_kernel_compiles_for_every_generation(capability: int, shared: int, tmp_path: Path) -> None:
-    """Machine code comes out, without a GPU, that uses the matrix units and fits into the shared memory of a block."""
+    """The kernel compiles without a GPU, uses the matrix units and fits into the shared memory of a block."""
     block, depth, stages, warps = symmetric.tiling(1024, torch.bfloat16, "ieee")
     constants = {"ADD": True, "LOAD": True, "BLOCK": block, "DEPTH": depth, "GROUP": 8, "PRECISION": "ieee"}
     constants["stride_col"] = 1
     types = {"X": "*bf16", "C": "*bf16", "b": "*fp32", "c": "*fp32"}
     aligned = ("X", "C", "stride_batch", "stride_row", "m", "n")
-    kernel = symmetric._kernel()
+    kernel = symmetric.lower_tile.jit
     options = {"num_stages": stages, "num_warps": warps}
     built = compiled(kernel, capability, constants, types, tmp_path, aligned=aligned, **options)
     assert ("wgmma" if capability == 90 else "mma.sync") in built.asm["ptx"]
@@ -151,7 +152,7 @@ def test_the_kernel_compiles_for_every_generation(capability: int, shared: int, 
 
 @needs_gpu
 def test_the_kernels_are_right_on_a_gpu() -> None:
-    """On a GPU the same bounds hold, and no product waits for the device."""
+    """The kernels keep the same bounds on a GPU, and no product waits for the device."""
     check_kernels("cuda")
     check_poison("cuda")
     check_operators("cuda")
@@ -167,7 +168,7 @@ def test_the_kernels_are_right_on_a_gpu() -> None:
 
 @needs_gpu
 def test_a_captured_graph_reads_new_coefficients() -> None:
-    """A CUDA graph replayed after its coefficient tensors have changed gives the polynomial of the new ones."""
+    """If the coefficient tensors change, the replay of a CUDA graph gives the polynomial of the new coefficients."""
     A = gram(random(2, 64, 80, dtype=torch.bfloat16, device="cuda"))
     b, c = torch.ones((), device="cuda"), torch.ones((), device="cuda")
     polynomial(A, b, c)
@@ -191,7 +192,7 @@ def test_offsets_beyond_32_bits() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_a_gpu_the_products_are_plain(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
-    """On the CPU both products are right and, bit for bit, the plain ones; the two kinds of coefficient agree."""
+    """On the CPU both products are right and equal to the plain products to the bit, with both kinds of coefficient."""
     X = random(*shape, dtype=dtype)
     assert not available(X)
     A = gram(X)
@@ -223,7 +224,7 @@ def test_a_compiled_step_has_no_graph_break() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(A: Tensor, b: float | Tensor, message: str) -> None:
-    """Other shapes, and coefficients of another shape or device, are named in the error."""
+    """The error names a wrong shape, and a coefficient of a wrong shape or device."""
     with pytest.raises(ValueError, match=message):
         polynomial(A, b, C)
     with pytest.raises(ValueError, match=r"^X must be \(L, rows, columns\), got \(3,\)$"):

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 from root_dash.coefficients.tables import NAMES, PAPER, PAPER_STEPS, evaluate, resolve
 from root_dash.optim import ROOT
-from root_dash.optim.newton_schulz.orthogonalize import newton_schulz, orthogonalize
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 from root_dash.optim.newton_schulz.plan import is_fine, plan
 from root_dash.optim.options import own_normalization
 from root_dash.optim.outliers.threshold import split, threshold
 from tests.optim.conformance import CASES, Case, assert_equal_bits, every_case, train
 from tests.optim.reference import with_singular_values
-from tests.optim.training import copies, give_gradients, parameters
+from tests.optim.training import copies, give_gradients, orthogonalize, parameters
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 

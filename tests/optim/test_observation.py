@@ -31,7 +31,7 @@ class Witness:
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": False}, {"maximize": True}, MUON, {"lr": torch.tensor(0.01)}])
 def test_observing_changes_no_bit(options: dict[str, Any]) -> None:
-    """With and without an observer, weights and state are equal to the bit."""
+    """Weights and state are equal to the bit with and without an observer."""
     ours, ours_groups = mixed()
     theirs, theirs_groups = mixed()
     watched, alone = ROOT(ours_groups, **options), ROOT(theirs_groups, **options)
@@ -94,7 +94,7 @@ def test_what_is_seen_is_what_is_done(options: dict[str, Any]) -> None:
 
 
 def test_equal_shapes_come_together() -> None:
-    """One observation per shape and algorithm, in the parameters' own orientation, vectors as one row."""
+    """There is one observation per shape and algorithm, in the parameters' orientation; a vector is one row."""
     params, groups = mixed()
     optimizer = ROOT(groups)
     witness = Witness()
@@ -138,7 +138,7 @@ def test_the_products_are_those_of_the_scaled_base(dtype: torch.dtype) -> None:
 
 
 def test_every_matrix_of_a_parameter_is_shown() -> None:
-    """Experts and heads come as the matrices that they are, with their numbers within the parameter."""
+    """Every expert and head is shown as a matrix, with its index within the parameter."""
     stack, fused = parameters([(3, 4, 6), (8, 6)])
     groups: list[dict[str, Any]] = [
         {"params": [stack], "batch_ndim": 1},
@@ -163,7 +163,7 @@ def test_every_matrix_of_a_parameter_is_shown() -> None:
 
 
 def test_a_removed_observer_sees_nothing() -> None:
-    """The handle ends the observation, by `remove()` or as a context manager; others go on."""
+    """The handle ends the observation, by `remove()` or as a context manager; other observers stay."""
     params = parameters()
     optimizer = ROOT(params)
     first, second = Witness(), Witness()
@@ -181,7 +181,7 @@ def test_a_removed_observer_sees_nothing() -> None:
 
 
 def test_an_observer_that_wants_no_step_costs_none() -> None:
-    """It is asked in every step; where it says no it is shown nothing, and a step does what it does without it."""
+    """`wanted` is called in every step. If it returns False, nothing is shown, and the step does no extra work."""
     params, groups = mixed()
     optimizer = ROOT(groups)
     witness, wanted = Witness(), False
@@ -218,7 +218,7 @@ class Counted(TorchDispatchMode):
 
 
 def test_observers_are_not_state() -> None:
-    """A checkpoint holds nothing of the observers, and loading one keeps those registered."""
+    """A checkpoint has no observers, and loading a checkpoint keeps the registered observers."""
     params = parameters()
     optimizer = ROOT(params)
     witness = Witness()

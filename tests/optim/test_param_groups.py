@@ -61,7 +61,7 @@ def names_of(model: nn.Module, **options: Any) -> dict[str, set[str]]:
 
 
 def layouts_of(model: nn.Module, **options: Any) -> dict[str, dict[str, Any]]:
-    """The layout of every parameter under ROOT, as its group states it."""
+    """Return the layout of every parameter under ROOT, from its group."""
     keys = ("batch_ndim", "split_sizes", "num_heads")
     return {
         name: {key: group[key] for key in keys if key in group}
@@ -112,7 +112,7 @@ def test_options_reach_their_group() -> None:
 
 
 def test_frozen_parameters_are_left_out() -> None:
-    """What needs no gradient is in no group, and the description says so."""
+    """A parameter without gradient is in no group, and the description says so."""
     model = Gpt(tied=False)
     model.blocks[0].requires_grad_(False)
     names = names_of(model)
@@ -133,7 +133,7 @@ def test_convolutions_and_odd_parameters() -> None:
 
 
 def test_a_model_of_one_kind_has_one_group() -> None:
-    """No empty group is made."""
+    """A model that needs one algorithm has one group."""
     assert set(names_of(nn.Linear(4, 4, bias=False))) == {"root"}
     assert set(names_of(nn.LayerNorm(4))) == {"adamw"}
     assert ROOT.param_groups(nn.ReLU()) == []
@@ -163,7 +163,7 @@ def test_attention_of_torch_is_split() -> None:
 
 
 def test_only_known_orders_are_split() -> None:
-    """A projection is split by name and size, and left whole where layers of its name are known to interleave."""
+    """A projection is split by name and size, and stays whole if layers of its name interleave Q, K and V."""
     for name in ("qkv", "to_qkv", "Wqkv", "c_attn"):
         assert layouts_of(nn.ModuleDict({name: nn.Linear(4, 12)})) == {f"{name}.weight": {"split_sizes": (4, 4, 4)}}
         assert layouts_of(nn.ModuleDict({name: nn.Linear(4, 8)})) == {f"{name}.weight": {}}
@@ -178,7 +178,7 @@ def test_recurrent_and_bilinear_weights_are_matrices() -> None:
 
 
 def test_kernels_by_kind() -> None:
-    """Groups make a matrix each, transposed ones too; depthwise kernels are AdamW's, one grey input channel is not."""
+    """Each group of a convolution is a matrix; AdamW takes depthwise kernels, but not a kernel of one input channel."""
     assert layouts_of(nn.Conv1d(4, 8, 3, groups=2)) == {"weight": {"num_heads": 2}}
     assert layouts_of(nn.ConvTranspose2d(6, 9, 2, groups=3)) == {"weight": {"num_heads": 3}}
     assert layouts_of(nn.ConvTranspose2d(8, 2, 2, groups=2)) == {"weight": {"num_heads": 2}}
@@ -198,7 +198,7 @@ def test_routers_and_experts_in_lists() -> None:
 
 
 def test_stacks_of_experts() -> None:
-    """Parameters of experts have a matrix for each, also a single one; other stacked parameters are flattened."""
+    """Parameters of experts have one matrix per expert; other stacked parameters are flattened."""
     experts = nn.ParameterDict({"up": torch.zeros(3, 8, 6), "up_bias": torch.zeros(3, 6), "one": torch.zeros(1, 8, 6)})
     model = nn.ModuleDict({"experts": experts, "other": nn.ParameterDict({"up": torch.zeros(3, 8, 6)})})
     stack = {"batch_ndim": 1}
@@ -206,7 +206,7 @@ def test_stacks_of_experts() -> None:
 
 
 def test_tables_by_their_names_and_modules() -> None:
-    """Tables that are looked up or added are AdamW's, whatever holds them; adapters are matrices but on embeddings."""
+    """AdamW takes tables that are looked up or added, in any module; adapters are matrices, except on embeddings."""
 
     class TokenEmbedding(nn.Module):
         def __init__(self) -> None:
@@ -280,8 +280,8 @@ def test_overrides_keep_the_layout_that_they_do_not_set() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"nothing.*": "root"}, "overrides must match a parameter that none before them does, got \\['nothing"),
-        ({"*": "adamw", "norm.*": "root"}, "overrides must match a parameter that none before them does"),
+        ({"nothing.*": "root"}, "overrides must match a parameter that no earlier glob matches, got \\['nothing"),
+        ({"*": "adamw", "norm.*": "root"}, "overrides must match a parameter that no earlier glob matches"),
         ({"*.up.weight": "sgd"}, "overrides must be one of 'root', 'adamw', or options, got 'sgd'"),
         (
             {"*.up.*": {"num_heads": 2}},
@@ -295,3 +295,10 @@ def test_bad_overrides_are_refused(overrides: dict[str, Any], message: str) -> N
     """A glob for nothing, an unknown algorithm and a layout that does not fit are errors."""
     with pytest.raises(ValueError, match=f"^{message}"):
         ROOT.param_groups(Gpt(tied=True), overrides=overrides)
+
+
+@pytest.mark.parametrize("override", [3, ["root"], None, {"algorithm": 3}])
+def test_overrides_of_a_wrong_type_are_refused(override: Any) -> None:
+    """The error is a TypeError that says what an override may be."""
+    with pytest.raises(TypeError, match=r"^overrides must be .* got"):
+        ROOT.param_groups(Gpt(tied=True), overrides={"*.up.weight": override})

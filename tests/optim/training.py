@@ -1,4 +1,4 @@
-"""Parameters and gradients for the tests of the optimizer: seeded, the same for every copy."""
+"""Parameters and gradients for the tests of the optimizer: seeded, and equal for every copy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 
 SHAPES = [(12, 20), (20, 12), (12, 20), (16, 16), (1, 9)]
 MUON: dict[str, Any] = {"outlier_quantile": 1.0, "ns_coefficients": "muon", "normalization": "frobenius"}
@@ -30,7 +32,12 @@ def give_gradients(step: int, *lists: Sequence[nn.Parameter]) -> None:
             p.grad = gradient.to(p.dtype, copy=True)
 
 
+def orthogonalize(matrix: Tensor, coefficients: Any, **options: Any) -> Tensor:
+    """Return the update of `newton_schulz` alone."""
+    return newton_schulz(matrix, coefficients, **options).update
+
+
 def mixed() -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Matrices under ROOT beside vectors and an embedding under AdamW, and their groups."""
+    """Return matrices under ROOT, vectors and an embedding under AdamW, and their groups."""
     params = parameters([(8, 12), (8, 12), (12, 8), (6, 3, 2, 2), (5,), (5,), (), (9, 4)])
     return params, [{"params": params[:4]}, {"params": params[4:], "algorithm": "adamw", "lr": 1e-2}]

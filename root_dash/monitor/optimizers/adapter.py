@@ -68,7 +68,7 @@ class Adapter:
         raise NotImplementedError
 
     def attach(self, hooks: RecorderHooks) -> Iterator[Any]:
-        """Observe the optimizer; yield the handle of each hook, so that the hooks before one that fails can be removed."""
+        """Observe the optimizer; yield each hook's handle, so that hooks before a refused one can be removed."""
         raise NotImplementedError
 
     def algorithm(self, group: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""One background thread per process, for what the training thread must not wait for, and how tensors get there.
+"""One background thread per process, for work that the training thread must not wait for.
 
-The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: it starts its
-own, and does what its parent's had left undone for it where the result is asked for.
+The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: it starts a
+thread of its own, and computes an unfinished job of the parent when the result is asked for.
 """
 
 from __future__ import annotations
@@ -12,16 +12,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """A computation in the background, begun at once. It must be a pure function: it may be done twice after a fork."""
+    """A computation in the background, begun at once. It must be a pure function, because a fork may run it twice."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
@@ -31,7 +26,7 @@ class Job(Generic[T]):
         _begin(self)
 
     def result(self) -> T:
-        """What was computed, waiting for it where it must; raises what the computation raised."""
+        """Wait for the computation, and return its result or raise its error."""
         if self._process == os.getpid():
             self._finished.wait()
         elif not self._done:
@@ -41,41 +36,14 @@ class Job(Generic[T]):
         return self._value
 
     def run(self) -> None:
-        """Compute, in the thread that calls this."""
+        """Compute in the calling thread."""
         self._error: BaseException | None = None
         try:
             self._value = self._compute()
-        except BaseException as error:  # re-raised where the result is asked for
+        except BaseException as error:  # `result` raises it again
             self._error = error
-        self._done = True  # before the event, whose lock a fork may copy in any state
+        self._done = True  # set before the event, because a fork may copy the lock of the event in any state
         self._finished.set()
-
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def to_host(tensor: Tensor) -> Callable[[], NDArray[np.float64]]:
-    """Start copying a tensor to the host; what is returned waits for it. On CUDA by a stream of its own."""
-    if not tensor.is_cuda:
-        array: NDArray[np.float64] = tensor.numpy()
-        return lambda: array
-    device = tensor.device
-    if device not in _streams:
-        _streams[device] = torch.cuda.Stream(device)
-    stream = _streams[device]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    event = torch.cuda.Event(blocking=True)  # the thread sleeps until it, instead of spinning on a core
-    with torch.cuda.stream(stream):
-        host.copy_(tensor, non_blocking=True)
-        event.record(stream)
-    tensor.record_stream(stream)  # or the allocator would hand its memory out while the copy reads it
-
-    def arrived() -> NDArray[np.float64]:
-        event.synchronize()
-        return host.numpy()
-
-    return arrived
 
 
 _jobs: queue.SimpleQueue[Job[Any]] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Which coefficient set each shape of each parameter group is stepped with, and how it is calibrated on the run."""
+"""The coefficient sets of an optimizer: one for each matrix shape of each parameter group, calibrated on the run."""
 
 from __future__ import annotations
 
@@ -14,40 +14,38 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from root_dash.coefficients.tables import Coefficients, resolve
-from root_dash.optim.calibration.online import Calibration, Change
-from root_dash.optim.matrices.batches import Batch, batches_of, whole
+from root_dash.optim.calibration.online import Calibration, Change, MatrixShape
+from root_dash.optim.matrices.batches import MatrixBatch, MatrixRef, matrix_batches
 from root_dash.optim.matrices.layout import Layout, pieces
-from root_dash.optim.matrices.shards import groups_of, of_the_first
+from root_dash.optim.matrices.shards import broadcast_first, full_tensor, process_groups
 from root_dash.optim.newton_schulz.plan import is_fine, plan
 from root_dash.optim.options import ONLINE
-from root_dash.optim.outliers.threshold import split
-from root_dash.optim.update.root_step import Sets, cut_of
+from root_dash.optim.update.step_options import Clipping, SetLookup
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 ChangeObserver: TypeAlias = Callable[[Change], object]
-Shape: TypeAlias = tuple[int, int]
 
 
 class CoefficientSets:
-    """The sets of all groups of an optimizer. A group is known by its index and by its options."""
+    """The coefficient sets of all groups of an optimizer. A group is identified by its index and has its options."""
 
     def __init__(self) -> None:
         self._calibrations: dict[int, Calibration] = {}
-        self._tensors: dict[tuple[int, Shape, torch.device, bool], Tensor] = {}
+        self._tensors: dict[tuple[int, MatrixShape, torch.device, bool], Tensor] = {}
         self._observers: OrderedDict[int, ChangeObserver] = OrderedDict()
 
     def register_observer(self, observer: ChangeObserver) -> RemovableHandle:
-        """Have `observer` called with every change of a set, until the handle is removed."""
+        """Call `observer` with every change of a set, until the returned handle is removed."""
         handle = RemovableHandle(self._observers)
         self._observers[handle.id] = observer
         return handle
 
-    def of(self, index: int, group: Mapping[str, Any]) -> Sets:
-        """The sets that the group is stepped with: as tensors, which a captured graph reads, where it is capturable."""
+    def lookup(self, index: int, group: Mapping[str, Any]) -> SetLookup:
+        """Return the function that finds the set of a batch; as a tensor, for a CUDA graph to read, if capturable."""
 
-        def triples(batch: Batch) -> Sequence[Coefficients] | Tensor:
+        def triples(batch: MatrixBatch) -> Sequence[Coefficients] | Tensor:
             fine = _is_fine(group, batch.shape, batch.dtype, batch.device)
             if not group["capturable"]:
                 return self._triples(index, group, batch.shape, fine)
@@ -59,20 +57,20 @@ class CoefficientSets:
         return triples
 
     def adopt(self, index: int, group: Mapping[str, Any], step: int, process_group: ProcessGroup | None = None) -> None:
-        """Put the sets that are due at a step in place, and tell the observers.
+        """Put the sets that are due at a step in place, and call the observers.
 
-        Processes that hold the same parameters, or parts of them, take what the first has found: a collective call, for
-        which the host waits. Their processors may differ, and so round a fit otherwise.
+        Processes that share parameters, as copies or as shards, take the sets of the first process, because different
+        processors may round a fit differently. That is a collective call, for which the host waits.
         """
         if index not in self._calibrations:
             return
         calibration = self._calibrations[index]
         proposals = calibration.take(step)
-        groups = groups_of(group["params"], process_group) if proposals else []
+        groups = process_groups(group["params"], process_group) if proposals else []
         if groups:
             none = [math.nan] * calibration.width
             found = torch.tensor([none if each is None else each for each in proposals.values()], dtype=torch.float64)
-            rows = of_the_first(found, group["params"][0].device, groups).tolist()
+            rows = broadcast_first(found, group["params"][0].device, groups).tolist()
             agreed = (None if math.isnan(row[0]) else row for row in rows)
             proposals = dict(zip(proposals, agreed, strict=True))
         changes = calibration.apply(step, proposals)
@@ -91,9 +89,9 @@ class CoefficientSets:
         now: bool = False,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        """After a step: where one is due, begin a calibration of each shape on the base of one of its matrices.
+        """Begin a calibration of each shape with the base of one of its matrices, if one is due. Call it after a step.
 
-        `now` adopts what is on its way first, however young, and begins another.
+        With `now` pending calibrations are adopted first, whatever their age, and new ones begin at any step.
         """
         calibration = self._calibration(index, group)
         if calibration is None:
@@ -109,15 +107,16 @@ class CoefficientSets:
             calibration.offer(step, shape, base, fine=fine, now=now)
 
     def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
-        """Keep what the calibrations have learned in their groups, each as a string.
+        """Write the state of each calibration into its group, as one string.
 
-        It grows as shapes and spectra come in, and `torch.distributed.checkpoint` loads only what has a place already.
+        The state grows with new shapes and spectra, but `torch.distributed.checkpoint` loads only entries that exist
+        already: a string is one entry.
         """
         for index, calibration in self._calibrations.items():
             groups[index]["calibration"] = json.dumps(calibration.state_dict(), default=_numbers)
 
     def load(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from what the groups hold."""
+        """Load the states that `save` wrote into the groups."""
         self._calibrations.clear()
         for index, group in enumerate(groups):
             calibration = self._calibration(index, group) if "calibration" in group else None
@@ -126,12 +125,12 @@ class CoefficientSets:
             self._refresh(index, group)
 
     def _refresh(self, index: int, group: Mapping[str, Any]) -> None:
-        """Write the present sets into the tensors that hold them: a captured graph goes on reading those."""
-        for (of, shape, _, fine), tensor in self._tensors.items():
-            if of == index:
+        """Write the present sets into the tensors that a captured graph reads."""
+        for (owner, shape, _, fine), tensor in self._tensors.items():
+            if owner == index:
                 tensor.copy_(_on_device(self._triples(index, group, shape, fine), tensor.device))
 
-    def _triples(self, index: int, group: Mapping[str, Any], shape: Shape, fine: bool) -> Sequence[Coefficients]:
+    def _triples(self, index: int, group: Mapping[str, Any], shape: MatrixShape, fine: bool) -> Sequence[Coefficients]:
         calibration = self._calibration(index, group)
         if calibration is not None:
             return calibration.coefficients(shape, fine=fine)
@@ -153,18 +152,18 @@ class CoefficientSets:
 
 
 def _on_device(triples: Sequence[Coefficients], device: torch.device) -> Tensor:
-    """(K, 3) on the device; from pinned memory to CUDA, where a copy from other memory makes the host wait."""
+    """Return a set (K, 3) on the device. A copy to CUDA starts from pinned memory, so that the host does not wait."""
     on_cuda = device.type == "cuda"
     return torch.tensor(triples, pin_memory=on_cuda).to(device, non_blocking=on_cuda)
 
 
-def _is_fine(group: Mapping[str, Any], shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the group's products leave matrices of a shape and dtype their bits until the first step is taken."""
+def _is_fine(group: Mapping[str, Any], shape: MatrixShape, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return `plan.is_fine` for matrices of a shape and dtype under the options of a group."""
     return is_fine(plan(min(shape), max(shape), group["ns_steps"], group["ns_dtype"], "auto", dtype, device.type))
 
 
 def _numbers(tensor: Tensor) -> dict[str, list[float]]:
-    """A float64 tensor as JSON holds it, every bit kept."""
+    """Return a float64 tensor as JSON, with every bit."""
     return {"float64": tensor.tolist()}
 
 
@@ -177,28 +176,31 @@ def _bases(
     state: Mapping[Tensor, Mapping[str, Any]],
     step: int,
     turn: int,
-    wants: Callable[[int, Shape], bool],
-) -> list[tuple[Shape, Tensor]]:
-    """B of one matrix, in turn, per shape (m, n), m <= n, that is wanted, by gradient and momentum of the last step."""
-    layout, cut = Layout.of(group), cut_of(group, step)
+    wants: Callable[[int, MatrixShape], bool],
+) -> list[tuple[MatrixShape, Tensor]]:
+    """Return B of one matrix for each wanted shape (m, n), m <= n, from gradient and momentum of the last step.
+
+    The matrices of a shape take turns.
+    """
+    layout, clipping = Layout.of(group), Clipping.of(group, step)
     params = [p for p in group["params"] if p.grad is not None and "momentum_buffer" in state.get(p, {})]
-    places: dict[Shape, list[Any]] = {}
-    for batch in batches_of(params, layout):
+    refs: dict[MatrixShape, list[MatrixRef]] = {}
+    for batch in matrix_batches(params, layout):
         rows, cols = batch.shape
         if min(batch.shape) > 0:
-            places.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.places)
+            refs.setdefault((min(rows, cols), max(rows, cols)), []).extend(batch.refs)
     bases = []
-    for shape, found in places.items():
+    for shape, found in refs.items():
         if not wants(step, shape):
             continue
-        place = found[turn % len(found)]
-        parameter = params[place.parameter]
-        buffer = pieces(whole(state[parameter]["momentum_buffer"]), layout)[place.piece]
+        ref = found[turn % len(found)]
+        parameter = params[ref.parameter]
+        buffer = pieces(full_tensor(state[parameter]["momentum_buffer"]), layout)[ref.piece]
         M = buffer
         if group["nesterov"]:
-            gradient = pieces(whole(parameter.grad), layout)[place.piece]
+            gradient = pieces(full_tensor(parameter.grad), layout)[ref.piece]
             M = (gradient.neg() if group["maximize"] else gradient).lerp(buffer, group["momentum"])
         M = M.unsqueeze(0).contiguous()
-        threshold = cut.threshold(M)
-        bases.append((shape, (M if threshold is None else split(M, threshold))[0]))
+        _, base = clipping.clip(M)
+        bases.append((shape, (M if base is None else base)[0]))
     return bases

@@ -1,13 +1,14 @@
-"""AdaNewton online: coefficient sets that follow the spectra of the run, fitted beside it and adopted when better.
+"""AdaNewton online: coefficient sets that are fitted to the spectra of the run beside it, and adopted when better.
 
-Every so many steps one matrix per shape is looked at. Its Gram matrix is formed on its device and sent to the host
-without stopping either; the rest, from the eigenvalues to the verdict, is the work of a background thread. The result
-is taken a fixed number of steps later, waited for where it must be, so that a run's bits do not depend on how fast the
-machine was, and a resumed run goes on with the same ones.
+At regular steps the optimizer offers one matrix per shape. The Gram matrix of the offered matrix is formed on its
+device and sent to the host, and neither has to wait. A background thread does the rest, from the eigenvalues to the
+decision. The result is taken a fixed number of steps later; if it is not ready, the step waits. So the bits of a run do
+not depend on the speed of the machine, and a resumed run goes on with the same bits.
 
-What is fitted to is a mixture of the newest spectra of the run and of random ones of the same shape (He et al., arXiv
-2511.20626, mix 1:3). Every third real spectrum, the newest among them, is held out. Errors are weighed against those
-that the starting set leaves: a hard spectrum, of which no set makes much, would else outweigh all others.
+A set is fitted to a mixture of the newest spectra of the run and random spectra of the same shape (He et al., arXiv
+2511.20626, mix 1:3). Every third real spectrum, the newest among them, is held out. The error on each spectrum is
+divided by the error that the starting set leaves there. Otherwise a hard spectrum, on which no set is good, would
+outweigh all others.
 """
 
 from __future__ import annotations
@@ -24,95 +25,98 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.coefficients.bounds import Bounds, Form
+from root_dash.checks import one_of
+from root_dash.coefficients.bounds import Bounds, OnlineForm
 from root_dash.coefficients.fit import fit
 from root_dash.coefficients.spectra import Array, polar_error, random_spectra
 from root_dash.coefficients.tables import Coefficients, Normalization, check_normalization, resolve
-from root_dash.optim.calibration.background import Job, to_host
+from root_dash.kernels.host_copy import to_host
+from root_dash.optim.calibration.background import Job
 
-Shape: TypeAlias = tuple[int, int]
+MatrixShape: TypeAlias = tuple[int, int]
 Proposal: TypeAlias = list[float]
-"""A set that may be adopted, as plain numbers: its coefficients, step by step, then the mean polar errors on held-out
-spectra before and after, and its supremum with noise."""
+"""A set that may be adopted, as plain numbers: the coefficients, step by step, then the mean polar errors on held-out
+spectra before and after the change, and the supremum of the set with noise."""
 
 PAPER_MIXTURE = (1.0, 3.0)
-"""Weights of real and of random spectra in a fit, as the paper has them."""
-EVEN_MIXTURE = (1.0, 1.0)
-REAL_MIXTURE = (1.0, 0.0)
+"""Weights of real and of random spectra in a fit, as in the paper."""
 
-_GAIN, _LEAST = 0.01, 1e-3  # relative and absolute: a change for less is not worth an event
-_ANCHOR = 0.02  # spectra drift: more weight on what none of the fitted ones holds than a fit gives by itself
-_RANDOM, _RANDOM_HELD = 4, 2
-_PATIENCE = 16  # a shape whose set stays is looked at half as often each time, down to every so many turns
+_GAIN, _LEAST = 0.01, 1e-3  # the least relative and absolute gain of the polar error for which a set is replaced
+_ANCHOR = 0.02  # spectra drift, so singular values outside the fitted spectra weigh more than by default
+_RANDOM, _RANDOM_HELD = 4, 2  # random spectra to fit to, and to hold out
+_PATIENCE = 16  # the most turns between two calibrations of a shape; they double each time the set stays
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """That a shape's set was replaced: when, by what, and why."""
+    """The replacement of the coefficient set of one matrix shape."""
 
     step: int
-    shape: Shape
+    shape: MatrixShape
     """(m, n) with m <= n."""
     before: tuple[Coefficients, ...]
     after: tuple[Coefficients, ...]
     error_before: float
-    """Mean polar error on real spectra that the new set was not fitted to, of the old one."""
+    """Mean polar error of the old set on real spectra that the new set was not fitted to."""
     error_after: float
-    """The same of the new one."""
+    """Mean polar error of the new set on the same spectra."""
     supremum: float
-    """The largest singular value that the new set can make of any matrix, with noise between the steps."""
+    """The largest singular value that the new set can give any matrix, with noise between the steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    spectrum: Array | None  # None where the matrix was zero or not finite
+    """The result of one calibration."""
+
+    spectrum: Array | None  # None if the matrix was zero or not finite
     proposal: Proposal | None
 
 
 @dataclass(slots=True)
-class _Line:
-    """What is known of one shape."""
+class _ShapeState:
+    """The set of one shape, and the spectra to which the next set is fitted."""
 
     coefficients: tuple[Coefficients, ...]
-    fine: bool  # what the set may rely on
-    spectra: list[Array] = field(default_factory=list)  # of the run, the newest first
-    offered: int = 0
+    fine: bool  # whether the set may rely on fine arithmetic (`plan.is_fine`)
+    spectra: list[Array] = field(default_factory=list)  # spectra of the run, the newest first
+    offered: int = 0  # the step of the last offer
     patience: int = 1  # turns from one calibration to the next
     pending: Job[_Outcome] | _Outcome | None = None
 
     def outcome(self) -> _Outcome | None:
-        """What the pending calibration came to, waited for; None where there is none, or where it failed."""
+        """Wait for the pending calibration and return its result; None if there is none, or if it failed."""
         if not isinstance(self.pending, Job):
             return self.pending
         try:
             return self.pending.result()
-        except Exception as error:  # a set that could not be fitted is no reason to end a training
+        except Exception as error:  # a failed fit is no reason to end a training
             warnings.warn(f"a calibration failed, its set stays as it is: {error!r}", RuntimeWarning, stacklevel=2)
             return None
 
 
 class Calibration:
-    """The sets of one parameter group, by matrix shape (m, n) with m <= n.
+    """The coefficient sets of one parameter group, one for each matrix shape (m, n) with m <= n.
 
-    In every step call `adopt`, or `take` and `apply` where several processes must agree; then, where it is `due`,
-    `offer` one matrix per shape.
+    In every step call `take`, then `apply` its result, on which several processes must agree first. After the step, if
+    a calibration is `due`, `offer` one matrix per shape.
 
     Args:
         form: `"adaptive"`, a triple per step, or `"adanewton"`, the paper's one triple in all steps.
         steps: number of Newton-Schulz steps.
-        normalization: what the iteration divides by.
+        normalization: the norm by which the iteration divides.
         every: steps between two calibrations.
-        lag: steps after which the result of one is taken; half of `every` by default.
+        lag: steps from an offer to the use of its result; half of `every` by default.
         mixture: weights of real and of random spectra in a fit.
         reservoir: real spectra kept per shape.
 
     Raises:
+        TypeError: a name of a wrong type, or `steps` that is no integer.
         ValueError: an argument out of its range.
     """
 
     def __init__(
         self,
-        form: Form,
+        form: OnlineForm,
         steps: int,
         *,
         normalization: Normalization = "schatten8",
@@ -121,10 +125,9 @@ class Calibration:
         mixture: tuple[float, float] = PAPER_MIXTURE,
         reservoir: int = 8,
     ) -> None:
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+        one_of("form", form, get_args(OnlineForm))
         check_normalization(normalization)
-        resolve(form, steps)  # refuses steps that there is no set for
+        resolve(form, steps)  # checks the steps
         lag = max(1, every // 2) if lag is None else lag
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every!r}")
@@ -138,77 +141,80 @@ class Calibration:
         self.form, self.steps, self.normalization = form, steps, normalization
         self.every, self.lag, self.reservoir = every, lag, reservoir
         self.mixture = (float(real), float(random))
-        self._lines: dict[Shape, _Line] = {}
+        self._shapes: dict[MatrixShape, _ShapeState] = {}
 
     @property
     def width(self) -> int:
-        """The number of numbers in a `Proposal`."""
+        """The length of a `Proposal`."""
         return 3 * self.steps + 3
 
-    def coefficients(self, shape: Shape, *, fine: bool = False) -> tuple[Coefficients, ...]:
-        """The set that matrices of a shape are stepped with, in arithmetic that is `fine` (`plan.is_fine`) or not.
+    def coefficients(self, shape: MatrixShape, *, fine: bool = False) -> tuple[Coefficients, ...]:
+        """Return the set for matrices of a shape, in arithmetic that is `fine` (`plan.is_fine`) or not.
 
-        Where it no longer is, or not for all matrices of the shape, a set that relies on it gives way to the start.
+        If matrices of the shape are stepped in coarser arithmetic than before, a set that relies on fine arithmetic is
+        replaced by the starting set.
         """
-        line = self._lines.get(_short_first(shape))
-        if line is None:
+        state = self._shapes.get(_short_first(shape))
+        if state is None:
             return self._start(fine)
-        if line.fine and not fine:
-            line.fine = False
-            if not self._bounds(fine).hold(line.coefficients):
-                line.coefficients = self._start(fine)
-        return line.coefficients
+        if state.fine and not fine:
+            state.fine = False
+            if not self._bounds(fine).hold(state.coefficients):
+                state.coefficients = self._start(fine)
+        return state.coefficients
 
     def due(self, step: int) -> bool:
-        """Whether matrices are to be offered at a step."""
+        """Return whether matrices are to be offered at a step."""
         return step > 0 and step % self.every == 0
 
-    def wants(self, step: int, shape: Shape, *, now: bool = False) -> bool:
-        """Whether a matrix of that shape is of use at a step that is `due`: not while a calibration is on its way, and,
-        unless it is to be `now`, the less often the more of them in a row have left the set as it was.
+    def wants(self, step: int, shape: MatrixShape, *, now: bool = False) -> bool:
+        """Return whether a matrix of this shape is of use at a step that is `due`.
+
+        The answer is no while a calibration of the shape is pending. After calibrations that did not change the set it
+        is yes less and less often, unless `now` is given.
         """
-        line = self._lines.get(_short_first(shape))
-        return line is None or (
-            line.pending is None and (now or line.offered == 0 or step >= line.offered + line.patience * self.every)
+        state = self._shapes.get(_short_first(shape))
+        return state is None or (
+            state.pending is None and (now or state.offered == 0 or step >= state.offered + state.patience * self.every)
         )
 
-    def offer(self, step: int, shape: Shape, base: Tensor, *, fine: bool = False, now: bool = False) -> None:
-        """Begin a calibration of a shape on one matrix of it, where it `wants` one.
+    def offer(self, step: int, shape: MatrixShape, base: Tensor, *, fine: bool = False, now: bool = False) -> None:
+        """Begin a calibration of a shape with one of its matrices, if the shape `wants` one.
 
-        `base` (m, n) is what is about to be orthogonalized. It may change as soon as this returns, and no device is
-        waited for.
+        `base` (m, n) is a matrix that is about to be orthogonalized. The caller may change it when this function
+        returns. The host does not wait for the device.
         """
         if not self.wants(step, shape, now=now):
             return
         rows, cols = base.shape
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
-        arrived = to_host(wide @ wide.mT)
-        self._begin(step, shape, lambda: _singular_values(arrived()), fine=fine, now=now)
+        host, wait = to_host(wide @ wide.mT)
 
-    def offer_spectrum(self, step: int, shape: Shape, sigma: Sequence[float] | NDArray[Any]) -> None:
-        """The same of a matrix whose singular values are known already."""
-        values = np.sort(np.asarray(sigma, np.float64))[::-1].copy()
-        self._begin(step, shape, lambda: values if np.isfinite(values).all() and values.any() else None)
+        def spectrum() -> Array | None:
+            wait()
+            return _singular_values(host.numpy())
 
-    def take(self, step: int) -> dict[Shape, Proposal | None]:
-        """What the calibrations that are due at a step came to, by shape: a set to adopt or None; waits for them.
+        self._begin(step, shape, spectrum, fine=fine, now=now)
 
-        `apply` it, or what another process made of its own.
+    def take(self, step: int) -> dict[MatrixShape, Proposal | None]:
+        """Wait for the calibrations that are due at a step, and return the proposal or None of each shape.
+
+        Give the proposals, or those of another process, to `apply`.
         """
-        proposals: dict[Shape, Proposal | None] = {}
-        for shape, line in sorted(self._lines.items()):
-            if line.pending is None or step < line.offered + self.lag:
+        proposals: dict[MatrixShape, Proposal | None] = {}
+        for shape, state in sorted(self._shapes.items()):
+            if state.pending is None or step < state.offered + self.lag:
                 continue
-            outcome = line.outcome()
-            line.pending = None
+            outcome = state.outcome()
+            state.pending = None
             if outcome is not None and outcome.spectrum is not None:
-                line.spectra = [outcome.spectrum, *line.spectra][: self.reservoir]
+                state.spectra = [outcome.spectrum, *state.spectra][: self.reservoir]
             proposals[shape] = None if outcome is None else outcome.proposal
         return proposals
 
-    def apply(self, step: int, proposals: Mapping[Shape, Sequence[float] | None]) -> list[Change]:
-        """Put proposed sets in place; one that breaks this form's bounds is left aside.
+    def apply(self, step: int, proposals: Mapping[MatrixShape, Sequence[float] | None]) -> list[Change]:
+        """Put proposed sets in place and return the changes. A set that breaks the bounds of this form is ignored.
 
         Raises:
             ValueError: a proposal of the wrong length.
@@ -216,9 +222,9 @@ class Calibration:
         changes = []
         for given, proposal in proposals.items():
             shape = _short_first(given)
-            line = self._line(shape)
-            stays = proposal is None and len(line.spectra) > 1  # with one there was nothing to fit to yet
-            line.patience = min(2 * line.patience, _PATIENCE) if stays else 1
+            state = self._state(shape)
+            stays = proposal is None and len(state.spectra) > 1  # with one spectrum there was nothing to fit to
+            state.patience = min(2 * state.patience, _PATIENCE) if stays else 1
             if proposal is None:
                 continue
             if len(proposal) != self.width:
@@ -227,18 +233,14 @@ class Calibration:
                 )
             numbers = [float(number) for number in proposal]
             after = tuple((numbers[i], numbers[i + 1], numbers[i + 2]) for i in range(0, 3 * self.steps, 3))
-            if not self._bounds(line.fine).hold(after):
+            if not self._bounds(state.fine).hold(after):
                 continue
-            changes.append(Change(step, shape, line.coefficients, after, *numbers[-3:]))
-            line.coefficients = after
+            changes.append(Change(step, shape, state.coefficients, after, *numbers[-3:]))
+            state.coefficients = after
         return changes
 
-    def adopt(self, step: int) -> list[Change]:
-        """Take what is due at a step and put it in place."""
-        return self.apply(step, self.take(step))
-
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on, as numbers, strings, lists and float64 tensors; waits for what is on its way."""
+        """Wait for pending calibrations, and return the whole state as numbers, strings, lists and float64 tensors."""
         return {
             "form": self.form,
             "steps": self.steps,
@@ -247,39 +249,37 @@ class Calibration:
             "lag": self.lag,
             "mixture": list(self.mixture),
             "reservoir": self.reservoir,
-            "shapes": [_pack(shape, line) for shape, line in sorted(self._lines.items())],
+            "shapes": [_pack(shape, state) for shape, state in sorted(self._shapes.items())],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Cadence and mixture stay this calibration's own; an empty state starts afresh.
+        """Load a state. `every`, `lag` and `mixture` stay as they are. An empty state means a fresh start.
 
         Raises:
-            ValueError: the state is that of another form, number of steps or normalization.
+            ValueError: the state has another form, number of steps or normalization.
         """
         for name in ("form", "steps", "normalization"):
             if state and state[name] != getattr(self, name):
                 raise ValueError(f"{name} must be {getattr(self, name)!r} as in this calibration, got {state[name]!r}")
-        self._lines = dict(_unpack(packed) for packed in state.get("shapes", ()))
+        self._shapes = dict(_unpack(packed) for packed in state.get("shapes", ()))
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.state_dict()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        options = {name: state[name] for name in ("normalization", "every", "lag", "reservoir")}
-        self.__init__(state["form"], state["steps"], mixture=tuple(state["mixture"]), **options)  # type: ignore[misc]
-        self.load_state_dict(state)
-
-    def _line(self, shape: Shape, fine: bool = False) -> _Line:
-        return self._lines.setdefault(shape, _Line(self._start(fine), fine))
+    def _state(self, shape: MatrixShape, fine: bool = False) -> _ShapeState:
+        return self._shapes.setdefault(shape, _ShapeState(self._start(fine), fine))
 
     def _begin(
-        self, step: int, shape: Shape, spectrum: Callable[[], Array | None], *, fine: bool = False, now: bool = False
+        self,
+        step: int,
+        shape: MatrixShape,
+        spectrum: Callable[[], Array | None],
+        *,
+        fine: bool = False,
+        now: bool = False,
     ) -> None:
         shape = _short_first(shape)
         if not self.wants(step, shape, now=now):
             return
-        line = self._line(shape, fine)
-        known, current, fine = tuple(line.spectra[: self.reservoir - 1]), line.coefficients, line.fine
+        state = self._state(shape, fine)
+        known, current, fine = tuple(state.spectra[: self.reservoir - 1]), state.coefficients, state.fine
 
         def compute() -> _Outcome:
             newest = spectrum()
@@ -287,12 +287,12 @@ class Calibration:
                 return _Outcome(None, None)
             return _Outcome(newest, self._propose(shape, [newest, *known], current, fine))
 
-        line.offered, line.pending = step, Job(compute)
+        state.offered, state.pending = step, Job(compute)
 
     def _propose(
-        self, shape: Shape, spectra: list[Array], current: tuple[Coefficients, ...], fine: bool
+        self, shape: MatrixShape, spectra: list[Array], current: tuple[Coefficients, ...], fine: bool
     ) -> Proposal | None:
-        """A set fitted to part of the spectra that is better than the current one on the rest; None if it is not."""
+        """Fit a set to two thirds of the spectra. Return it if it beats the current set on the rest, else None."""
         held, fitted = spectra[::3], [spectrum for i, spectrum in enumerate(spectra) if i % 3]
         if not fitted:
             return None
@@ -314,7 +314,7 @@ class Calibration:
         before, after = (float(np.mean([self._error(c, s) for s in held])) for c in (current, found))
         if not (before - after >= max(_GAIN * before, _LEAST) and bounds.hold(found)):
             return None
-        if self.mixture[1] > 0:  # nor may random matrices be worse off than at the start
+        if self.mixture[1] > 0:  # random matrices must not end worse than with the starting set
             at_start, now = (np.mean([self._error(c, s) for s in random_held]) for c in (start, found))
             if now > at_start:
                 return None
@@ -331,19 +331,19 @@ class Calibration:
 
 
 @lru_cache(maxsize=256)
-def _random(shape: Shape) -> tuple[list[Array], list[Array]]:
-    """Random spectra of a shape, to fit to and to hold out: always the same."""
+def _random(shape: MatrixShape) -> tuple[list[Array], list[Array]]:
+    """Return random spectra of a shape, to fit to and to hold out. They are always the same."""
     spectra = random_spectra(shape, _RANDOM + _RANDOM_HELD, np.random.default_rng(shape))
     return spectra[:_RANDOM], spectra[_RANDOM:]
 
 
-def _short_first(shape: Shape) -> Shape:
+def _short_first(shape: MatrixShape) -> MatrixShape:
     rows, cols = shape
     return (rows, cols) if rows <= cols else (cols, rows)
 
 
 def _singular_values(gram: NDArray[np.float64]) -> Array | None:
-    """Singular values, descending, from the Gram matrix; None where it is zero, empty or not finite."""
+    """Return singular values, descending, from a Gram matrix; None if the matrix is zero, empty or not finite."""
     if not (gram.size and np.isfinite(gram).all() and gram.any()):
         return None
     try:
@@ -353,15 +353,15 @@ def _singular_values(gram: NDArray[np.float64]) -> Array | None:
         return None
 
 
-def _pack(shape: Shape, line: _Line) -> dict[str, Any]:
-    outcome = line.outcome()
+def _pack(shape: MatrixShape, state: _ShapeState) -> dict[str, Any]:
+    outcome = state.outcome()
     return {
         "shape": list(shape),
-        "coefficients": [list(triple) for triple in line.coefficients],
-        "fine": line.fine,
-        "spectra": [_tensor(spectrum) for spectrum in line.spectra],
-        "patience": line.patience,
-        "offered": line.offered,
+        "coefficients": [list(triple) for triple in state.coefficients],
+        "fine": state.fine,
+        "spectra": [_tensor(spectrum) for spectrum in state.spectra],
+        "patience": state.patience,
+        "offered": state.offered,
         "pending": None
         if outcome is None
         else {
@@ -371,12 +371,12 @@ def _pack(shape: Shape, line: _Line) -> dict[str, Any]:
     }
 
 
-def _unpack(packed: Mapping[str, Any]) -> tuple[Shape, _Line]:
+def _unpack(packed: Mapping[str, Any]) -> tuple[MatrixShape, _ShapeState]:
     rows, cols = packed["shape"]
     pending = packed["pending"]
-    return (int(rows), int(cols)), _Line(
+    return (int(rows), int(cols)), _ShapeState(
         coefficients=tuple((float(a), float(b), float(c)) for a, b, c in packed["coefficients"]),
-        fine=bool(packed.get("fine", False)),  # absent before it was told apart
+        fine=bool(packed.get("fine", False)),  # older states lack it
         spectra=[_array(spectrum) for spectrum in packed["spectra"]],
         patience=int(packed["patience"]),
         offered=int(packed["offered"]),

@@ -1,8 +1,8 @@
-"""The matrices that a parameter consists of: one, a flattened kernel, a stack of experts, a fused projection.
+"""The matrices that a parameter consists of: one matrix, a flattened kernel, a stack of experts, a fused projection.
 
 A parameter of shape (b_1, ..., b_k, m, n_1, ..., n_j), k = batch_ndim, is b_1 ⋯ b_k matrices of m x (n_1 ⋯ n_j). The
-rows of each are cut into blocks of `split_sizes`, and these into `num_heads` equal blocks. Every block is a matrix of
-its own: it has its own threshold, is orthogonalized alone, and its learning rate is scaled by its own shape.
+rows of each matrix are cut into blocks of `split_sizes`, and each block into `num_heads` equal blocks. Every block is
+a matrix of its own: it has its own threshold, is orthogonalized alone, and its shape scales its learning rate.
 """
 
 from __future__ import annotations
@@ -15,35 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from root_dash.checks import is_whole
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a parameter is cut into matrices; the options of a parameter group that say so."""
+    """The way in which a parameter is cut into matrices: three options of a parameter group."""
 
     batch_ndim: int = 0
-    """Leading dimensions that count matrices: 1 for experts (E, m, n). What follows the rows is flattened."""
+    """Number of leading dimensions that count matrices: 1 for experts (E, m, n). All after the rows are flattened."""
     split_sizes: tuple[int, ...] | None = None
     """Rows of each block, as (d, d, d) for fused Q, K and V, or (q, kv, kv) for grouped-query attention."""
     num_heads: int | tuple[int, ...] | None = None
-    """Equal blocks that each block is cut into further; a tuple has one number per block, 1 leaves it whole."""
+    """Number of equal blocks that each block is cut into; a tuple has one number per block, 1 leaves a block whole."""
 
     def __post_init__(self) -> None:
-        if not _is_count(self.batch_ndim, 0):
-            raise ValueError(f"batch_ndim must be an integer of at least 0, got {self.batch_ndim!r}")
-        if self.split_sizes is not None and not _are_counts(self.split_sizes):
-            raise ValueError(f"split_sizes must be integers of at least 1, or None, got {self.split_sizes!r}")
         heads = self.num_heads
-        if heads is not None and not _is_count(heads, 1) and not _are_counts(heads):
-            raise ValueError(f"num_heads must be an integer of at least 1, one per block, or None, got {heads!r}")
+        if not is_whole(self.batch_ndim) or self.batch_ndim < 0:
+            error = ValueError if is_whole(self.batch_ndim) else TypeError
+            raise error(f"batch_ndim must be an integer of at least 0, got {self.batch_ndim!r}")
+        if self.split_sizes is not None and not _are_counts(self.split_sizes):
+            error = ValueError if _are_whole(self.split_sizes) else TypeError
+            raise error(f"split_sizes must be integers of at least 1, or None, got {self.split_sizes!r}")
+        if heads is not None and not _are_counts(heads if isinstance(heads, tuple) else (heads,)):
+            error = ValueError if is_whole(heads) or _are_whole(heads) else TypeError
+            raise error(f"num_heads must be an integer of at least 1, one per block, or None, got {heads!r}")
         blocks = len(self.split_sizes or (0,))
         if isinstance(heads, tuple) and len(heads) != blocks:
             raise ValueError(f"num_heads must have one number per block of split_sizes, {blocks}, got {heads!r}")
 
     @staticmethod
     def of(group: Mapping[str, Any]) -> Layout:
-        """The layout of a parameter group; options that it lacks are the defaults, and lists may stand for tuples.
+        """Return the layout of a parameter group. Missing options have their defaults, and lists may stand for tuples.
 
         Raises:
+            TypeError: an option of a wrong type.
             ValueError: an option that fits no parameter at all.
         """
         return Layout(
@@ -51,12 +57,16 @@ class Layout:
         )
 
     def options(self) -> dict[str, Any]:
-        """The layout as options of a parameter group: those that are not the defaults."""
+        """Return the layout as options of a parameter group, without the options that have their defaults."""
         values = {"batch_ndim": self.batch_ndim, "split_sizes": self.split_sizes, "num_heads": self.num_heads}
         return {name: value for name, value in values.items() if value}
 
     def check(self, shape: torch.Size | Sequence[int], name: str | None = None) -> None:
-        """Refuse, with a `ValueError` that names the option and the rule, a shape that cannot be cut so."""
+        """Check that a parameter of this shape can be cut so.
+
+        Raises:
+            ValueError: it cannot. The message names the option, the rule, the value, the shape and the parameter.
+        """
         where = f" for parameter {name!r} of shape {tuple(shape)}" if name else f" for shape {tuple(shape)}"
         if len(shape) < self.batch_ndim + 2:
             raise ValueError(f"batch_ndim must leave 2 dimensions to the matrix, got {self.batch_ndim!r}{where}")
@@ -69,7 +79,7 @@ class Layout:
                 raise ValueError(f"num_heads must divide the rows of its block, {size}, got {self.num_heads!r}{where}")
 
     def shapes(self, shape: torch.Size | Sequence[int]) -> list[tuple[int, int]]:
-        """Rows and columns of the matrices in a parameter of this shape, in the order of `pieces`.
+        """Return rows and columns of each matrix in a parameter of this shape, in the order of `pieces`.
 
         Raises:
             ValueError: the shape cannot be cut so.
@@ -79,12 +89,12 @@ class Layout:
         return [(block, cols) for block in self.row_blocks(rows)] * matrices
 
     def stack(self, shape: torch.Size | Sequence[int]) -> tuple[int, int, int]:
-        """How many matrices a parameter of this shape has before they are cut, and their rows and columns."""
+        """Return the number of matrices in a parameter of this shape before the cut, and their rows and columns."""
         k = self.batch_ndim
         return prod(shape[:k]), shape[k], prod(shape[k + 1 :])
 
     def row_blocks(self, rows: int) -> list[int]:
-        """The rows of each block of one matrix."""
+        """Return the number of rows of each block of a matrix with this many rows."""
         sizes = self.split_sizes or (rows,)
         return [size // heads for size, heads in zip(sizes, self._heads(len(sizes)), strict=True) for _ in range(heads)]
 
@@ -93,10 +103,10 @@ class Layout:
 
 
 def pieces(tensor: Tensor, layout: Layout) -> list[Tensor]:
-    """The matrices of a tensor of at least two dimensions, each (rows, cols): along the batch, then down the rows.
+    """Return the matrices of a tensor of at least two dimensions, each (rows, cols): along the batch, then by rows.
 
-    They are views, unless strides forbid to flatten the tensor, as those of a channels-last kernel do: then they are of
-    a copy, and `viewable` is False. The layout must fit the shape: `Layout.check`.
+    The matrices are views, unless the strides forbid to flatten the tensor, as those of a channels-last kernel do: then
+    they are parts of a copy, and `viewable` is False. The layout must fit the shape: `Layout.check`.
     """
     if layout == PLAIN:
         return [tensor] if tensor.ndim == 2 else [tensor.flatten(1)]
@@ -107,13 +117,13 @@ def pieces(tensor: Tensor, layout: Layout) -> list[Tensor]:
 
 
 def viewable(tensor: Tensor, layout: Layout) -> bool:
-    """Whether `pieces` are views, so that what is written to them is written to the tensor."""
+    """Return whether `pieces` are views, so that writing to them writes to the tensor."""
     k = layout.batch_ndim
     return tensor.ndim == 2 or tensor.numel() == 0 or (_merges(tensor, 0, k) and _merges(tensor, k + 1, tensor.ndim))
 
 
 def _merges(tensor: Tensor, start: int, stop: int) -> bool:
-    """Whether dimensions start..stop-1 are one run through memory: each stride spans the dimension after it."""
+    """Return whether dimensions start..stop-1 are one run through memory: each stride spans the next dimension."""
     run = [(tensor.shape[i], tensor.stride(i)) for i in range(start, stop) if tensor.shape[i] != 1]
     return all(outer[1] == inner[0] * inner[1] for outer, inner in zip(run, run[1:], strict=False))
 
@@ -122,13 +132,13 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _are_whole(value: Any) -> bool:
+    return isinstance(value, tuple) and all(is_whole(item) for item in value)
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(_is_count(item, 1) for item in value)
+    return _are_whole(value) and len(value) > 0 and min(value) >= 1
 
 
 PLAIN = Layout()
-"""One matrix, trailing dimensions flattened."""
+"""The layout of one matrix, with trailing dimensions flattened."""

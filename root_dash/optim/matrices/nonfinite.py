@@ -1,4 +1,4 @@
-"""What a step does with gradients that are not finite, and what it costs: nothing, unless asked for."""
+"""What a step does with gradients that hold NaN or infinity. Nothing is checked unless the user asks for a check."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from root_dash.optim.matrices.shards import agreed, local
+from root_dash.optim.matrices.shards import agree, local
 
 NonFinite: TypeAlias = Literal["propagate", "skip", "raise"]
 NONFINITE: tuple[NonFinite, ...] = get_args(NonFinite)
 
 
 def finite_flags(grads: Sequence[Tensor]) -> list[Tensor]:
-    """Whether each gradient is finite throughout: 0-dimensional booleans on their devices; nothing waits for them.
+    """Return whether all entries of each gradient are finite: booleans of no dimension on the gradients' devices.
 
-    Of DTensors all parts are asked: a collective call.
+    The host does not wait for the devices. For DTensors all shards count, which makes this a collective call.
     """
     here = [local(grad) for grad in grads]
-    # The largest magnitude is NaN or infinite where any entry is; of no entries there is none.
+    # The largest magnitude is NaN or infinite if any entry is. A gradient without entries has none.
     filled = [grad for grad in here if grad.numel()]
     norms = iter(torch._foreach_norm(filled, float("inf")) if filled else ())
     flags = [
         next(norms).isfinite() if grad.numel() else torch.ones((), dtype=torch.bool, device=grad.device)
         for grad in here
     ]
-    return agreed(flags, grads)
+    return agree(flags, grads)
 
 
-def cleaned(grads: Sequence[Tensor], finite: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients, those that are not finite replaced by zeros; copies."""
+def zero_nonfinite(grads: Sequence[Tensor], finite: Sequence[Tensor]) -> list[Tensor]:
+    """Return copies of the gradients, with zeros in place of every gradient that is not finite."""
     return [torch.where(flag, grad, 0.0) for grad, flag in zip(grads, finite, strict=True)]
 
 
 def refuse_nonfinite(grads: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raise before anything has changed; waits for the device, as it must.
+    """Raise an error if a gradient is not finite, before anything has changed. The host waits for the device.
 
     Raises:
-        FloatingPointError: a gradient holds a NaN or an infinity; names the first parameters that do.
+        FloatingPointError: a gradient holds NaN or infinity. The message names the first five such parameters.
     """
     if not grads:
         return

@@ -1,7 +1,6 @@
-"""Parameters that are cut over processes: which they are, what of them is here, and what all parts must agree on.
+"""Parameters that are sharded over processes: DTensors, as FSDP2 and tensor parallelism make them.
 
-They are DTensors, as FSDP2 and tensor parallelism make them. A DTensor is known by its attributes, so that who has
-none does not wait for the import of torch's class.
+A DTensor is recognized by its attributes, so that a program without DTensors does not import torch's class.
 """
 
 from __future__ import annotations
@@ -19,26 +18,31 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor, or what a parameter holds, is a DTensor."""
+    """Return whether a tensor, or the data of a parameter, is a DTensor."""
     return hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, the very memory of it: all, or a DTensor's shard, maybe without entries."""
+    """Return the memory of a tensor on this process: all of it, or a DTensor's shard, perhaps without entries."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, or all shards of a DTensor put together: a collective call of all its ranks."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
 def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """What of the gradient belongs to the parameter's part here: a collective call if it lies elsewhere."""
+    """Return the shard of the gradient that matches the parameter's shard here: a collective call if they differ."""
     if is_dtensor(parameter) and is_dtensor(gradient) and gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
     return local(gradient)
 
 
 def row_group(tensor: DTensor) -> ProcessGroup | None:
-    """The processes among which a DTensor is cut once and along its first dimension, as FSDP2 cuts; else None.
+    """Return the processes over which a DTensor is sharded once, by rows, as FSDP2 does; None if it is otherwise.
 
-    Further dimensions of its mesh may hold copies, as those of hybrid sharding do.
+    Further dimensions of the mesh may hold copies, as in hybrid sharding.
     """
     from torch.distributed.tensor import Replicate, Shard
 
@@ -48,17 +52,18 @@ def row_group(tensor: DTensor) -> ProcessGroup | None:
     return tensor.device_mesh.get_group(cut[0])
 
 
-def part_of(whole: Tensor, like: DTensor) -> Tensor:
-    """The part here of a plain tensor that all processes have, cut as `like` is; nothing is sent."""
+def local_part(full: Tensor, like: DTensor) -> Tensor:
+    """Return this process's shard of a plain tensor that all processes have, sharded as `like`; nothing is sent."""
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def counted_here(tensor: DTensor, *, whole: bool) -> bool:
-    """Whether what this process has of a DTensor is to be counted where that of all is added up.
+    """Return whether this process adds its part of a DTensor to a sum over all processes.
 
-    Of several copies of a shard it is the first; of what all processes of the mesh see `whole`, that of the first.
+    Of several copies of a shard the first one counts. If all processes of the mesh have the `whole` tensor, the first
+    process counts.
     """
     coordinate = tensor.device_mesh.get_coordinate()
     if coordinate is None:
@@ -67,10 +72,10 @@ def counted_here(tensor: DTensor, *, whole: bool) -> bool:
     return all(index == 0 for index, placement in places if whole or placement.is_replicate())
 
 
-def agreed(flags: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Booleans about what is here of each tensor, made to hold of all of it: a collective call for DTensors.
+def agree(flags: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return, for each tensor, whether the flag is true for all its shards: a collective call for DTensors.
 
-    Nothing waits for the device.
+    `flags` are booleans of no dimension about the shards of this process. The host does not wait for the device.
     """
     out = list(flags)
     shared: dict[str, tuple[ProcessGroup, list[int]]] = {}
@@ -88,8 +93,8 @@ def agreed(flags: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     return out
 
 
-def groups_of(tensors: Sequence[Tensor], process_group: ProcessGroup | None) -> list[ProcessGroup]:
-    """All groups of more than one process that hold the same tensors, `process_group`, or have parts of DTensors."""
+def process_groups(tensors: Sequence[Tensor], process_group: ProcessGroup | None) -> list[ProcessGroup]:
+    """Return all groups of more than one process that share the tensors: `process_group`, and those of DTensors."""
     found = {} if process_group is None else {process_group.group_name: process_group}
     for tensor in tensors:
         if is_dtensor(tensor):
@@ -99,8 +104,8 @@ def groups_of(tensors: Sequence[Tensor], process_group: ProcessGroup | None) -> 
     return [group for group in found.values() if group.size() > 1]
 
 
-def of_the_first(values: Tensor, device: torch.device, groups: Sequence[ProcessGroup]) -> Tensor:
-    """The values that the first process of all has, sent by way of a device of the groups: a collective call."""
+def broadcast_first(values: Tensor, device: torch.device, groups: Sequence[ProcessGroup]) -> Tensor:
+    """Return the values of the first process, sent through a device of the groups: a collective call."""
     sent = values.to(device)
     for group in groups:
         torch.distributed.broadcast(sent, group=group, group_src=0)

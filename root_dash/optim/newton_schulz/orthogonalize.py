@@ -22,21 +22,20 @@ import torch
 from torch import Tensor
 
 from root_dash.coefficients.tables import SCHATTEN8_MARGIN, Coefficients, Normalization, check_normalization
-from root_dash.optim.newton_schulz.plan import Form, Stage, plan
+from root_dash.optim.newton_schulz.plan import IterationForm, Stage, plan
 from root_dash.optim.newton_schulz.symmetric import combination, gram, polynomial, square, symmetric_product
 
 Triple: TypeAlias = "tuple[float | Tensor, float | Tensor, float | Tensor]"
 
-# The bits of the exponent of a float, seen as an integer of the same width (IEEE 754).
+# The bits of the exponent of a float that is read as an integer of the same width (IEEE 754).
 _EXPONENT = {torch.float32: (torch.int32, 0x7F80_0000), torch.float64: (torch.int64, 0x7FF0_0000_0000_0000)}
 
-
-_CACHED_ENTRIES = 1 << 19  # of a batch, per thread: 2 MiB in float32
+_CACHED_ENTRIES = 1 << 19  # entries of a batch that a thread's cache holds: 2 MiB in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Orthogonalized:
-    """The update, and what the first step computed on the way: references, nothing is computed for their sake."""
+    """The update, and products that the first step computed anyway."""
 
     update: Tensor
     """(..., m, n), in the input's orientation and the dtype of the last step."""
@@ -48,21 +47,6 @@ class Orthogonalized:
     """(..., 1, 1): X₀ = scale · B, so A = scale² · B Bᵀ, with B as it was given, or its transpose if that is wide."""
 
 
-def orthogonalize(
-    matrix: Tensor,  # (..., m, n), any real float dtype, left as it is
-    coefficients: Sequence[Coefficients] | Tensor,  # K triples, or (K, 3) on the matrix' device
-    *,
-    normalization: Normalization = "schatten8",
-    eps: float = 1e-30,
-    dtype: torch.dtype | None = None,
-    algorithm: Form = "auto",
-) -> Tensor:  # (..., m, n), of the dtype of the last step
-    """`newton_schulz(...).update`."""
-    return newton_schulz(
-        matrix, coefficients, normalization=normalization, eps=eps, dtype=dtype, algorithm=algorithm
-    ).update
-
-
 def newton_schulz(
     matrix: Tensor,
     coefficients: Sequence[Coefficients] | Tensor,
@@ -70,28 +54,29 @@ def newton_schulz(
     normalization: Normalization = "schatten8",
     eps: float = 1e-30,
     dtype: torch.dtype | None = None,
-    algorithm: Form = "auto",
+    algorithm: IterationForm = "auto",
     largest: Tensor | None = None,
 ) -> Orthogonalized:
     """Apply one Newton-Schulz step per coefficient triple to a matrix, or to each of a batch.
 
-    The result does not depend on the input's scale as long as the Frobenius norm exceeds `eps`; below, it fades to zero
-    with the input, and a zero matrix gives exactly zero. NaN and Inf turn their own matrix into NaN. No bit of a
-    matrix' update depends on the others of its batch, as long as torch computes on one thread.
+    The result does not depend on the scale of the input as long as the Frobenius norm exceeds `eps`. Below `eps` the
+    result fades to zero with the input, and a zero matrix gives exactly zero. A matrix with NaN or Inf becomes NaN. No
+    bit of an update depends on the other matrices of the batch, as long as torch computes on one thread.
 
-    Coefficients in a tensor may change without recompiling, or capturing again, what was compiled or captured.
+    Coefficients in a tensor may change without a new compilation or a new capture.
 
     Args:
         matrix: (..., m, n).
-        coefficients: (a, b, c) of every step.
-        normalization: what the matrix is divided by first: `"schatten8"` or `"frobenius"`.
-        eps: in the matrix' own scale.
-        dtype: that of every matrix product. None: float64 for float64; bfloat16 on CUDA; on a CPU with bfloat16 units
-            the early steps in float32 and the late ones, which magnify rounding little, in bfloat16; else float32.
-        algorithm: `"standard"`, `"gram"`, or `"auto"` for the cheaper one of those that keep the accuracy.
-        largest: (...,) the largest magnitude in each matrix where it is known, NaN where there is one: two passes less.
+        coefficients: (a, b, c) of every step: K triples, or a tensor (K, 3) on the matrix' device.
+        normalization: the norm by which the matrix is divided first: `"schatten8"` or `"frobenius"`.
+        eps: the smallest norm, in the scale of the matrix.
+        dtype: the dtype of every matrix product. None: float64 for float64; bfloat16 on CUDA; on a CPU with bfloat16
+            units float32 for early steps, and bfloat16 for late steps, which magnify rounding little; else float32.
+        algorithm: `"standard"`, `"gram"`, or `"auto"` for the cheaper form that keeps the accuracy.
+        largest: (...,) the largest magnitude in each matrix, or NaN if the matrix has one; saves two passes.
 
     Raises:
+        TypeError: a normalization or algorithm that is no string.
         ValueError: an unknown normalization or algorithm, or coefficients that are not triples.
     """
     check_normalization(normalization)
@@ -106,7 +91,7 @@ def newton_schulz(
         batch = batch.mT
     count = _together(batch)
     known = [None] * len(batch) if largest is None else largest.reshape(-1, 1, 1).split(count)
-    # Under the user's autocast the products would be of its dtype, whatever the plan and the set are made for.
+    # Under the user's autocast the products would have its dtype, for which plan and set are not made.
     with torch.autocast(batch.device.type, enabled=False):
         parts = [
             _iterate(part, of_part, triples, stages, normalization, eps)
@@ -126,7 +111,7 @@ def newton_schulz(
 
 
 def _together(batch: Tensor) -> int:
-    """How many matrices of a batch to take through all steps at a time: on a CPU, what its caches hold.
+    """Return how many matrices of a batch to take through all steps at a time: on a CPU, as many as its caches hold.
 
     One core, in parts of 3 instead of all at once: (18, 256, 1024) 158 ms for 193, (24, 256, 256) 76 for 87.
     """
@@ -148,7 +133,7 @@ def _iterate(
     normalization: Normalization,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """The update X, and A, A² and the scale of `Orthogonalized`."""
+    """Return the update X, and A, A² and the scale of `Orthogonalized`."""
     wide = torch.promote_types(torch.promote_types(batch.dtype, stages[0].dtype), torch.float32)
     X, scale, floor = _prescale(batch.to(wide), None if largest is None else largest.to(wide), eps)
     X, scale, first = _open(X, scale, floor, stages[0], normalization)
@@ -160,7 +145,7 @@ def _iterate(
 
 
 def _by_stages(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], first: _Opening) -> Tensor:
-    """All stages on X."""
+    """Take all stages on X."""
     opening: _Opening | None = first
     for stage in stages:
         taken, triples = triples[: stage.steps], triples[stage.steps :]
@@ -169,17 +154,21 @@ def _by_stages(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], fi
     return X
 
 
-# Of ‖X‖², added to the diagonal of X Xᵀ so that it has a Cholesky factor in float32; at a third of it one of rank
-# 1 and 1024 rows had none. A singular value of 1e-3 becomes one of 1.14e-3 that weighs 0.88, of which a polynomial that
-# is linear there makes the same: spectra from 1 to 1e-3 end at 0.106 instead of 0.099.
 _RIDGE = 3e-7
+"""Share of ‖X‖² that is added to the diagonal of X Xᵀ, so that X Xᵀ has a Cholesky factor in float32.
+
+With a third of this ridge a matrix of rank 1 with 1024 rows had no factor. The ridge turns a singular value of 1e-3
+into 1.14e-3 with a weight of 0.88, and a polynomial that is linear there gives the same result: spectra from 1 to 1e-3
+end at 0.106 instead of 0.099.
+"""
 
 
 def _by_factor(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], first: _Opening) -> Tensor:
-    """All stages on the Cholesky factor of X Xᵀ = L Lᵀ: X = L V with orthonormal rows V, so p(X) = p(L) V = p(L) L⁻¹ X.
+    """Take all stages on the Cholesky factor L of X Xᵀ = L Lᵀ.
 
-    L is square where X is wide, and late steps on it may be of half precision, since their rounding meets V alone. A
-    matrix that is too near to losing rank for its factor takes its steps in Gram space.
+    X = L V with orthonormal rows V, so p(X) = p(L) V = p(L) L⁻¹ X. L is square although X is wide. Late steps on L may
+    have half precision, because their rounding meets V alone. A matrix that is too close to losing rank to have a
+    factor takes its steps in Gram space.
     """
     norm = torch.ones_like(X[:, :1, :1]) if first.norm is None else first.norm
     ridged = first.gram.clone()
@@ -202,11 +191,11 @@ def _by_factor(X: Tensor, triples: Sequence[Triple], stages: Sequence[Stage], fi
 
 
 class _Opening(NamedTuple):
-    """What was computed before the first step, which begins with it."""
+    """The products that are computed before the first step, for use in it."""
 
     gram: Tensor  # (L, m, m) A = X Xᵀ
     squared: Tensor | None  # (L, m, m) A²
-    norm: Tensor | None  # (L, 1, 1): what X is still to be divided by, None for 1
+    norm: Tensor | None  # (L, 1, 1): the divisor that X still needs, None for 1
 
 
 def _triples(coefficients: Sequence[Coefficients] | Tensor) -> list[Triple]:
@@ -218,12 +207,12 @@ def _triples(coefficients: Sequence[Coefficients] | Tensor) -> list[Triple]:
 
 
 def _prescale(X: Tensor, largest: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """X, of float32 or float64, each matrix multiplied by `scale`, and `eps` multiplied alike: X, scale, floor.
+    """Multiply each matrix of X, float32 or float64, and `eps` by a `scale`. Return X, scale and the scaled eps.
 
-    The scale is the power of two that brings the largest entry to [1, 2): squares of what remains neither over- nor
-    underflow, and multiplying by a power of two rounds nothing.
+    The scale is the power of two that brings the largest entry to [1, 2). Then squares of entries neither over- nor
+    underflow, and the multiplication rounds nothing.
     """
-    if largest is None:  # no |X| is written
+    if largest is None:  # without writing |X| to memory
         largest = torch.maximum(X.amax((-2, -1), keepdim=True), -X.amin((-2, -1), keepdim=True))
     integer, exponent = _EXPONENT[X.dtype]
     divisor = (largest.view(integer) & exponent).view(X.dtype)
@@ -234,11 +223,12 @@ def _prescale(X: Tensor, largest: Tensor | None, eps: float) -> tuple[Tensor, Te
 def _open(
     X: Tensor, scale: Tensor, floor: Tensor, stage: Stage, normalization: Normalization
 ) -> tuple[Tensor, Tensor, _Opening]:
-    """Bring X to the scale in which the first product is taken, and take it: X, its scale, the opening.
+    """Scale X for the first product, and compute this product. Return X, its scale and the opening.
 
     `"schatten8"` leaves the division by 1.003 ‖X‖_S8 to the first step. Its lower bound by the power-mean inequality,
     m^(-3/8) ‖X‖_F, keeps a zero matrix from being divided by zero. Float16 lacks the range for entries of A² up to
-    16 m n²; X is brought to the Frobenius norm m^(1/4), whatever the spectrum entries between those of 1/m and m.
+    16 m n². So in float16 X is scaled to the Frobenius norm m^(1/4), which keeps the largest entries of A²
+    between about 1/m and m, whatever the spectrum.
     """
     m = X.shape[-2]
     if normalization == "frobenius":
@@ -247,7 +237,7 @@ def _open(
         divisor = torch.maximum(_frobenius(X), floor.to(X.dtype))
         X = (X / divisor).to(stage.dtype)
         return X, scale / divisor, _Opening(gram(X), None, None)
-    least = m**-0.375  # of the norm, where X is not zero: its Frobenius norm is then at least 1
+    least = m**-0.375  # lower bound of the norm if X is not zero: its Frobenius norm is then at least 1
     if stage.dtype == torch.float16:
         factor = m**0.25 / torch.maximum(_frobenius(X), floor)
         X, scale, least = X * factor, scale * factor, least * m**0.25
@@ -268,7 +258,7 @@ def _frobenius(X: Tensor) -> Tensor:
 
 
 def _correction(A: Tensor, triple: Triple, stage: Stage) -> Tensor:
-    """b A + c A²."""
+    """Return b A + c A²."""
     _, b, c = triple
     if stage.squares != stage.dtype:
         return combination(A, square(A.to(stage.squares)), b, c, stage.dtype)
@@ -276,7 +266,7 @@ def _correction(A: Tensor, triple: Triple, stage: Stage) -> Tensor:
 
 
 def _opened(opening: _Opening, triple: Triple, dtype: torch.dtype) -> Tensor:
-    """Z = (a I + b A / norm² + c A² / norm⁴) / norm, which makes the first step and its division one product."""
+    """Return Z = (a I + b A / norm² + c A² / norm⁴) / norm: the first step and its division are then one product."""
     a, b, c = triple
     A, AA, norm = opening
     assert AA is not None
@@ -287,13 +277,13 @@ def _opened(opening: _Opening, triple: Triple, dtype: torch.dtype) -> Tensor:
 
 
 def _with_identity(G: Tensor, a: float | Tensor) -> Tensor:
-    """a I + G, in the memory of G."""
+    """Return a I + G, in the memory of G."""
     G.diagonal(dim1=-2, dim2=-1).add_(a)
     return G
 
 
 def _times(G: Tensor, X: Tensor) -> Tensor:
-    """G X, in the memory order of X: a tall matrix comes out tall."""
+    """Return G X in the memory order of X: the product of a tall matrix is tall."""
     return torch.bmm(X.mT, G.mT).mT if _is_tall(X) else torch.bmm(G, X)
 
 
@@ -302,7 +292,7 @@ def _is_tall(X: Tensor) -> bool:
 
 
 def _standard_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Opening | None) -> Tensor:
-    """Each step on X itself."""
+    """Take each step on X itself."""
     for triple in triples:
         if opening is not None and opening.norm is not None and stage.dtype in (torch.float32, torch.float64):
             X = _times(_opened(opening, triple, stage.dtype), X)
@@ -313,8 +303,9 @@ def _standard_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening:
 
 
 def _step(X: Tensor, triple: Triple, stage: Stage, opening: _Opening | None) -> Tensor:
-    """a X + (b A + c A²) X, which in half precision keeps a X out of the products: a on the diagonal of a matrix would
-    be rounded, which shakes whole rows of X.
+    """Return a X + (b A + c A²) X. In half precision a X stays out of the products.
+
+    There an `a` on the diagonal of a matrix would be rounded, which changes whole rows of X.
     """
     a, b, c = triple
     norm = None if opening is None else opening.norm
@@ -335,11 +326,11 @@ def _step(X: Tensor, triple: Triple, stage: Stage, opening: _Opening | None) -> 
 
 
 def _gram_steps(X: Tensor, triples: Sequence[Triple], stage: Stage, opening: _Opening | None) -> Tensor:
-    """All steps on R = X Xᵀ and on their product Q, which is then applied to X.
+    """Take all steps on R = X Xᵀ, and apply their product Q to X.
 
     Z multiplies Q from the left and in full. From the right, or with one half mirrored, the rounding of Z would reach
-    X's largest directions multiplied by all of Q, 800 in null directions: a rank-8 matrix of 256 x 1024 then leaves 0.5
-    outside its range in float32, where this leaves 2e-3.
+    the largest directions of X multiplied by all of Q, which is 800 in null directions: a rank-8 matrix of 256 x 1024
+    then has 0.5 outside its range in float32, instead of 2e-3.
     """
     R = gram(X) if opening is None else opening.gram
     Q: Tensor | None = None

@@ -1,6 +1,6 @@
-"""Which form and which precision every Newton-Schulz step of a matrix takes: a pure function of its shape and dtype.
+"""The plan of a Newton-Schulz iteration: the form and the precision of every step, from the shape and the dtype.
 
-Nothing here looks at a matrix' values, nor at how many matrices share a batch.
+The plan depends neither on the values of a matrix nor on the number of matrices in its batch.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
-Form: TypeAlias = Literal["auto", "standard", "gram"]
-FORMS: tuple[Form, ...] = get_args(Form)
+from root_dash.checks import one_of
 
-# Steps in Gram space before R is computed from X again. Rounding makes eigenvalues of R that should be 0 negative, and
-# a step multiplies them by a²: the four updates of R in five steps of "robust" by 8e4 in all. Three steps in bfloat16
-# end with a singular value of 1.2 on spectra from 1 to 1e-3: it has no run, and float16 is as fast where that matters.
+IterationForm: TypeAlias = Literal["auto", "standard", "gram"]
+FORMS: tuple[IterationForm, ...] = get_args(IterationForm)
+
+# Steps in Gram space before R is computed from X again. Rounding makes eigenvalues of R negative that should be 0, and
+# each step multiplies them by a²: by 8e4 in all, in the four updates of R in five steps of "robust". In bfloat16 three
+# steps end with a singular value of 1.2 on spectra from 1 to 1e-3, so bfloat16 takes no steps in Gram space; on a GPU
+# float16 is as fast.
 _RUN = {torch.float64: 5, torch.float32: 5, torch.float16: 2}
 
-# Rows from which float32's time is worth saving, and from which a second step in float32 is needed for an error under
-# 0.05 on Gaussian square matrices.
+# The least rows for which saving the time of float32 pays, and for which a second step in float32 is needed to keep the
+# error on Gaussian square matrices under 0.05.
 _MIXED_ROWS = 128
 _TWO_WIDE_STEPS_ROWS = 1024
 
-# Longer side by shorter from which a detour over square matrices is cheaper.
+# The least ratio of the longer to the shorter side for which a detour through square matrices is cheaper.
 _ASPECT = 2
 
-# Steps up to which a factor serves: what more of them would make of singular values under 1e-3 is not in it.
+# The most steps on a Cholesky factor: the factor lacks singular values under 1e-3, which more steps would bring up.
 _FACTOR_STEPS = 5
 
-# Whether this CPU has instructions for bfloat16 products; where torch cannot tell, no. Asked once: a compiler, which
-# traces `plan`, cannot ask.
+# Whether this CPU has instructions for bfloat16 products; False if torch cannot tell. The CPU is asked once, because a
+# compiler that traces `plan` cannot ask.
 CPU_MULTIPLIES_BFLOAT16: bool = any(
     getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 )
@@ -39,14 +42,14 @@ CPU_MULTIPLIES_BFLOAT16: bool = any(
 class Stage(NamedTuple):
     """Consecutive steps of one form.
 
-    `"standard"` steps X itself; `"gram"` steps X Xᵀ, and X by what has come of it; `"factor"` steps the Cholesky factor
-    of X Xᵀ, and X by what has come of that at the end of all steps.
+    `"standard"` steps X itself. `"gram"` steps X Xᵀ and applies the product of the steps to X at the end of the stage.
+    `"factor"` steps the Cholesky factor of X Xᵀ and applies the result to X at the end of all stages.
     """
 
     form: Literal["standard", "gram", "factor"]
     steps: int
-    dtype: torch.dtype  # of X, or its factor, and the products
-    squares: torch.dtype  # of the product A², which decides gains and no directions
+    dtype: torch.dtype  # dtype of X, or of its factor, and of the products
+    squares: torch.dtype  # dtype of the product A², which affects singular values but no singular vectors
 
 
 def plan(
@@ -54,20 +57,20 @@ def plan(
     long: int,
     steps: int,
     dtype: torch.dtype | None,
-    algorithm: Form,
+    algorithm: IterationForm,
     given: torch.dtype,
     device: str,
 ) -> tuple[Stage, ...]:
-    """The stages for a matrix of these sides, at least one, of `steps` steps in all.
+    """Return the stages for a matrix of these sides: at least one, with `steps` steps in all.
 
-    On CUDA half precision costs the same in either format: Gram space takes float16, for its bits, and the standard
-    form bfloat16, which stays finite if the coefficients let X grow.
+    On CUDA both formats of half precision cost the same. Steps in Gram space use float16, which has more bits; the
+    standard form uses bfloat16, which stays finite if the coefficients let X grow.
 
     Raises:
-        ValueError: an unknown algorithm, or `"gram"` in a dtype too coarse for it.
+        TypeError: an algorithm that is no string.
+        ValueError: an unknown algorithm, or `"gram"` in a dtype that is too coarse for it.
     """
-    if algorithm not in FORMS:
-        raise ValueError(f"algorithm must be one of {', '.join(map(repr, FORMS))}, got {algorithm!r}")
+    one_of("algorithm", algorithm, FORMS)
     if algorithm == "gram" and dtype is not None and dtype not in _RUN:
         raise ValueError(f"algorithm must not be 'gram' with products in {dtype}, which are too coarse for it")
     if dtype is None and given == torch.float64:
@@ -90,20 +93,21 @@ def plan(
 
 
 def is_fine(stages: Sequence[Stage]) -> bool:
-    """Whether X keeps its bits until the first step is taken: a σ near the end of a set's range must not be rounded.
+    """Return whether X keeps its bits until the first step, so that a σ near the end of a set's range is not rounded.
 
-    On diagonal matrices of 16 rows, whose roundings do not average out, sets for which 0.2 to 0.4 % between the steps
-    is too much end at 2e3 to 2e10 in bfloat16, and at 1.0625 or below in float16 or with a first step in float32.
+    Some sets bear no error of 0.2 to 0.4 % between the steps. On diagonal matrices of 16 rows, whose roundings do not
+    average out, such sets end at 2e3 to 2e10 in bfloat16, and at 1.0625 or below in float16 or with a first step in
+    float32.
 
-    Nor is float32 where torch may cut it to bfloat16 for a product. With that imitated, diagonal matrices of 16 x 32
-    end at 230 with `ROBUST_FINE` and at 1.058 with `ROBUST`.
+    Float32 does not count as fine if torch may cut it to bfloat16 for a product. When a product was cut so, diagonal
+    matrices of 16 x 32 ended at 230 with `ROBUST_FINE` and at 1.058 with `ROBUST`.
     """
     first = stages[0].dtype
     return not (first == torch.bfloat16 or (first == torch.float32 and _float32_may_be_cut()))
 
 
 def _float32_may_be_cut() -> bool:
-    """Whether `torch.set_float32_matmul_precision("medium")`, or its like for CPUs, lets float32 products be cut."""
+    """Return whether `torch.set_float32_matmul_precision("medium")`, or the like for CPUs, may cut float32 products."""
     precision: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     return precision == "bf16"
 

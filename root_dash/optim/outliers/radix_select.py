@@ -1,19 +1,18 @@
-"""Two neighbouring order statistics of the magnitudes in a tensor, selected among the bits of its floats.
+"""Selection of two neighbouring order statistics of the magnitudes in a tensor, by the bits of its floats.
 
-Without their sign bit, floats are ordered as the integers of the same bits, infinity after the finite and NaN last. So
-all selections here work on integers, are exact, and do the same for every dtype:
+Without the sign bit, floats have the order of the integers with the same bits: finite numbers, then infinity, then NaN.
+So all selections here work on integers, are exact, and treat every dtype alike:
 
-- `radix_neighbours` counts the leading 15 bits of all entries, finds where the wanted ranks lie, and goes on among the
-  entries that share those bits, 16 bits at a time: one pass for bfloat16 and float16, two for float32, four for
-  float64. Its shapes depend on nothing but the input's and it never waits for the device. Counts of shards add up.
-- `topk_neighbours`, for short rows, selects the few largest.
-- `partition_neighbours`, for CPUs, takes bounds from a sample, keeps the few entries between them and partitions these.
+- `radix_neighbours` counts the leading 15 bits of all entries, finds the buckets of the wanted ranks, and goes on with
+  the entries of these buckets, 16 bits at a time: one pass for bfloat16 and float16, two for float32, four for float64.
+  No shape depends on the data, and the host never waits for the device.
+- `topk_neighbours`, for short rows, selects the few largest entries.
+- `partition_neighbours`, for CPUs, takes bounds from a sample and partitions the few entries between the bounds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,52 +20,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.kernels.digit_counts import DIGIT_BITS, LAYOUTS, TOP_BITS, Digits
+from root_dash.kernels.digit_counts import DIGIT_BITS, FLOAT_BITS, TOP_BITS, DigitCounter
 
-Combine: TypeAlias = Callable[[Tensor], Tensor]
-Bits: TypeAlias = NDArray[Any]  # of signed integers, none negative once the sign bit of the float is gone
+Bits: TypeAlias = NDArray[Any]
+"""Floats as signed integers of the same bits. Without the sign bit of the float, no integer is negative."""
 
-_FEW = 2**12  # entries up to which a selection among whole rows is as fast as bounds and a partition between them
-_SAMPLE = 2**12
-_MARGIN = 4.0  # standard deviations between the sampled rank and either bound
-_BLOCK = 2**18  # entries that stay in the processor's cache from one pass over them to the next
+_FEW = 2**12  # the most entries of a row for which `topk_neighbours` is as fast as bounds and a partition
+_SAMPLE = 2**12  # entries of a row that the bounds are taken from
+_MARGIN = 4.0  # standard deviations from the sampled rank to each bound
+_BLOCK = 2**18  # entries that stay in the processor's cache between two passes
 
 
-def radix_neighbours(
-    entries: Tensor, rank: int, count: int, *, coarse: bool = False, combine: Combine | None = None
-) -> Tensor:
-    """The magnitudes at `rank` and `rank` + 1 in each row of `entries` (L, n), ascending from 0: (L, 2).
+def radix_neighbours(entries: Tensor, rank: int, *, coarse: bool = False) -> Tensor:
+    """Return the magnitudes at `rank` and `rank` + 1 in each row of `entries` (L, n), ascending from 0: (L, 2).
 
-    The last rank has itself for a neighbour. NaN anywhere in a row makes its pair NaN.
-
-    `count` is the number of entries of a whole row, more than n where `entries` is a shard of it, which may be empty;
-    `combine` then sums a tensor of counts over the shards. `coarse` ones have the leading bits of `bucket_center` only,
-    and zeros after them.
+    At the last rank both are the largest magnitude. NaN anywhere in a row makes its pair NaN. If `coarse`, only the
+    leading bits of `bucket_center` are found, and the other bits are zero.
     """
-    layout = LAYOUTS[entries.dtype]
-    # What is counted over shards may be more than one of them holds.
-    digits = Digits(entries, torch.int32 if count < 2**31 else torch.int64)
+    count = entries.shape[1]
+    layout = FLOAT_BITS[entries.dtype]
+    digits = DigitCounter(entries, torch.int32 if count < 2**31 else torch.int64)
     shift = layout.largest.bit_length() - TOP_BITS
     ranks = (rank + torch.arange(2, device=entries.device)).clamp(max=count - 1).expand(len(entries), 2)
     counts = digits.leading()
-    if combine is not None:
-        counts = combine(counts)
     has_nan = counts[:, -1:] > 0
     prefix, ranks = _narrow(torch.zeros_like(ranks), ranks, counts.unsqueeze(1))
     last = _unresolved(entries.dtype) if coarse else 0
     while shift > last:
         shift -= DIGIT_BITS
         counts = digits.following(prefix, shift)
-        if combine is not None:
-            counts = combine(counts)
         prefix, ranks = _narrow(prefix, ranks, counts.view(-1, 2, 1 << DIGIT_BITS))
     return (prefix << shift).masked_fill(has_nan, layout.largest).to(layout.integer).view(entries.dtype)
 
 
 def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Append to each of two prefixes (L, 2) the digit where its rank lies; ranks (L, 2) become those in that bucket.
+    """Append to each of two prefixes (L, 2) the digit of its rank, and count the ranks (L, 2) from the digit's bucket.
 
-    `counts` is (L, 1 or 2, digits): the second row counts the second prefix where that is another than the first.
+    `counts` is (L, 1 or 2, digits). The second row has the counts of the second prefix, if it differs from the first.
     """
     same = (prefix[:, :1] == prefix[:, 1:]).unsqueeze(-1)
     first, second = counts[:, :1], counts[:, -1:]
@@ -78,24 +68,24 @@ def _narrow(prefix: Tensor, ranks: Tensor, counts: Tensor) -> tuple[Tensor, Tens
 
 
 def partition_neighbours(entries: Tensor, rank: int) -> Tensor:
-    """The same (L, 2) as `radix_neighbours` of whole rows, on the CPU."""
-    layout = LAYOUTS[entries.dtype]
+    """Return the same (L, 2) as `radix_neighbours`, on the CPU."""
+    layout = FLOAT_BITS[entries.dtype]
     if entries.shape[1] <= _FEW:
         return topk_neighbours(entries, rank)
     rows: Bits = entries.detach().view(layout.integer).numpy()
     sign_off = rows.dtype.type(layout.largest)
     found = np.stack([_bracket(row, rank, sign_off) for row in rows])
-    # The third of a row is its largest entry.
+    # The third number of a row is its largest entry.
     pairs = np.where(found[:, 2:] > layout.infinity, sign_off, found[:, :2])
     return torch.from_numpy(pairs).view(entries.dtype)
 
 
 def topk_neighbours(entries: Tensor, rank: int) -> Tensor:
-    """The same (L, 2) of short rows: both are the ends of the few largest.
+    """Return the same (L, 2) as `radix_neighbours`, for short rows: the two smallest of the few largest entries.
 
-    On a CPU's two threads, of (36, 4096) in 0.43 ms, where NumPy's partition takes 0.67.
+    With two threads of a CPU, (36, 4096) takes 0.43 ms, and NumPy's partition 0.67.
     """
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     magnitudes = entries.detach().view(layout.integer) & layout.largest
     above = magnitudes.topk(magnitudes.shape[1] - rank, dim=1, sorted=False).values
     pair = above.topk(min(2, above.shape[1]), dim=1, largest=False).values.expand(-1, 2)
@@ -104,7 +94,7 @@ def topk_neighbours(entries: Tensor, rank: int) -> Tensor:
 
 
 def _partition(magnitudes: Bits, rank: int) -> Bits:
-    """The entries at `rank`, at `rank` + 1 (or `rank`, if that is the last) and the largest: (..., n) to (..., 3).
+    """Return the entries at `rank`, at `rank` + 1 (or `rank`, if it is the last) and the largest: (..., n) to (..., 3).
 
     The magnitudes are reordered in place.
     """
@@ -116,11 +106,11 @@ def _partition(magnitudes: Bits, rank: int) -> Bits:
 
 
 def _bracket(row: Bits, rank: int, sign_off: Any) -> Bits:
-    """The same of one long row (n,) whose sign bits are still there.
+    """Return the same three entries as `_partition`, for one long row (n,) that still has its sign bits.
 
-    A sorted sample says between which values the rank probably lies. What is under the lower bound is only counted, and
-    what is over the upper one leaves the row in a second pass, so that about a fiftieth of a row is partitioned. A
-    bound on the wrong side shows in the counts, and costs the time of the entries that it should have removed.
+    A sample gives two values between which the rank probably lies. Entries below the lower bound are only counted.
+    Entries above the upper bound are removed in a second pass, so that about a fiftieth of a row is partitioned. The
+    counts show whether a bound is on the wrong side; then the bound removes nothing, which only costs time.
     """
     n = len(row)
     sample = row[:: max(n // min(n // 8, _SAMPLE), 1) | 1] & sign_off  # an odd stride visits all columns of 2^k
@@ -147,12 +137,12 @@ def _bracket(row: Bits, rank: int, sign_off: Any) -> Bits:
 
 
 def bucket_center(entries: Tensor) -> Tensor:
-    """The middle of the range of values that share the leading bits of each entry.
+    """Return, for each entry, the middle of the range of values that have the same leading bits.
 
-    These are 16 with the sign for float32, and so the relative distance from any normal value in the range is at most
-    2^-8; 32 for float64; all of them for the 16-bit dtypes. Zero, infinity and NaN stay.
+    The leading bits, with the sign, are 16 for float32, so the relative distance to any normal value in the range is at
+    most 2^-8. They are 32 for float64, and all bits for 16-bit dtypes. Zero, infinity and NaN stay.
     """
-    layout = LAYOUTS[entries.dtype]
+    layout = FLOAT_BITS[entries.dtype]
     shift = _unresolved(entries.dtype)
     if not shift:
         return entries
@@ -163,5 +153,5 @@ def bucket_center(entries: Tensor) -> Tensor:
 
 
 def _unresolved(dtype: torch.dtype) -> int:
-    """How many of the last bits a bucket leaves open."""
+    """Return the number of trailing bits that differ within a bucket."""
     return {8: 32, 4: 16, 2: 0}[dtype.itemsize]

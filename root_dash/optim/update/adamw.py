@@ -1,7 +1,7 @@
 """AdamW for the parameters that ROOT leaves alone: vectors, embeddings and the output head.
 
-The arithmetic is torch's own, in its fused kernel where the device has one. What an observer is shown of it is read off
-the state afterwards, so that being watched changes nothing.
+The arithmetic is torch's own, in the fused kernel if the device has one. Observers are shown the state after the step,
+and change nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def adamw(
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],  # 0-dimensional, float32, where `step_device` says
+    steps: list[Tensor],  # of no dimension, float32, on `step_device`
     *,
     lr: float | Tensor,
     weight_decay: float,
@@ -35,31 +35,31 @@ def adamw(
 ) -> None:
     """Advance the parameters and their state by one step.
 
-    `finite` are 0-dimensional booleans, one per parameter: where False, the parameter and its state stay as they are.
+    `finite` has one boolean of no dimension per parameter. If it is False, the parameter and its state do not change.
 
     Raises:
         RuntimeError: `finite` is given and the device has no fused kernel.
     """
     if not params:
         return
-    own = params
+    originals = params
     fused = _has_fused(params)
     if finite is not None and not fused:
         raise RuntimeError(f"nonfinite='skip' needs a fused AdamW, which torch lacks on {params[0].device.type}")
     weights = _stacks(params) if observers else []
-    # The fused kernel walks through all four in the order of their memory, whatever their strides say.
+    # The fused kernel walks through all four tensors in the order of memory and ignores their strides.
     apart = [
         i
         for i, tensors in enumerate(zip(params, grads, exp_avgs, exp_avg_sqs, strict=True))
         if not all(tensor.is_contiguous() for tensor in tensors)
     ]
-    strided = [[of[i] for i in apart] for of in (params, exp_avgs, exp_avg_sqs)]
+    strided = [[tensors[i] for i in apart] for tensors in (params, exp_avgs, exp_avg_sqs)]
     if apart:
         params, grads, exp_avgs, exp_avg_sqs = (
-            [tensor.contiguous() if i in apart else tensor for i, tensor in enumerate(of)]
-            for of in (params, grads, exp_avgs, exp_avg_sqs)
+            [tensor.contiguous() if i in apart else tensor for i, tensor in enumerate(tensors)]
+            for tensors in (params, grads, exp_avgs, exp_avg_sqs)
         )
-    # One call takes one flag, so that parameters which may be skipped are stepped one by one.
+    # A call takes one flag, so parameters that may be skipped are stepped one by one.
     calls = [slice(0, len(params))] if finite is None else [slice(i, i + 1) for i in range(len(params))]
     for call in calls:
         torch_adamw(
@@ -80,14 +80,14 @@ def adamw(
             eps=eps,
             maximize=maximize,
         )
-    for originals, of in zip(strided, (params, exp_avgs, exp_avg_sqs), strict=True):
-        for original, i in zip(originals, apart, strict=True):
-            if original is not of[i]:
-                original.copy_(of[i])
+    for targets, copies in zip(strided, (params, exp_avgs, exp_avg_sqs), strict=True):
+        for target, i in zip(targets, apart, strict=True):
+            if target is not copies[i]:
+                target.copy_(copies[i])
     for indices, weight in zip(equal_shaped(params) if observers else (), weights, strict=True):
         momentum = torch.stack([as_matrix(exp_avgs[i]) for i in indices])
         observation = Observation(
-            parameters=tuple(own[i] for i in indices),
+            parameters=tuple(originals[i] for i in indices),
             pieces=(0,) * len(indices),
             algorithm="adamw",
             gradient=tuple(as_matrix(grads[i]) for i in indices),
@@ -109,14 +109,14 @@ def adamw(
 
 
 def step_device(param: Tensor) -> torch.device:
-    """Where the count of a parameter's steps lives: beside it where the kernel is fused."""
+    """Return the device of the step count of a parameter: the parameter's own if the kernel is fused, else the CPU."""
     return param.device if _has_fused([param]) else torch.device("cpu")
 
 
 def _update(momentum: Tensor, square: Tensor, steps: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
-    """m̂ / (√v̂ + eps) of averages (L, rows, cols) after `steps` (L, 1, 1), in float32 or wider.
+    """Return m̂ / (√v̂ + eps) of averages (L, rows, cols) after `steps` (L, 1, 1), in float32 or wider.
 
-    In float16 eps were 0, and what never had a gradient 0 / 0.
+    In float16 eps would be 0, and an entry that never had a gradient 0 / 0.
     """
     wide = torch.promote_types(momentum.dtype, torch.float32)
     corrections = [(1 - torch.pow(beta, steps.double())).to(wide) for beta in betas]

@@ -2,173 +2,182 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from root_dash.coefficients.tables import Coefficients, Normalization
 from root_dash.optim.matrices.batches import (
     SMALL_ENTRIES,
-    Batch,
-    batches_of,
-    empty,
+    MatrixBatch,
+    empty_stack,
     keep_freed_memory,
     matrices,
-    standing,
+    matrix_batches,
+    unstack,
     writable,
 )
-from root_dash.optim.matrices.layout import Layout
-from root_dash.optim.matrices.nonfinite import cleaned
+from root_dash.optim.matrices.nonfinite import zero_nonfinite
 from root_dash.optim.newton_schulz.orthogonalize import Orthogonalized, newton_schulz
 from root_dash.optim.observation import Observation, Observer
-from root_dash.optim.options import AdjustLr, at_step, lr_scale
-from root_dash.optim.outliers.threshold import QuantileMethod, split, threshold
+from root_dash.optim.update.step_options import StepOptions
 
-Sets: TypeAlias = Callable[[Batch], Sequence[Coefficients] | Tensor]
-"""The coefficient set of a batch of matrices: triples, or a tensor (K, 3) on their device."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How outliers are cut: at a quantile of |M| by a method, at a fixed ε where one is given, or not at all."""
+class StepTensors:
+    """Some parameters of a group, and the tensors of each."""
 
-    quantile: float
-    method: QuantileMethod = "exact"
-    fixed: float | None = None
+    params: list[Tensor]
+    grads: list[Tensor]
+    buffers: list[Tensor]
+    """The momentum buffers."""
+    finite: Sequence[Tensor] | None = None
+    """Booleans of no dimension: if one is False, the step leaves its parameter and buffer as they are."""
 
-    def threshold(self, M: Tensor) -> Tensor | None:
-        """ε of each matrix of a batch (L, m, n): (L,), or None where nothing is cut."""
-        if self.fixed is not None:
-            return M.new_full((len(M),), self.fixed)
-        if self.quantile >= 1 or not M.numel():
-            return None
-        return threshold(M, self.quantile, self.method)
-
-    def largest(self, epsilon: Tensor | None) -> Tensor | None:
-        """The largest magnitude in each base (L,) where it follows from ε: no quantile lies beyond all entries."""
-        return epsilon if self.fixed is None and self.method == "exact" else None
-
-    def of(self, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """ε (L,) and B (L, m, n) of a batch; None and None where nothing is cut."""
-        epsilon = self.threshold(M)
-        return epsilon, None if epsilon is None else split(M, epsilon)
+    def pick(self, indices: Sequence[int]) -> StepTensors:
+        """Return the parameters at the indices, with their tensors."""
+        finite = None if self.finite is None else pick(self.finite, indices)
+        return StepTensors(pick(self.params, indices), pick(self.grads, indices), pick(self.buffers, indices), finite)
 
 
-def cut_of(group: Mapping[str, Any], step: int) -> Cut:
-    """How a parameter group cuts outliers at a step."""
-    fixed = group["outlier_threshold"]
-    return Cut(
-        quantile=at_step(group["outlier_quantile"], step, "outlier_quantile"),
-        method=group["quantile_method"],
-        fixed=None if fixed is None else at_step(fixed, step, "outlier_threshold"),
-    )
+@dataclass(frozen=True, slots=True)
+class BatchUpdate:
+    """What a step computed for a batch of L matrices; every stack is (L, *batch.shape)."""
+
+    momentum: Tensor
+    """M."""
+    threshold: Tensor | None
+    """ε (L,), or None if nothing is clipped."""
+    base: Tensor | None
+    """B, or None if M itself is orthogonalized."""
+    result: Orthogonalized
 
 
-def root(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    *,
-    lr: float | Tensor,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    sets: Sets,
-    eps: float,
-    adjust_lr_fn: AdjustLr,
-    cut: Cut,
-    normalization: Normalization,
-    ns_dtype: torch.dtype | None,
-    layout: Layout,
-    maximize: bool,
-    finite: Sequence[Tensor] | None = None,
-    one_by_one: bool = False,
-    observers: Sequence[Observer] = (),
-) -> None:
-    """Advance the parameters and their momentum buffers by one step; the gradients are left as they are.
+def root(tensors: StepTensors, options: StepOptions, observers: Sequence[Observer] = ()) -> None:
+    """Advance the parameters and their momentum buffers by one step. The gradients are left as they are.
 
-    Matrices of one shape, dtype and device are orthogonalized as one batch, or each alone with `one_by_one`. `finite`
-    are 0-dimensional booleans, one per parameter: where False, the parameter and its buffer stay as they are.
+    Matrices of one shape, dtype and device are orthogonalized as one batch, or each alone with `one_by_one`.
     """
+    params, layout = tensors.params, options.layout
     if not params:
         return
     if params[0].is_cpu and not torch.compiler.is_compiling():
         keep_freed_memory()
-    seen = grads
-    if finite is not None:
-        grads = cleaned(grads, finite)
-    if maximize:
-        grads = list(torch._foreach_neg(grads))
-    advance(momentum_buffers, grads, momentum, finite)
+    grads = advance_momentum(tensors.grads, tensors.buffers, tensors.finite, options)
     targets, copies = writable(params, layout)
-    for batch in batches_of(params, layout, one_by_one=one_by_one):
-        M = momenta(batch, grads, momentum_buffers, momentum, nesterov, layout)
-        epsilon, base = cut.of(M)
-        result = newton_schulz(
-            M if base is None else base,
-            sets(batch),
-            normalization=normalization,
-            eps=eps,
-            dtype=ns_dtype,
-            largest=cut.largest(epsilon),
-        )
+    for batch in matrix_batches(params, layout, one_by_one=options.one_by_one):
+        M = stack_momenta(batch, grads, tensors.buffers, options)
+        computed = orthogonalize_batch(batch, M, options)
         weights = matrices(batch, targets, layout)
         if observers:
-            show(
-                observers,
-                batch,
-                params,
-                matrices(batch, seen, layout),
-                weights,
-                M,
-                epsilon,
-                base,
-                result,
-                lr,
-                adjust_lr_fn,
-            )
-        write(batch, weights, result.update, lr, adjust_lr_fn, weight_decay, finite)
+            gradients = matrices(batch, tensors.grads, layout)
+            show_batch(observers, batch, params, gradients, weights, computed, options)
+        write_update(batch, weights, computed.result.update, tensors.finite, options)
     for copy, original in copies:
         original.copy_(copy)
 
 
-def show(
+def advance_momentum(
+    grads: list[Tensor], buffers: list[Tensor], finite: Sequence[Tensor] | None, options: StepOptions
+) -> list[Tensor]:
+    """Advance m <- μ m + (1 - μ) G for every finite gradient, and return G: without NaN, and negated to maximize."""
+    if finite is not None:
+        grads = zero_nonfinite(grads, finite)
+    if options.maximize:
+        grads = list(torch._foreach_neg(grads))
+    if finite is None:
+        torch._foreach_lerp_(buffers, grads, 1 - options.momentum)
+        return grads
+    for buffer, grad, flag in zip(buffers, grads, finite, strict=True):
+        buffer.lerp_(grad, (1 - options.momentum) * flag.to(buffer.dtype))  # a weight of 0 keeps the buffer exactly
+    return grads
+
+
+def stack_momenta(
+    batch: MatrixBatch, grads: Sequence[Tensor], buffers: Sequence[Tensor], options: StepOptions
+) -> Tensor:
+    """Return M of the batch: (L, *batch.shape)."""
+    layout = options.layout
+    found = matrices(batch, buffers, layout)
+    gradients = matrices(batch, grads, layout) if options.nesterov else None
+    if batch.shape[0] * batch.shape[1] <= SMALL_ENTRIES:  # few calls matter more than few passes over memory
+        M = _stack(batch, found)
+        return M if gradients is None else torch.lerp(_stack(batch, gradients), M, options.momentum)
+    out = empty_stack(batch)
+    look_ahead(unstack(batch, out), gradients, found, options.momentum)
+    return out
+
+
+def _stack(batch: MatrixBatch, found: Sequence[Tensor]) -> Tensor:
+    return torch.stack([matrix.mT if ref.transposed else matrix for ref, matrix in zip(batch.refs, found, strict=True)])
+
+
+def look_ahead(
+    targets: Sequence[Tensor], gradients: Sequence[Tensor] | None, buffers: Sequence[Tensor], momentum: float
+) -> None:
+    """Write M into the targets: (1 - μ) G + μ m, or m if there are no gradients (no Nesterov)."""
+    if not targets:
+        return
+    if gradients is None:
+        torch._foreach_copy_(list(targets), list(buffers))
+    elif targets[0].is_cpu and not torch.compiler.is_compiling():
+        # On a CPU foreach is a loop anyway: this is one pass over the memory instead of two.
+        for target, gradient, buffer in zip(targets, gradients, buffers, strict=True):
+            torch.lerp(gradient, buffer, momentum, out=target)
+    else:
+        torch._foreach_copy_(list(targets), list(gradients))
+        torch._foreach_lerp_(list(targets), list(buffers), momentum)
+
+
+def orthogonalize_batch(batch: MatrixBatch, M: Tensor, options: StepOptions) -> BatchUpdate:
+    """Clip and orthogonalize the M of a batch, (L, *batch.shape)."""
+    epsilon, base = options.clipping.clip(M)
+    result = newton_schulz(
+        M if base is None else base,
+        options.sets(batch),
+        normalization=options.normalization,
+        eps=options.eps,
+        dtype=options.ns_dtype,
+        largest=options.clipping.largest(epsilon),
+    )
+    return BatchUpdate(M, epsilon, base, result)
+
+
+def show_batch(
     observers: Sequence[Observer],
-    batch: Batch,
+    batch: MatrixBatch,
     params: Sequence[Tensor],
     gradients: Sequence[Tensor] | None,
     weights: Sequence[Tensor] | None,
-    M: Tensor,
-    threshold: Tensor | None,
-    base: Tensor | None,
-    result: Orthogonalized,
-    lr: float | Tensor,
-    adjust_lr_fn: AdjustLr,
+    computed: BatchUpdate,
+    options: StepOptions,
 ) -> None:
-    """Offer what the step knows of a batch to the observers: views of its own tensors, nothing computed or copied."""
-    for cut, places in batch.parts():
-        transposed = places[0].transposed
+    """Show the observers what the step computed for a batch: views of its own tensors; nothing is computed or copied.
 
-        def part(whole: Tensor | None, cut: slice = cut, transposed: bool = transposed) -> Tensor | None:
-            return None if whole is None else whole[cut].mT if transposed else whole[cut]
+    `gradients` and `weights` are one matrix per entry of `batch.refs`, as it stands in its parameter.
+    """
+    result = computed.result
+    for cut, refs in batch.orientations():
+        transposed = refs[0].transposed
 
-        momentum, update = part(M), part(result.update)
-        assert momentum is not None
-        assert update is not None
+        def view(stack: Tensor, cut: slice = cut, transposed: bool = transposed) -> Tensor:
+            return stack[cut].mT if transposed else stack[cut]
+
         observation = Observation(
-            parameters=tuple(params[place.parameter] for place in places),
-            pieces=tuple(place.piece for place in places),
+            parameters=tuple(params[ref.parameter] for ref in refs),
+            pieces=tuple(ref.piece for ref in refs),
             algorithm="root",
             gradient=None if gradients is None else tuple(gradients[cut]),
             weight=None if weights is None else tuple(weights[cut]),
-            momentum=momentum,
-            threshold=None if threshold is None else threshold[cut],
-            base=part(base),
-            update=update,
-            lr=lr * lr_scale(places[0].shape, adjust_lr_fn),
+            momentum=view(computed.momentum),
+            threshold=None if computed.threshold is None else computed.threshold[cut],
+            base=None if computed.base is None else view(computed.base),
+            update=view(result.update),
+            lr=options.scaled_lr(refs[0].shape),
             gram=None if result.gram is None else result.gram[cut],
             gram_squared=None if result.gram_squared is None else result.gram_squared[cut],
             gram_scale=None if result.scale is None else result.scale[cut],
@@ -177,102 +186,49 @@ def show(
             observe(observation)
 
 
-def advance(buffers: list[Tensor], grads: list[Tensor], momentum: float, finite: Sequence[Tensor] | None) -> None:
-    """m <- μ m + (1 - μ) G, where the gradient was finite."""
-    if finite is None:
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        return
-    for buffer, grad, flag in zip(buffers, grads, finite, strict=True):
-        buffer.lerp_(grad, (1 - momentum) * flag.to(buffer.dtype))  # a weight of 0 gives the buffer back exactly
-
-
-def momenta(
-    batch: Batch,
-    grads: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    momentum: float,
-    nesterov: bool,
-    layout: Layout,
-) -> Tensor:
-    """M of the batch: (L, *batch.shape)."""
-    found = matrices(batch, buffers, layout)
-    gradients = matrices(batch, grads, layout) if nesterov else None
-    if batch.shape[0] * batch.shape[1] <= SMALL_ENTRIES:  # fewer calls count for more than fewer passes
-        M = _stacked(batch, found)
-        return M if gradients is None else torch.lerp(_stacked(batch, gradients), M, momentum)
-    out = empty(batch)
-    ahead(standing(batch, out), gradients, found, momentum)
-    return out
-
-
-def _stacked(batch: Batch, found: Sequence[Tensor]) -> Tensor:
-    return torch.stack(
-        [matrix.mT if place.transposed else matrix for place, matrix in zip(batch.places, found, strict=True)]
-    )
-
-
-def ahead(
-    targets: Sequence[Tensor], gradients: Sequence[Tensor] | None, buffers: Sequence[Tensor], momentum: float
-) -> None:
-    """M into the targets: one step ahead of the buffers, (1 - μ) G + μ m, or m where there are no gradients."""
-    if not targets:
-        return
-    if gradients is None:
-        torch._foreach_copy_(list(targets), list(buffers))
-    elif (
-        targets[0].is_cpu and not torch.compiler.is_compiling()
-    ):  # where foreach is a loop anyway, one pass over the memory instead of two
-        for target, gradient, buffer in zip(targets, gradients, buffers, strict=True):
-            torch.lerp(gradient, buffer, momentum, out=target)
-    else:
-        torch._foreach_copy_(list(targets), list(gradients))
-        torch._foreach_lerp_(list(targets), list(buffers), momentum)
-
-
-def write(
-    batch: Batch,
+def write_update(
+    batch: MatrixBatch,
     weights: Sequence[Tensor],
     X: Tensor,
-    lr: float | Tensor,
-    adjust_lr_fn: AdjustLr,
-    weight_decay: float,
     finite: Sequence[Tensor] | None,
+    options: StepOptions,
 ) -> None:
-    """θ <- (1 - η λ) θ - η s X into the batch's weights, where the gradient was finite.
+    """Apply θ <- (1 - η λ) θ - η s X to the weights of the batch, except where a gradient was not finite.
 
     A learning rate in a tensor stays on its device.
     """
+    lr, weight_decay = options.lr, options.weight_decay
     if X.element_size() < batch.dtype.itemsize and not X.is_cpu:
-        X = X.to(batch.dtype)  # widening rounds nothing, and equal dtypes let foreach fuse; on a CPU it cannot
-    # Many small weights on a CPU: to stack them, and to copy them back, costs less than two operations on each.
+        X = X.to(batch.dtype)  # widening rounds nothing, and foreach fuses equal dtypes; on a CPU it never fuses
+    # Many small weights on a CPU: to stack them and to copy them back costs less than two operations on each.
     small = X.is_cpu and batch.shape[0] * batch.shape[1] <= SMALL_ENTRIES and len(weights) > 1
-    for cut, places in batch.parts():
+    for cut, refs in batch.orientations():
         part = list(weights[cut])
-        scaled = lr * lr_scale(places[0].shape, adjust_lr_fn)
+        scaled = options.scaled_lr(refs[0].shape)
         update = X[cut]
         if small and finite is None and not isinstance(lr, Tensor):
             stack = torch.stack(part)
             if weight_decay != 0:
                 stack *= 1 - lr * weight_decay
-            stack.add_(update.mT if places[0].transposed else update, alpha=-float(scaled))
+            stack.add_(update.mT if refs[0].transposed else update, alpha=-float(scaled))
             torch._foreach_copy_(part, list(stack.unbind()))
             continue
         if finite is not None:
-            flags = torch.stack([finite[place.parameter] for place in places]).to(torch.float64)
+            flags = torch.stack([finite[ref.parameter] for ref in refs]).to(torch.float64)
             for weight, factor in zip(part, (1 - flags * (lr * weight_decay)).unbind(), strict=True):
                 weight.mul_(factor)
             scaled = (flags * scaled).view(-1, 1, 1)
         else:
-            decay(part, lr, weight_decay)
+            decay_weights(part, lr, weight_decay)
         if isinstance(scaled, Tensor):
             update = update if update.dtype == torch.float64 else update.float()  # the product is rounded once, below
             update, scaled = update * scaled.to(update.dtype), 1.0
-        updates = (update.mT if places[0].transposed else update).unbind()
+        updates = (update.mT if refs[0].transposed else update).unbind()
         torch._foreach_add_(part, list(updates), alpha=-scaled)
 
 
-def decay(weights: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
-    """θ <- (1 - η λ) θ."""
+def decay_weights(weights: list[Tensor], lr: float | Tensor, weight_decay: float) -> None:
+    """Apply θ <- (1 - η λ) θ."""
     if weight_decay == 0:
         return
     if isinstance(lr, Tensor):
@@ -281,3 +237,8 @@ def decay(weights: list[Tensor], lr: float | Tensor, weight_decay: float) -> Non
             weight.mul_(factor)
     else:
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
+
+
+def pick(items: Sequence[T], indices: Sequence[int]) -> list[T]:
+    """Return the items at the indices."""
+    return [items[index] for index in indices]

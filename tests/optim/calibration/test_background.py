@@ -14,7 +14,7 @@ from tests.waiting import LIMIT_SECONDS
 
 
 def test_one_thread_does_all_jobs_in_order() -> None:
-    """Results come from one daemon thread that is not the caller's; errors are raised where they are asked for."""
+    """Results come from one daemon thread, not from the caller's thread; `result` raises the error of a job."""
     order: list[int] = []
 
     def note(place: int) -> threading.Thread:
@@ -38,7 +38,7 @@ def test_one_thread_does_all_jobs_in_order() -> None:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 def test_a_forked_process_goes_on_by_itself() -> None:
-    """What the parent had on its way is computed in the child, which then has a thread of its own."""
+    """A forked child computes the unfinished jobs of its parent, and then has a thread of its own."""
     code = """
 import os, sys, threading, time
 import numpy as np
@@ -67,13 +67,13 @@ sys.exit(os.waitstatus_to_exitcode(status) or (waiting.result() != os.getpid()))
 
 
 def test_leaving_does_not_wait_for_it() -> None:
-    """The interpreter exits cleanly with a calibration on its way."""
+    """The interpreter exits cleanly while a calibration is pending."""
     code = """
 import torch
 from root_dash.optim.calibration.online import Calibration
 calibration = Calibration("adaptive", 5, every=2)
 for step in (2, 4):
-    calibration.adopt(step)
+    calibration.apply(step, calibration.take(step))
     calibration.offer(step, (64, 256), torch.randn(64, 256))
 """
     done = subprocess.run(
@@ -83,7 +83,7 @@ for step in (2, 4):
 
 
 def test_the_thread_starts_with_the_first_job() -> None:
-    """Importing starts nothing."""
+    """An import starts no thread."""
     code = "import threading, root_dash.optim.calibration.online; raise SystemExit(threading.active_count() - 1)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=LIMIT_SECONDS).returncode == 0
     assert background.Job(lambda: 1).result() == 1

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import copy
 import io
-import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor
 from root_dash.coefficients.fit import infimum, polar_error, supremum
 from root_dash.coefficients.tables import MUON, PAPER, ROBUST, ROBUST_FINE, Coefficients, resolve
 from root_dash.optim import ROOT
-from root_dash.optim.calibration.online import EVEN_MIXTURE, REAL_MIXTURE, Calibration, Change
+from root_dash.optim.calibration.online import Calibration, Change
 
 DEFAULT: dict[str, Any] = {"form": "adaptive", "steps": 5}
 WIDE = (24, 96)
@@ -22,18 +20,30 @@ SQUARE = (32, 32)
 
 
 def base(step: int, shape: tuple[int, int] = WIDE) -> Tensor:
-    """A matrix of the run: clipped noise over a few larger directions, as clipped momenta are."""
+    """Return a matrix of the run: clipped noise with a few larger directions, as clipped momenta have."""
     generator = torch.Generator().manual_seed(step)
     signal = torch.randn(shape[0], 2, generator=generator) @ torch.randn(2, shape[1], generator=generator)
     return torch.randn(shape, generator=generator) + 0.3 * signal
 
 
+def adopt(calibration: Calibration, step: int) -> list[Change]:
+    """Take what is due at a step and put it in place, as a single process does."""
+    return calibration.apply(step, calibration.take(step))
+
+
+def offer_spectrum(calibration: Calibration, step: int, shape: tuple[int, int], sigma: Any) -> None:
+    """Offer a matrix with these singular values."""
+    matrix = torch.zeros(shape, dtype=torch.float64)
+    matrix.diagonal().copy_(torch.from_numpy(sigma))
+    calibration.offer(step, shape, matrix)
+
+
 def run(
     calibration: Calibration, steps: range, shapes: tuple[tuple[int, int], ...] = (WIDE,)
 ) -> Iterator[tuple[int, Change]]:
-    """What is adopted in those steps, when."""
+    """Yield the step and the change of every adoption in these steps."""
     for step in steps:
-        for change in calibration.adopt(step):
+        for change in adopt(calibration, step):
             yield step, change
         if calibration.due(step):
             for shape in shapes:
@@ -42,7 +52,7 @@ def run(
 
 @pytest.mark.parametrize("form", ["adaptive", "adanewton"])
 def test_it_follows_the_run(form: Any) -> None:
-    """After some offers the shape's set is more accurate on matrices to come, and bounded for all."""
+    """After some offers the set of the shape is more accurate on later matrices, and bounded for all matrices."""
     normalization: Any = "schatten8" if form == "adaptive" else "frobenius"
     calibration = Calibration(form, 5, normalization=normalization, every=4)
     changes = [change for _, change in run(calibration, range(1, 21))]
@@ -82,12 +92,12 @@ def test_the_lag_decides_when_and_not_the_machine() -> None:
 
 
 def test_shapes_lie_either_way() -> None:
-    """A tall matrix is its transpose, in what is offered and in what is asked for."""
+    """A tall matrix counts as its transpose, in offers and in questions."""
     tall, wide = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
     for step in (2, 4):
         tall.offer(step, WIDE[::-1], base(step).mT)
         wide.offer(step, WIDE, base(step))
-        assert tall.adopt(step + 1) == wide.adopt(step + 1)
+        assert adopt(tall, step + 1) == adopt(wide, step + 1)
     assert tall.coefficients(WIDE) == tall.coefficients(WIDE[::-1]) == wide.coefficients(WIDE) != ROBUST
 
 
@@ -95,17 +105,17 @@ def test_before_any_offer_the_start_is_used() -> None:
     """The universal set, and Muon's triple, serve every shape that was not calibrated."""
     assert Calibration("adaptive", 3).coefficients((5, 7)) == resolve("robust", 3)
     assert Calibration("adanewton", 6).coefficients((5, 7)) == (MUON,) * 6
-    assert Calibration("adaptive", 5).adopt(1000) == []
+    assert adopt(Calibration("adaptive", 5), 1000) == []
 
 
 def test_due_every_so_many_steps() -> None:
-    """The step before the first is not due."""
+    """A calibration is due every `every` steps, but not at step 0."""
     calibration = Calibration("adaptive", 5, every=30)
     assert [step for step in range(100) if calibration.due(step)] == [30, 60, 90]
 
 
 def finely_fitted() -> Calibration:
-    """A calibration that has adopted a set which relies on fine arithmetic."""
+    """Return a calibration that has adopted a set for fine arithmetic."""
     calibration = Calibration("adaptive", 5, every=2)
     calibration.offer(2, SQUARE, base(2, SQUARE), fine=True)
     calibration.apply(3, {SQUARE: [*np.ravel(ROBUST_FINE), 0.2, 0.1, 1.055]})
@@ -113,7 +123,7 @@ def finely_fitted() -> Calibration:
 
 
 def test_a_set_may_rely_on_fine_arithmetic() -> None:
-    """Offered from there, a shape starts from the set for it and may adopt what bfloat16 could not bear; so resumed."""
+    """In fine arithmetic a shape starts from the fine set, may adopt sets that bfloat16 does not bear, and resumes."""
     assert Calibration("adaptive", 5).coefficients(SQUARE, fine=True) == ROBUST_FINE
     assert supremum(ROBUST_FINE, noise=0.012) > 1.06
     calibration = finely_fitted()
@@ -122,7 +132,7 @@ def test_a_set_may_rely_on_fine_arithmetic() -> None:
     calibration.load_state_dict({})
     changes = []
     for step in range(4, 20):
-        changes += calibration.adopt(step)
+        changes += adopt(calibration, step)
         calibration.offer(step, WIDE, base(step), fine=True)
     assert changes[0].before == ROBUST_FINE
     for change in changes:
@@ -130,7 +140,7 @@ def test_a_set_may_rely_on_fine_arithmetic() -> None:
 
 
 def test_coarse_arithmetic_takes_such_a_set_back() -> None:
-    """Asked for in bfloat16 once, perhaps on another device, the shape starts anew and never relies on more again."""
+    """A shape that was once stepped in bfloat16 starts again, and never relies on fine arithmetic again."""
     for calibration in (finely_fitted(), resumed(finely_fitted())):
         assert calibration.coefficients(SQUARE) == ROBUST
         assert calibration.coefficients(SQUARE, fine=True) == ROBUST
@@ -138,7 +148,7 @@ def test_coarse_arithmetic_takes_such_a_set_back() -> None:
 
 
 def test_an_older_state_relies_on_nothing() -> None:
-    """One that says nothing of arithmetic goes on with its set, in any."""
+    """A state that does not mention the arithmetic resumes with its set, which is safe in any arithmetic."""
     state = finely_fitted().state_dict()
     for shape in state["shapes"]:
         del shape["fine"]
@@ -148,24 +158,14 @@ def test_an_older_state_relies_on_nothing() -> None:
     assert calibration.coefficients(SQUARE, fine=True) == calibration.coefficients(SQUARE) == ROBUST
 
 
-def test_it_knows_singular_values_as_it_knows_matrices() -> None:
-    """Offering the spectrum is offering the matrix, up to the rounding of the Gram matrix."""
-    by_matrix, by_spectrum = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
-    for step in (2, 4, 6):
-        by_matrix.offer(step, WIDE, base(step))
-        by_spectrum.offer_spectrum(step, WIDE, torch.linalg.svdvals(base(step).double()).flip(0).numpy())
-        pairs = zip(by_matrix.adopt(step + 1), by_spectrum.adopt(step + 1), strict=True)
-        assert all(one.error_before == pytest.approx(other.error_before, rel=1e-6) for one, other in pairs)
-
-
 def test_a_worse_set_is_refused() -> None:
-    """Fitted to narrow spectra, a set is not adopted when the newest, which it was not fitted to, is wide."""
-    calibration = Calibration("adaptive", 5, every=2, mixture=REAL_MIXTURE)
+    """A set that was fitted to narrow spectra is not adopted if the newest spectrum, which was held out, is wide."""
+    calibration = Calibration("adaptive", 5, every=2, mixture=(1.0, 0.0))
     narrow, wide = np.linspace(1, 0.9, 24), np.geomspace(1, 1e-4, 24)
-    calibration.offer_spectrum(2, WIDE, narrow)
-    assert calibration.adopt(3) == []  # nothing to hold out yet
-    calibration.offer_spectrum(4, WIDE, wide)
-    assert calibration.adopt(5) == []
+    offer_spectrum(calibration, 2, WIDE, narrow)
+    assert adopt(calibration, 3) == []  # nothing to hold out yet
+    offer_spectrum(calibration, 4, WIDE, wide)
+    assert adopt(calibration, 5) == []
     assert calibration.coefficients(WIDE) == ROBUST
 
 
@@ -181,7 +181,7 @@ def test_a_worse_set_is_refused() -> None:
     ],
 )
 def test_a_set_out_of_bounds_is_refused(form: Any, triples: tuple[Coefficients, ...]) -> None:
-    """Whoever proposes it and whatever errors it claims."""
+    """A set out of bounds is refused, whatever errors its proposal claims."""
     calibration = Calibration(form, 5)
     numbers = [number for triple in triples for number in triple]
     assert calibration.apply(1, {WIDE: [*numbers, 0.5, 0.1, 1.0]}) == []
@@ -189,7 +189,7 @@ def test_a_set_out_of_bounds_is_refused(form: Any, triples: tuple[Coefficients, 
 
 
 def test_what_one_process_found_others_can_apply() -> None:
-    """A taken proposal travels as `width` numbers in a tensor and puts the same set in place elsewhere."""
+    """A proposal is `width` numbers, which can be sent in a tensor and give the same set in another process."""
     here, there = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
     found: dict[tuple[int, int], Any] = {}
     for step in (2, 4):
@@ -208,7 +208,7 @@ def test_what_one_process_found_others_can_apply() -> None:
 
 @pytest.mark.parametrize("made", ["nan", "inf", "zero", "empty"])
 def test_matrices_that_say_nothing_are_ignored(made: str) -> None:
-    """NaN, Inf, a zero matrix or none at all leave no trace, and no warning."""
+    """NaN, Inf, a zero matrix or an empty matrix change nothing and cause no warning."""
     matrix = {
         "nan": base(1).index_fill(0, torch.tensor(3), torch.nan),
         "inf": base(1).index_fill(0, torch.tensor(3), torch.inf),
@@ -218,18 +218,18 @@ def test_matrices_that_say_nothing_are_ignored(made: str) -> None:
     calibration, reference = Calibration("adaptive", 5, every=2), Calibration("adaptive", 5, every=2)
     shape = (int(matrix.shape[0]), int(matrix.shape[1]))
     calibration.offer(2, shape, matrix)
-    assert calibration.adopt(3) == []
+    assert adopt(calibration, 3) == []
     for step in (4, 6):
         calibration.offer(step, WIDE, base(step))
         reference.offer(step, WIDE, base(step))
-        assert calibration.adopt(step + 1) == reference.adopt(step + 1)
+        assert adopt(calibration, step + 1) == adopt(reference, step + 1)
     assert calibration.coefficients(WIDE) == reference.coefficients(WIDE)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_scale_will_do(scale: float, dtype: torch.dtype) -> None:
-    """Bases of any scale and dtype are fitted to alike, and are not written to."""
+    """Bases of any scale and dtype can be calibrated on, and nothing writes to them."""
     calibration = Calibration("adaptive", 5, every=2)
     for step in (2, 4):
         matrix = (base(step) * scale).to(dtype)
@@ -237,30 +237,30 @@ def test_any_scale_will_do(scale: float, dtype: torch.dtype) -> None:
         calibration.offer(step, WIDE, matrix)
         assert torch.equal(matrix, kept)
         matrix.zero_()  # it was looked at when it was offered
-        calibration.adopt(step + 1)
+        adopt(calibration, step + 1)
     assert calibration.coefficients(WIDE) != ROBUST
 
 
 def test_a_second_offer_does_not_disturb_the_first() -> None:
-    """While a shape's calibration is on its way, further matrices of that shape are left aside."""
+    """While the calibration of a shape is pending, further matrices of this shape are ignored."""
     once, twice = Calibration("adaptive", 5, every=4), Calibration("adaptive", 5, every=4)
     for step in (4, 8):
         for calibration in (once, twice):
             calibration.offer(step, WIDE, base(step))
         twice.offer(step + 1, WIDE, base(99))
-        assert once.adopt(step + 2) == twice.adopt(step + 2)
+        assert adopt(once, step + 2) == adopt(twice, step + 2)
 
 
 def test_a_set_that_stays_is_looked_at_less_often() -> None:
-    """Where nothing better is found the next calibrations wait for 2, 4, ... turns; other shapes do not."""
+    """If no better set is found, the next calibrations of the shape wait for 2, 4, ... turns; other shapes do not."""
     calibration = Calibration("adaptive", 5, every=10, lag=1)
     square = np.linalg.svd(np.random.default_rng(0).standard_normal((64, 64)), compute_uv=False)
     begun, changed = [], []
     for step in range(10, 400, 10):
         if calibration.wants(step, (64, 64)):
             begun.append(step)
-        calibration.offer_spectrum(step, (64, 64), square)
-        changed += [change.step for change in calibration.adopt(step + 1)]
+        offer_spectrum(calibration, step, (64, 64), square)
+        changed += [change.step for change in adopt(calibration, step + 1)]
     assert changed == [21]
     assert begun == [10, 20, 30, 50, 90, 170, 330]
     assert calibration.wants(330, (64, 96))
@@ -268,7 +268,7 @@ def test_a_set_that_stays_is_looked_at_less_often() -> None:
 
 @pytest.mark.parametrize("capturable", [False, True])
 def test_what_is_asked_for_now_is_done_now(capturable: bool) -> None:
-    """`ROOT.calibrate()` calibrates at any step and as often as it is called, and adopts what it found before."""
+    """`ROOT.calibrate()` calibrates at any step and as often as it is called, and adopts the pending sets."""
     parameter = torch.nn.Parameter(torch.zeros(WIDE))
     optimizer = ROOT([parameter], capturable=capturable)
     changes: list[Change] = []
@@ -285,7 +285,7 @@ def test_what_is_asked_for_now_is_done_now(capturable: bool) -> None:
 
 
 def test_a_fit_that_fails_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error in the background is told as a warning, and the training goes on with the set that it has."""
+    """An error in the background becomes a warning, and the training continues with its set."""
     calibration = Calibration("adaptive", 5, every=1)
 
     def unfit(*arguments: Any, **options: Any) -> None:
@@ -293,27 +293,27 @@ def test_a_fit_that_fails_leaves_the_set(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr("root_dash.optim.calibration.online.fit", unfit)
     for step in (1, 2):
-        calibration.offer_spectrum(step, (4, 6), np.array([1.0, 0.9, 0.8, 0.5]))
+        offer_spectrum(calibration, step, (4, 6), np.array([1.0, 0.9, 0.8, 0.5]))
         if step == 1:
-            assert calibration.adopt(2) == []
+            assert adopt(calibration, 2) == []
     with pytest.warns(RuntimeWarning, match="a calibration failed, its set stays as it is: .*singular matrix"):
-        assert calibration.adopt(3) == []
+        assert adopt(calibration, 3) == []
     assert calibration.coefficients((4, 6)) == ROBUST
 
 
 def test_the_reservoir_is_bounded_and_keeps_the_newest() -> None:
-    """Of many spectra only so many are kept."""
-    calibration = Calibration("adaptive", 5, every=1, reservoir=3, mixture=EVEN_MIXTURE)
+    """Only `reservoir` spectra are kept, the newest first."""
+    calibration = Calibration("adaptive", 5, every=1, reservoir=3, mixture=(1.0, 1.0))
     for step in range(1, 7):
         # So far apart that none is left out for patience.
-        calibration.offer_spectrum(16 * step, (4, 6), np.array([1.0, 0.9, 0.8, 0.1 * step]))
-        calibration.adopt(16 * step + 1)
+        offer_spectrum(calibration, 16 * step, (4, 6), np.array([1.0, 0.9, 0.8, 0.1 * step]))
+        adopt(calibration, 16 * step + 1)
     (line,) = calibration.state_dict()["shapes"]
     assert [float(spectrum[-1]) for spectrum in line["spectra"]] == pytest.approx([0.6, 0.5, 0.4])
 
 
 def resumed(calibration: Calibration) -> Calibration:
-    """Through a file that holds no pickled code, as checkpoints do."""
+    """Return a copy of a calibration that went through a file without pickled code, as in a checkpoint."""
     file = io.BytesIO()
     torch.save(calibration.state_dict(), file)
     file.seek(0)
@@ -324,21 +324,20 @@ def resumed(calibration: Calibration) -> Calibration:
 
 @pytest.fixture(scope="module")
 def undisturbed() -> tuple[list[tuple[int, Change]], tuple[Coefficients, ...]]:
-    """The changes of a run of 13 steps that nothing interrupts, and the set that it ends with."""
+    """Return the changes of an uninterrupted run of 13 steps, and its last set."""
     calibration = Calibration("adaptive", 5, every=4, lag=2)
     return list(run(calibration, range(1, 14))), calibration.coefficients(WIDE)
 
 
 @pytest.mark.parametrize("at", [8, 11])
-@pytest.mark.parametrize("through", [resumed, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])  # noqa: S301
 def test_it_resumes_bit_for_bit(
-    at: int, through: Any, undisturbed: tuple[list[tuple[int, Change]], tuple[Coefficients, ...]]
+    at: int, undisturbed: tuple[list[tuple[int, Change]], tuple[Coefficients, ...]]
 ) -> None:
-    """Saved at any step, with a result on its way or not, it goes on as if it had not been, and so does its copy."""
+    """A calibration that is saved at any step, with a result on its way or not, goes on as if nothing had happened."""
     expected, last = undisturbed
     broken = Calibration("adaptive", 5, every=4, lag=2)
     first = list(run(broken, range(1, at + 1)))
-    again = through(broken)
+    again = resumed(broken)
     for calibration in (again, broken):
         assert first + list(run(calibration, range(at + 1, 14))) == expected
         assert calibration.coefficients(WIDE) == last != ROBUST
@@ -393,5 +392,5 @@ def test_offering_does_not_stop_the_device() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         here.offer(step, WIDE, base(step))
-        pairs = zip(here.adopt(step + 1), there.adopt(step + 1), strict=True)
+        pairs = zip(adopt(here, step + 1), adopt(there, step + 1), strict=True)
         assert all(one.error_before == pytest.approx(other.error_before, rel=1e-6) for one, other in pairs)

@@ -1,4 +1,4 @@
-"""What the processes of the distributed tests run: every scenario once, with real collectives, results into a file.
+"""The program of the distributed tests' processes: it runs every scenario with real collectives and writes results.
 
 `python -m tests.optim.distributed.ranks RANK WORLD FOLDER` is one process. Beside what the ranks computed, rank 0
 computes what a
@@ -77,7 +77,7 @@ class ShardWatch:
 
 
 def alone(history: Sequence[Sequence[Tensor]], rank: int, **options: Any) -> dict[str, Any]:
-    """What a single process makes of the gradients; rank 0 tells."""
+    """Step a single process on the gradients, on rank 0, and send its results to all ranks."""
     if rank:
         return {}
     reference = model()
@@ -95,14 +95,14 @@ def alone(history: Sequence[Sequence[Tensor]], rank: int, **options: Any) -> dic
 
 
 def changes_of(optimizer: ROOT) -> list[Change]:
-    """A list that grows by every set that is adopted."""
+    """Return a list to which every adopted set is appended."""
     changes: list[Change] = []
     optimizer.register_change_observer(changes.append)
     return changes
 
 
 def trained(model: nn.Module, optimizer: ROOT, rank: int, *, watched: bool) -> dict[str, Any]:
-    """Train on data of each rank's own."""
+    """Train each rank on its own data."""
     start = model.module if isinstance(model, DistributedDataParallel) else model
     watch = Watch(start, optimizer) if watched else None
     changes, history = changes_of(optimizer), []
@@ -137,7 +137,7 @@ def sharded(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
 
 
 def stepped(params: list[nn.Parameter], shapes: Sequence[Sequence[int]], **options: Any) -> dict[str, Any]:
-    """Three steps on drawn gradients, and what a single process makes of them."""
+    """Take three steps on drawn gradients, and the same steps in a single process."""
     generator = torch.Generator().manual_seed(9)
     singles = [nn.Parameter(torch.randn(*shape, generator=generator)) for shape in shapes]
     with torch.no_grad():
@@ -173,7 +173,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def choices(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
-    """Options, and the ways in which DTensors can be cut."""
+    """Check every option with every way to shard DTensors."""
     world, results = mesh.size(), {}
     both = init_device_mesh("cpu", (1, world), mesh_dim_names=("replicate", "shard"))
     cuts: dict[str, tuple[DeviceMesh, list[Placement]]] = {
@@ -185,7 +185,7 @@ def choices(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
     }
     for number, options in enumerate(OPTIONS):
         group = {"process_group": dist.group.WORLD}
-        results[f"dealt {number}"] = stepped(
+        results[f"replicated {number}"] = stepped(
             [nn.Parameter(torch.zeros(*s)) for s in SHAPES], SHAPES, **options, **group
         )
         for name, (where, placements) in cuts.items():
@@ -200,7 +200,7 @@ def choices(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
 
 
 def faults(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
-    """A NaN in the last row of one parameter of three, which the last rank that has any holds."""
+    """Put a NaN into the last row of one of three parameters, on the last rank that has rows."""
     shapes: list[tuple[int, ...]] = [(4, 6), (10, 4), (7,)]
     results: dict[str, Any] = {}
     choices: tuple[NonFinite, ...] = ("skip", "raise")
@@ -232,7 +232,7 @@ def faults(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
 
 
 def disagreeing(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
-    """Ranks that fit otherwise than each other, as those with other processors may: here to another mixture."""
+    """Let ranks find different fits, as different processors may: each rank fits to another mixture."""
     shapes, results = [(10, 16)], {}
     for name, group in (("replicas", dist.group.WORLD), ("shards", None), ("alone", None)):
         plain = [nn.Parameter(torch.zeros(*shape)) for shape in shapes]
@@ -247,7 +247,7 @@ def disagreeing(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
 
 
 def copied(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
-    """What becomes of the process group."""
+    """Report the process group of loaded, copied and pickled optimizers."""
     ours = ROOT([nn.Parameter(torch.ones(4, 6))], process_group=dist.group.WORLD)
     ours.load_state_dict(ours.state_dict())
     return {
@@ -259,7 +259,7 @@ def copied(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
 
 
 def checkpointed(rank: int, mesh: DeviceMesh, folder: Path) -> dict[str, Any]:
-    """Three steps in a world of two, saved; three more in a world of three that loads it; six in a single process."""
+    """Save three steps of two processes, load them in three for three more steps, and take six in a single process."""
     ours = model()
     shapes = [p.shape for p in ours.parameters()]
     fully_shard(ours, mesh=mesh)

@@ -1,4 +1,4 @@
-"""A model of every kind of parameter and its gradients, whole and cut, for tests of several processes."""
+"""A model with every kind of parameter, and its gradients, whole and sharded, for tests of several processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model() -> Model:
 
 
 def groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Five groups: plain, which is calibrated every two steps, fused, experts, one by one, AdamW."""
+    """Return five groups: plain (calibrated every two steps), fused, experts, one by one, and AdamW."""
     named = {name.removeprefix("module."): p for name, p in model.named_parameters()}
     special: dict[str, dict[str, Any]] = {
         "qkv.weight": {"split_sizes": (16, 16, 16)},
@@ -71,12 +71,12 @@ def optimizer(model: nn.Module, **options: Any) -> ROOT:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights, whole: a collective call."""
+    """Return all weights, gathered: a collective call."""
     return {name.removeprefix("module."): whole(p).clone() for name, p in model.named_parameters()}
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
-    """All gradients, whole: a collective call."""
+    """Return all gradients, gathered: a collective call."""
     return [whole(p.grad).clone() for p in model.parameters() if p.grad is not None]
 
 
@@ -94,18 +94,18 @@ def momenta(model: nn.Module, optimizer: ROOT) -> dict[str, Tensor]:
 
 
 def tokens(step: int, rank: int) -> Tensor:
-    """A batch of each rank's own."""
+    """Return a batch that differs between ranks."""
     return torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(100 * step + rank))
 
 
 def drawn(shapes: Sequence[Sequence[int]], step: int) -> list[Tensor]:
-    """Gradients that every rank draws alike."""
+    """Return gradients that are equal on every rank."""
     generator = torch.Generator().manual_seed(step)
     return [torch.randn(*shape, generator=generator) ** 3 for shape in shapes]
 
 
 def give(params: Sequence[nn.Parameter], grads: Sequence[Tensor]) -> None:
-    """Whole gradients to parameters, cut as these are."""
+    """Give parameters their gradients, sharded as the parameters."""
     for p, grad in zip(params, grads, strict=True):
         p.grad = cut(grad, p.device_mesh, p.placements) if isinstance(p, DTensor) else grad.clone()
 

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
-    """What every rank found, by the number of ranks; the three load a checkpoint of the two."""
+    """Return the results of every rank, by the number of ranks. Three ranks load a checkpoint of two."""
     return {world: run(world, folder / str(world)) for world in (2, 3)}
 
 
@@ -48,10 +48,10 @@ def one_thread() -> Iterator[None]:
 
 
 def run(world: int, folder: Path) -> list[dict[str, Any]]:
-    """Run all scenarios on so many processes; the results of each.
+    """Run all scenarios on this many processes, and return the results of each.
 
     Raises:
-        RuntimeError: a process failed, or hung; with what it wrote.
+        RuntimeError: a process failed or hung. The message has its output.
     """
     folder.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -78,12 +78,12 @@ def run(world: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """To the bit."""
+    """Check that tensors are equal to the bit."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def assert_equal_but_for_adamw(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """To the bit for ROOT's; AdamW's fused kernel rounds the last entries of a tensor, and so of a shard, otherwise."""
+    """Check equality to the bit for ROOT. AdamW's fused kernel rounds the last entries of a shard differently."""
     exact = {name for name in theirs if (name.removesuffix(".momentum_buffer"), 0) in MATRICES}
     assert ours.keys() == theirs.keys()
     assert_equal({name: ours[name] for name in exact}, {name: theirs[name] for name in exact})
@@ -92,7 +92,7 @@ def assert_equal_but_for_adamw(ours: dict[str, Tensor], theirs: dict[str, Tensor
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_replicas_equal_a_single_process(results: Results, world: int) -> None:
-    """Under DistributedDataParallel every rank has the single process' weights, state and adopted sets, to the bit."""
+    """Under DistributedDataParallel every rank has weights, state and sets of a single process, to the bit."""
     expected = results[world][0]["replicated"]
     assert expected["single changes"]
     for each in (rank["replicated"] for rank in results[world]):
@@ -103,7 +103,7 @@ def test_replicas_equal_a_single_process(results: Results, world: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_one_rank_may_observe_replicas(results: Results, world: int) -> None:
-    """Rank 0 alone is shown every matrix of every rank, with what a single process shows of it."""
+    """An observer on rank 0 alone sees every matrix of every rank, as in a single process."""
     replicated = results[world][0]["replicated"]
     assert {key for key in replicated["seen"] if key in MATRICES} == MATRICES
     assert replicated["seen"].keys() == replicated["single seen"].keys()
@@ -114,7 +114,7 @@ def test_one_rank_may_observe_replicas(results: Results, world: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_equal_a_single_process(results: Results, world: int) -> None:
-    """Under FSDP2, with uneven and with empty shards, the weights put together are the single process'."""
+    """Under FSDP2, with uneven and with empty shards, the gathered weights equal those of a single process."""
     expected = results[world][0]["sharded"]
     assert expected["single changes"]
     for each in (rank["sharded"] for rank in results[world]):
@@ -127,7 +127,7 @@ def test_shards_equal_a_single_process(results: Results, world: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_owner_observes_a_sharded_matrix(results: Results, world: int) -> None:
-    """Every matrix is shown whole, to one rank; experts to the rank that holds them; no gradient and no weight is."""
+    """One rank, for an expert its holder, is shown every whole matrix, without gradient and weight."""
     shown = [rank["sharded"]["seen"] for rank in results[world]]
     single = results[world][0]["sharded"]["single seen"]
     assert sorted(key for each in shown for key in each) == sorted(MATRICES)
@@ -140,7 +140,7 @@ def test_the_owner_observes_a_sharded_matrix(results: Results, world: int) -> No
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_rank_observes_its_shards(results: Results, world: int) -> None:
-    """One after another they are the single process' gradient, weight and momentum, and for AdamW its update."""
+    """The shards together are the gradient, weight and momentum of a single process, and for AdamW the update."""
     shown = [rank["sharded"]["shards"] for rank in results[world]]
     single = results[world][0]["sharded"]["single seen"]
     assert {key for each in shown for key in each} == set(single)
@@ -157,9 +157,9 @@ def test_every_rank_observes_its_shards(results: Results, world: int) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_every_way_to_cut_and_every_option_equal_a_single_process(results: Results, world: int) -> None:
-    """Dealt, cut by rows with and without copies, by columns, by both, or not at all: the same bits on all ranks."""
+    """Replicated, or sharded by rows, columns, both or not at all: all ranks have the bits of a single process."""
     expected = results[world][0]["choices"]
-    cuts = ("dealt", "rows", "hybrid", "columns", "copies", "twice")
+    cuts = ("replicated", "rows", "hybrid", "columns", "copies", "twice")
     assert len(expected) == len(cuts) * len(ranks.OPTIONS) + 2
     for rank in results[world]:
         for name, found in rank["choices"].items():
@@ -169,7 +169,7 @@ def test_every_way_to_cut_and_every_option_equal_a_single_process(results: Resul
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_nan_in_one_shard_skips_the_whole_parameter(results: Results, world: int) -> None:
-    """Weights and state of the parameter stay on all ranks, those of the others move, and it is counted everywhere."""
+    """All ranks keep weights and state of this parameter, step the other parameters, and count the skip."""
     for found in (rank["faults"]["skip"] for rank in results[world]):
         weights = [*found["before"], found["after"]]
         states = [*found["kept"], found["state"]]
@@ -185,7 +185,7 @@ def test_a_nan_in_one_shard_skips_the_whole_parameter(results: Results, world: i
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_nan_in_one_shard_is_refused_by_all(results: Results, world: int) -> None:
-    """With "raise" every rank raises, names the parameter by its whole shape, and has changed nothing."""
+    """With "raise" every rank raises the error, with the whole shape of the parameter, and changes nothing."""
     for found in (rank["faults"]["raise"] for rank in results[world]):
         assert ["(4, 6)" in message for message in found["raised"]] == [True, False]
         assert ["(7,)" in message for message in found["raised"]] == [False, True]
@@ -195,7 +195,7 @@ def test_a_nan_in_one_shard_is_refused_by_all(results: Results, world: int) -> N
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_adopt_what_the_first_has_found(results: Results, world: int) -> None:
-    """Where alone they would adopt different sets, together they adopt the same, and so stay together."""
+    """Ranks that would adopt different sets alone adopt the same sets together, and their weights stay equal."""
     found = [rank["disagreeing"] for rank in results[world]]
     assert found[0]["alone"]["changes"]
     for other in found[1:]:
@@ -206,7 +206,7 @@ def test_all_ranks_adopt_what_the_first_has_found(results: Results, world: int) 
 
 
 def test_a_checkpoint_may_be_loaded_into_another_world(results: Results) -> None:
-    """Two processes save at step 3 what three go on from, and end where a single process does that never stopped."""
+    """Three processes resume a checkpoint of two at step 3, and end as a single process that never stopped."""
     expected = results[3][0]["checkpointed"]
     later = [change for change in expected["single changes"] if change.step > 3]
     assert later
@@ -219,7 +219,7 @@ def test_a_checkpoint_may_be_loaded_into_another_world(results: Results) -> None
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_a_checkpoint_of_shards_may_be_loaded_into_a_single_process(results: Results, folder: Path) -> None:
-    """It goes on without a process group, and ends where one does that never stopped."""
+    """The single process resumes without a process group, and ends as one that never stopped."""
     model = sharding.model()
     optimizer = sharding.optimizer(model, nonfinite="skip")
     ranks.load(model, optimizer, folder / "checkpoint")
@@ -232,7 +232,7 @@ def test_a_checkpoint_of_shards_may_be_loaded_into_a_single_process(results: Res
 
 
 def test_the_process_group_is_no_state(results: Results) -> None:
-    """Loading a state keeps it, copies and pickles have none, and no group of parameters holds it."""
+    """A loaded state leaves the process group in place; copies, pickles and parameter groups have none."""
     for rank in results[2]:
         copied = rank["copied"]
         assert copied["kept"]
@@ -243,5 +243,5 @@ def test_the_process_group_is_no_state(results: Results) -> None:
 
 def test_what_is_no_process_group_is_refused() -> None:
     """The error names the argument, the rule and the value."""
-    with pytest.raises(ValueError, match=r"^process_group must be a torch.distributed.ProcessGroup .*, got 3$"):
+    with pytest.raises(TypeError, match=r"^process_group must be a torch.distributed.ProcessGroup .*, got 3$"):
         ROOT([torch.nn.Parameter(torch.ones(2, 2))], process_group=3)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a NaN or an infinity in a gradient does, under each choice of `nonfinite`, and that a step waits for nothing."""
+"""Tests of NaN and infinity in gradients under each choice of `nonfinite`, and that a step waits for nothing."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def skipped(optimizer: ROOT) -> list[int]:
 
 @every_fault
 def test_by_default_a_fault_reaches_its_own_weights(fault: Callable[[Tensor], None]) -> None:
-    """`"propagate"` makes what it hits non-finite in weights or state, and nothing else; nothing is counted."""
+    """With `"propagate"` only the parameter with the fault becomes non-finite, and nothing is counted."""
     params = BOTH.parameters()
     optimizer = BOTH.optimizer(params)
     train(optimizer, params, 0, 1)
@@ -76,9 +76,9 @@ def test_by_default_a_fault_reaches_its_own_weights(fault: Callable[[Tensor], No
     ids=[*CASES, *(f"mixed, {fault.__name__}" for fault in FAULTS[1:])],
 )
 def test_a_skipped_step_never_was(case: Case, fault: Callable[[Tensor], None]) -> None:
-    """With `"skip"` weights and state of what is hit keep their bits, and it goes on as if there had been no gradient.
+    """With `"skip"` a parameter with a fault keeps all bits of weight and state, as if it had no gradient.
 
-    The others step as ever. Matrices that are skipped are still in their batch, as zeros.
+    The other parameters step as usual. Skipped matrices stay in their batch, as zeros.
     """
     ours, theirs = case.parameters(), case.parameters()
     optimizer = case.optimizer(ours, nonfinite="skip", calibrate_every=0)
@@ -109,7 +109,7 @@ def test_a_skipped_step_never_was(case: Case, fault: Callable[[Tensor], None]) -
 
 @pytest.mark.parametrize("case", [Case({}, [(6, 10), (4, 8), (5, 5)]), Case({}, (), [(5,), (3, 4), ()])])
 def test_the_others_step_as_if_it_were_absent(case: Case) -> None:
-    """Where nothing shares a batch with what is skipped, the others' weights and state are equal to the bit."""
+    """If no matrix shares a batch with a skipped matrix, the other weights and states are equal to the bit."""
     ours, theirs = case.parameters(), case.parameters()
     first, second = case.optimizer(ours, nonfinite="skip"), case.optimizer(theirs, nonfinite="skip")
     for step in range(5):
@@ -126,7 +126,7 @@ def test_the_others_step_as_if_it_were_absent(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["adaptive", "adanewton", "adamw", "mixed", "kernels", "heads"])
 def test_watching_for_faults_changes_no_state(name: str) -> None:
-    """Without a fault `"skip"` and `"raise"` step as `"propagate"` does: states equal, weights but for rounding."""
+    """Without a fault all choices take the same steps: equal states, and weights that differ by rounding alone."""
     case = CASES[name]
     ends = []
     for nonfinite in ("propagate", "skip", "raise"):
@@ -141,7 +141,7 @@ def test_watching_for_faults_changes_no_state(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_counts_are_exact_and_saved(dtype: torch.dtype) -> None:
-    """Above what bfloat16 counts to, for each parameter alone, through a file, and they go on from there."""
+    """Each parameter has its own exact count, beyond the integers of bfloat16, which a checkpoint saves."""
     case = Case({"nonfinite": "skip", "calibrate_every": 0}, [(3, 4), (4, 3)], [(3,), (2,)])
     params = case.parameters(dtype)
     optimizer = case.optimizer(params)
@@ -169,7 +169,7 @@ def test_counts_are_exact_and_saved(dtype: torch.dtype) -> None:
 
 
 def test_a_saved_count_stands_still() -> None:
-    """Later skips do not reach into a state dict that was taken before."""
+    """Later skips do not change a state dict that was taken before."""
     params = BOTH.parameters()
     optimizer = BOTH.optimizer(params, nonfinite="skip")
     give_gradients(0, params)
@@ -215,7 +215,7 @@ def test_raising_changes_nothing_anywhere(fault: Callable[[Tensor], None], hit: 
 
 
 def test_the_error_names_the_parameters() -> None:
-    """By their names where they have some, in whichever group, with the number of those beyond five."""
+    """The error has the names of five parameters, from all groups, and the number of further parameters."""
     named = {f"layer.{i}": p for i, p in enumerate(CASES["uncalibrated"].parameters())}
     extra = {f"bias.{i}": nn.Parameter(torch.ones(3)) for i in range(7)}
     groups: list[dict[str, Any]] = [{"params": named.items()}, {"params": extra.items(), "algorithm": "adamw"}]
@@ -234,7 +234,7 @@ def test_the_error_names_the_parameters() -> None:
 
 
 def test_groups_choose_for_themselves() -> None:
-    """One group may skip what another one raises for."""
+    """One group may skip a fault for which another group raises an error."""
     params = BOTH.parameters()
     cut = len(BOTH.root)
     optimizer = ROOT(
@@ -316,7 +316,7 @@ class Dispatched(TorchDispatchMode):
 
 @contextmanager
 def nothing_waits() -> Iterator[None]:
-    """Fail where an operation runs whose result, on a GPU, the host would have to wait for."""
+    """Fail if an operation runs for whose result, on a GPU, the host would have to wait."""
     with Dispatched() as dispatched:
         yield
     assert dispatched.names, "no operation was seen"
@@ -327,10 +327,10 @@ def nothing_waits() -> Iterator[None]:
 @pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "raise"])
 def test_no_step_waits_for_the_device(name: str, nonfinite: str, capturable: bool) -> None:
-    """No operation of a step, the first and one with a fault included, reads a value or has a shape that depends on it.
+    """No operation of a step reads a value or has a shape that depends on values, also in a step with a fault.
 
-    On the CPU, the exact quantile is selected outside of torch's operations; that it does not wait on a GPU is tested
-    where there is one. Calibrations read the device every `calibrate_every` steps, off the critical path.
+    On the CPU the exact quantile is selected outside of torch's operations. Another test checks on a GPU that the
+    selection does not wait. Calibrations read the device every `calibrate_every` steps, off the critical path.
     """
     if capturable and callable(CASES[name].options.get("outlier_quantile")):
         pytest.skip("a schedule is a function on the host, and refused with capturable=True")
@@ -346,7 +346,7 @@ def test_no_step_waits_for_the_device(name: str, nonfinite: str, capturable: boo
 
 
 def test_the_watch_itself_sees_a_wait() -> None:
-    """Reading a value, and a shape that depends on values, are found: the test above could fail."""
+    """`nothing_waits` finds a read value, and a shape that depends on values."""
     tensor = torch.ones(3)
     for wait in (tensor.sum().item, tensor.nonzero, lambda: bool(tensor.any()), lambda: tensor[tensor > 0]):
         with pytest.raises(AssertionError), nothing_waits():

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from root_dash.coefficients.tables import ROBUST, resolve
-from root_dash.optim.newton_schulz.orthogonalize import newton_schulz, orthogonalize
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 from root_dash.optim.newton_schulz.plan import plan
 from tests.optim.reference import Array, with_singular_values
 from tests.optim.reference import newton_schulz as reference
+from tests.optim.training import orthogonalize
 
 takes_it = plan(128, 512, 5, None, "auto", torch.float32, "cpu")[0].form == "factor"
 pytestmark = pytest.mark.skipif(not takes_it, reason="this CPU has no bfloat16 units: it takes Gram space instead")

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from root_dash.coefficients.tables import Normalization, resolve
-from root_dash.optim.newton_schulz.orthogonalize import newton_schulz, orthogonalize
+from root_dash.optim.newton_schulz.orthogonalize import newton_schulz
 from root_dash.optim.newton_schulz.plan import plan
 from root_dash.optim.newton_schulz.symmetric import combination, gram, polynomial, square, symmetric_product
 from root_dash.optim.outliers.threshold import split, threshold
 from tests.optim.reference import Array, with_singular_values
+from tests.optim.training import orthogonalize
 
 ROBUST = resolve("robust")
 STEPS = range(1, 21)
@@ -248,13 +249,13 @@ def test_bad_arguments_are_refused() -> None:
     """An unknown form, Gram space in bfloat16, and coefficients of another shape are named in the error."""
     matrix = random(4, 9)
     with pytest.raises(ValueError, match="algorithm must be one of 'auto', 'standard', 'gram', got 'fast'"):
-        orthogonalize(matrix, ROBUST, algorithm="fast")  # type: ignore[arg-type]
+        orthogonalize(matrix, ROBUST, algorithm="fast")
     with pytest.raises(ValueError, match="algorithm must not be 'gram' with products in torch.bfloat16"):
         orthogonalize(matrix, ROBUST, dtype=torch.bfloat16, algorithm="gram")
     with pytest.raises(ValueError, match="coefficients must be of shape"):
         orthogonalize(matrix, torch.zeros(5))
     with pytest.raises(ValueError, match="normalization must be one of"):
-        orthogonalize(matrix, ROBUST, normalization="nuclear")  # type: ignore[arg-type]
+        orthogonalize(matrix, ROBUST, normalization="nuclear")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

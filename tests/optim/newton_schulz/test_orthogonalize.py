@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from root_dash.coefficients.tables import Normalization, resolve
-from root_dash.optim.newton_schulz.orthogonalize import orthogonalize
 from tests.optim.reference import newton_schulz, polar_error, with_singular_values
+from tests.optim.training import orthogonalize
 
 NORMALIZATIONS: list[Normalization] = ["schatten8", "frobenius"]
 ROBUST = resolve("robust")
@@ -99,7 +99,7 @@ def test_below_eps_the_update_fades(normalization: Normalization) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (0, 3, 4), (2, 0, 4)])
 def test_empty_matrices_stay_empty(shape: tuple[int, ...]) -> None:
-    """Nothing in, nothing out."""
+    """An empty matrix gives an empty update."""
     assert orthogonalize(torch.zeros(shape), ROBUST).shape == shape
 
 

@@ -14,7 +14,7 @@ from root_dash.optim.newton_schulz.plan import is_fine, plan
 def test_arithmetic_is_fine_unless_bfloat16_comes_first(
     shape: tuple[int, int], units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU always, bfloat16 units or not; on CUDA in Gram space, in float16; where bfloat16 is asked for, never."""
+    """Arithmetic is fine on every CPU, and on CUDA in Gram space in float16; it is never fine in bfloat16."""
     monkeypatch.setattr(planning, "CPU_MULTIPLIES_BFLOAT16", units)
     for given in (torch.float32, torch.bfloat16):
         assert is_fine(plan(*shape, 5, None, "auto", given, "cpu"))
@@ -26,7 +26,7 @@ def test_arithmetic_is_fine_unless_bfloat16_comes_first(
 
 @pytest.fixture
 def cut_float32() -> Iterator[None]:
-    """What `torch.set_float32_matmul_precision("medium")` sets for CPUs."""
+    """Set what `torch.set_float32_matmul_precision("medium")` sets for CPUs."""
     products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = products.fp32_precision
     products.fp32_precision = "bf16"
@@ -36,7 +36,7 @@ def cut_float32() -> Iterator[None]:
 
 @pytest.mark.usefixtures("cut_float32")
 def test_float32_that_may_be_cut_is_not_fine() -> None:
-    """Where torch may take float32 products in bfloat16, what begins in float32 is no finer; all else is."""
+    """If torch may cut float32 products to bfloat16, a first step in float32 is not fine; other dtypes stay fine."""
     for shape in ((64, 64), (64, 256), (512, 512), (512, 2048)):
         for dtype in (None, torch.float32):
             assert not is_fine(plan(*shape, 5, dtype, "auto", torch.float32, "cpu"))

@@ -1,8 +1,7 @@
-"""Both selections against a sort, for every bit pattern of every dtype."""
+"""Tests of the selections against a sort, for every bit pattern of every dtype."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
 
-from root_dash.optim.outliers.radix_select import Combine, bucket_center, partition_neighbours, radix_neighbours
-from tests.waiting import LIMIT_SECONDS
+from root_dash.optim.outliers.radix_select import bucket_center, partition_neighbours, radix_neighbours
 
 BITS = {
     torch.float64: (np.int64, torch.int64),
@@ -26,12 +24,12 @@ Select = Callable[[Tensor, int], Tensor]
 
 
 def radix(entries: Tensor, rank: int) -> Tensor:
-    """Of whole rows."""
-    return radix_neighbours(entries, rank, entries.shape[1])
+    """Select by counts of bits."""
+    return radix_neighbours(entries, rank)
 
 
 def by_sorting(entries: Tensor, rank: int) -> Tensor:
-    """The entries at a rank and the next of the sorted magnitudes of each row."""
+    """Return the entries at a rank and at the next rank among the sorted magnitudes of each row."""
     ordered = entries.abs().sort(1).values
     pair = torch.stack([ordered[:, rank], ordered[:, min(rank + 1, entries.shape[1] - 1)]], 1)
     filled: Tensor = pair.masked_fill(ordered[:, -1:].isnan(), torch.nan)
@@ -39,7 +37,7 @@ def by_sorting(entries: Tensor, rank: int) -> Tensor:
 
 
 def assert_same(actual: Tensor, expected: Tensor) -> None:
-    """Equal to the bit, where NaN equals NaN."""
+    """Check that tensors are equal to the bit; NaN equals NaN."""
     assert actual.dtype == expected.dtype
     integer = BITS[actual.dtype][1]
     assert torch.equal(actual.isnan(), expected.isnan())
@@ -55,7 +53,7 @@ DTYPES = pytest.mark.parametrize("dtype", list(BITS))
 @given(st.data())
 @settings(max_examples=15)
 def test_any_bits(select: Select, dtype: torch.dtype, data: st.DataObject) -> None:
-    """Among all floats, the infinite, the denormal and NaN too, both find what a sort finds."""
+    """Each selection finds the same entries as a sort among all floats: infinite, denormal and NaN too."""
     numpy_integer = BITS[dtype][0]
     shape = st.tuples(st.integers(1, 4), st.integers(1, 30))
     some = st.sampled_from([0.0, 1.0, -1.0, float("inf"), 2.0**-20])
@@ -68,7 +66,7 @@ def test_any_bits(select: Select, dtype: torch.dtype, data: st.DataObject) -> No
 
 
 def student(n: int, dtype: torch.dtype) -> Tensor:
-    """Two rows of heavy-tailed entries."""
+    """Return two rows of heavy-tailed entries."""
     generator = torch.Generator().manual_seed(n)
     normal = torch.randn(4, 2, n, generator=generator)
     entries: Tensor = normal[0] / torch.linalg.vector_norm(normal[1:], dim=0)
@@ -92,7 +90,7 @@ ROWS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", list(ROWS))
 @DTYPES
 def test_long_rows(select: Select, kind: str, dtype: torch.dtype) -> None:
-    """Rows longer than a sample, and samples that mislead, at every rank."""
+    """Rows that are longer than a sample, and misleading samples, are selected from rightly at every rank."""
     n = 2**16 + 3 if select is partition_neighbours else 2**12 + 3
     entries = ROWS[kind](student(n, dtype))
     expected = {rank: by_sorting(entries, rank) for rank in (0, n // 1000, n // 2, n * 9 // 10, n - 1)}
@@ -102,14 +100,14 @@ def test_long_rows(select: Select, kind: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("n", [2**12 - 1, 2**12, 2**12 + 1, 2**15, 2**18 - 1, 2**18, 2**18 + 1])
 def test_lengths_around_the_switches(n: int) -> None:
-    """The partition of few entries, of many, and of several blocks."""
+    """The partition is right for few entries, for many entries, and for several blocks."""
     entries = student(n, torch.float32)
     for rank in (0, int(0.9 * (n - 1)), n - 2, n - 1):
         assert_same(partition_neighbours(entries, rank), by_sorting(entries, rank))
 
 
 def test_bounds_from_a_misleading_sample_at_every_rank() -> None:
-    """Wherever the upper bound crosses the wanted entries, on one of the two too, both are found."""
+    """Both entries are found wherever the upper bound lies, also if it equals one of the two."""
     n = 2**12 + 1
     entries = ROWS["small where sampled"](student(n, torch.float32))
     ordered = entries.abs().sort(1).values
@@ -139,51 +137,14 @@ def test_the_entries_are_left_alone(select: Select, n: int) -> None:
     assert_same(found, by_sorting(before[:, ::2], n // 2))
 
 
-def lockstep(workers: int) -> list[Combine]:
-    """Sums over threads that wait for one another, as all-reduce does over processes."""
-    barrier = threading.Barrier(workers, timeout=LIMIT_SECONDS)
-    given: list[Tensor | None] = [None] * workers
-
-    def combine(worker: int, counts: Tensor) -> Tensor:
-        given[worker] = counts
-        barrier.wait()
-        total = torch.stack([each for each in given if each is not None]).sum(0, dtype=counts.dtype)
-        barrier.wait()
-        return total
-
-    return [lambda counts, worker=worker: combine(worker, counts) for worker in range(workers)]  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rank", [0, 700, 900, 999])
-def test_counts_of_shards_add_up(rank: int, dtype: torch.dtype) -> None:
-    """Uneven and empty shards of two rows find, each of them, what the whole rows hold."""
-    entries = student(1000, dtype)
-    entries[0, 500:] = 0
-    shards = entries.split([613, 0, 386, 1], dim=1)
-    found: dict[int, Tensor] = {}
-
-    def work(worker: int, combine: Combine) -> None:
-        found[worker] = radix_neighbours(shards[worker], rank, 1000, combine=combine)
-
-    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(lockstep(len(shards)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(found) == [0, 1, 2, 3]
-    for pair in found.values():
-        assert_same(pair, by_sorting(entries, rank))
-
-
 def test_nothing_depends_on_the_data() -> None:
-    """Without any data, on the meta device, where a shape or a branch that needs them is an error, radix runs."""
+    """The selection by counts runs on the meta device, on which a shape or branch that needs data is an error."""
     assert radix(torch.empty(3, 1000, device="meta"), 899).shape == (3, 2)
 
 
 @DTYPES
 def test_a_bucket_holds_its_center(dtype: torch.dtype) -> None:
-    """The center is within 2^-8 (float32), 2^-21 (float64) or nothing (16 bits) of a normal value; some stay."""
+    """The center is within 2^-8 (float32) or 2^-21 (float64) of a normal value, or equal to it (16 bits)."""
     entries = student(10_000, dtype).abs()
     bound = {torch.float64: 2.0**-21, torch.float32: 2.0**-8}.get(dtype, 0.0)
     off = (bucket_center(entries) - entries).abs() / entries
@@ -195,7 +156,7 @@ def test_a_bucket_holds_its_center(dtype: torch.dtype) -> None:
 
 @DTYPES
 def test_coarse_ones_share_the_bucket(dtype: torch.dtype) -> None:
-    """One pass fewer, or two, finds the bucket where the exact neighbours are."""
+    """A coarse selection, which takes fewer passes, finds the bucket of the exact neighbours."""
     entries = student(5000, dtype)
-    coarse = radix_neighbours(entries, 4500, 5000, coarse=True)
+    coarse = radix_neighbours(entries, 4500, coarse=True)
     assert_same(bucket_center(coarse), bucket_center(radix(entries, 4500)))

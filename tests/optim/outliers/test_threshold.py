@@ -1,4 +1,4 @@
-"""The threshold against NumPy's quantile and against the authors' two selections, and the split."""
+"""Tests of the threshold against NumPy's quantile and the authors' two selections, and of the split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from torch import Tensor
 
-from root_dash.optim.outliers.threshold import QuantileMethod, sharded_threshold, split, threshold
+from root_dash.optim.outliers.radix_select import radix_neighbours
+from root_dash.optim.outliers.threshold import QuantileMethod, _between, _position, split, threshold
 from tests.optim.reference import Array
 
 QUANTILES = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0, 1))
@@ -19,7 +20,7 @@ METHODS: tuple[QuantileMethod, ...] = ("exact", "histogram", "sampled")
 
 
 def authors(batch: Tensor, quantile: float) -> Tensor:
-    """Two selections and an interpolation for one matrix after the other, as the authors' script has it."""
+    """Return the thresholds by two selections and an interpolation per matrix, as in the authors' script."""
     thresholds = []
     for matrix in batch:
         flat = matrix.abs().flatten()
@@ -32,15 +33,17 @@ def authors(batch: Tensor, quantile: float) -> Tensor:
 
 
 def heavy_tailed(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Student-t entries with three degrees of freedom."""
+    """Return Student-t entries with three degrees of freedom."""
     normal = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     entries: Tensor = normal[0] / torch.linalg.vector_norm(normal[1:], dim=0)
     return entries.to(dtype)
 
 
-def per_shard(batch: Tensor, quantile: float, method: QuantileMethod = "exact") -> Tensor:
-    """The way of the counts, which on a GPU is the only one, with one shard."""
-    return sharded_threshold(batch, quantile, batch[0].numel(), lambda counts: counts, method)
+def by_counts(batch: Tensor, quantile: float, method: QuantileMethod = "exact") -> Tensor:
+    """The threshold by counts of bits, which large matrices on a GPU take; `threshold` takes another way on a CPU."""
+    flat = batch.flatten(1)
+    rank, weight = _position(quantile, flat.shape[1])
+    return _between(radix_neighbours(flat, rank, coarse=method == "histogram"), weight, method)
 
 
 @given(
@@ -53,7 +56,7 @@ def per_shard(batch: Tensor, quantile: float, method: QuantileMethod = "exact") 
 )
 @settings(max_examples=150)
 def test_it_is_numpys_quantile(batch: Array, quantile: float) -> None:
-    """Per matrix of a batch, ties included, the threshold is `numpy.quantile` of its entries."""
+    """The threshold of each matrix of a batch is `numpy.quantile` of its magnitudes, also with ties."""
     expected = [np.quantile(matrix, quantile) for matrix in batch]
     np.testing.assert_allclose(threshold(torch.from_numpy(batch), quantile).numpy(), expected, rtol=1e-12)
 
@@ -69,17 +72,17 @@ def test_it_is_numpys_quantile(batch: Array, quantile: float) -> None:
 )
 @settings(max_examples=40)
 def test_it_is_the_authors_to_the_bit(dtype: torch.dtype, batch: Array, quantile: float) -> None:
-    """Of signed matrices in every dtype, in a batch or alone, by partition or by counts."""
+    """The threshold has the bits of the authors' for every dtype, in a batch or alone, by partition or by counts."""
     matrices = torch.from_numpy(batch).to(dtype)
     expected = authors(matrices, quantile)
     assert torch.equal(threshold(matrices, quantile), expected)
     assert torch.equal(torch.cat([threshold(matrix[None], quantile) for matrix in matrices]), expected)
-    assert torch.equal(per_shard(matrices[:3], quantile), expected[:3])
+    assert torch.equal(by_counts(matrices[:3], quantile), expected[:3])
 
 
 @DTYPES
 def test_long_ones_are_the_authors_to_the_bit(dtype: torch.dtype) -> None:
-    """Where a sample bounds the selection too, transposed and with gaps as well."""
+    """Long matrices, for which a sample bounds the selection, have the authors' bits too, with any strides."""
     whole = heavy_tailed(3, 150, 400, dtype=dtype)
     for matrices in (whole, whole.mT, whole[:, ::2, 1::3]):
         for quantile in (0.01, 0.8512, 0.9, 0.999, 1.0):
@@ -101,7 +104,7 @@ def test_it_lies_between_two_order_statistics(quantile: float, dtype: torch.dtyp
 
 
 def test_more_entries_than_torch_quantile_takes() -> None:
-    """A matrix of over 2^24 entries has a threshold, where `torch.quantile` refuses."""
+    """A matrix of over 2^24 entries, which `torch.quantile` refuses, has a threshold."""
     batch = (torch.arange(2**24 + 9) % 1000).float().view(1, 1, -1)
     # 16778 entries of each value below 225, 16777 of the others: position 0.9 * (n - 1) is among the 899s.
     assert threshold(batch, 0.9) == 899.0
@@ -115,7 +118,7 @@ def test_nan_makes_the_threshold_nan() -> None:
     batch[0, 3, 3] = torch.nan
     for method in METHODS:
         assert threshold(batch, 0.5, method).isnan().tolist() == [True, False]
-        assert per_shard(batch, 0.5, method).isnan().tolist() == [True, False]
+        assert by_counts(batch, 0.5, method).isnan().tolist() == [True, False]
 
 
 def test_a_few_infinite_entries_are_outliers() -> None:
@@ -124,32 +127,31 @@ def test_a_few_infinite_entries_are_outliers() -> None:
     batch[0, 0, :5] = torch.inf
     batch[1, 0:2] = torch.inf
     assert threshold(batch, 0.9).tolist() == [1.0, torch.inf]
-    assert per_shard(batch, 0.9).tolist() == [1.0, torch.inf]
+    assert by_counts(batch, 0.9).tolist() == [1.0, torch.inf]
     assert threshold(batch, 0.9, "histogram")[1] == torch.inf
 
 
 def test_an_empty_matrix_has_no_threshold() -> None:
-    """NaN stands for it."""
+    """The threshold of an empty matrix is NaN."""
     for method in METHODS:
         assert threshold(torch.zeros(2, 0, 5), 0.9, method).isnan().all()
-        assert sharded_threshold(torch.zeros(2, 0, 5), 0.9, 0, lambda counts: counts, method).isnan().all()
 
 
 @DTYPES
 @pytest.mark.parametrize("quantile", [0.5, 0.9, 0.999])
 def test_the_histogram_is_near(quantile: float, dtype: torch.dtype) -> None:
-    """Within 2^-8 of the lower of the two order statistics, and the same by either way; zero stays zero."""
+    """The histogram's threshold is within 2^-8 of the lower order statistic, by either way; zero stays zero."""
     batch = heavy_tailed(2, 60, 100, dtype=dtype)
     batch[1, :31] = 0
     lower = batch.abs().flatten(1).sort(1).values[:, int(quantile * 5999)]
     eps = threshold(batch, quantile, "histogram")
     assert ((eps - lower).abs() <= lower * 2**-8).all()
-    assert torch.equal(eps, per_shard(batch, quantile, "histogram"))
+    assert torch.equal(eps, by_counts(batch, quantile, "histogram"))
     assert dtype.itemsize != 2 or torch.equal(eps, lower)
 
 
 def test_a_sample_covers_all_columns() -> None:
-    """Columns of very different scale, which a stride of a power of two would skip, are all in the sample."""
+    """All columns are in the sample, also if their scales differ; a stride of a power of two would skip some."""
     batch = heavy_tailed(1, 2048, 256)
     batch[..., ::8] *= 1000
     eps = threshold(batch, 0.9, "sampled")
@@ -158,14 +160,14 @@ def test_a_sample_covers_all_columns() -> None:
 
 
 def test_a_small_matrix_is_its_own_sample() -> None:
-    """Below two samples' worth of entries, the sampled quantile is the exact one."""
+    """With fewer entries than two samples, the sampled quantile is the exact quantile."""
     batch = heavy_tailed(2, 300, 400)
     assert torch.equal(threshold(batch, 0.9, "sampled"), threshold(batch, 0.9))
 
 
 @pytest.mark.parametrize(("columns", "method"), [(40, "exact"), (1000, "exact"), (1000, "sampled")])
 def test_it_compiles_whole(columns: int, method: QuantileMethod) -> None:
-    """Traced into one graph without breaks, by selection of the largest or by counts, it gives the same bits."""
+    """Compiled into one graph without breaks, the threshold has the same bits, by top-k or by counts."""
     batch = heavy_tailed(2, 150, columns)
     torch._dynamo.reset()
     compiled = torch.compile(threshold, backend="eager", fullgraph=True)
@@ -185,8 +187,6 @@ def test_an_unknown_method_is_refused() -> None:
     message = "quantile_method must be one of 'exact', 'histogram', 'sampled', got 'fast'"
     with pytest.raises(ValueError, match=message):
         threshold(torch.ones(1, 2, 2), 0.9, "fast")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=message):
-        sharded_threshold(torch.ones(1, 2, 2), 0.9, 4, lambda counts: counts, "fast")  # type: ignore[arg-type]
 
 
 @given(npst.arrays(np.float64, (2, 5, 7), elements=st.floats(-1e6, 1e6)), st.floats(0, 1e6))
