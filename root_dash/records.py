@@ -19,7 +19,7 @@ from root_dash.vocabulary import STATISTICS as STATISTICS
 from root_dash.vocabulary import TENSORS as TENSORS
 from root_dash.vocabulary import Kind as Kind
 from root_dash.vocabulary import Statistic as Statistic
-from root_dash.vocabulary import Tensor as Tensor
+from root_dash.vocabulary import TensorName as TensorName
 from root_dash.vocabulary import statistic as statistic
 from root_dash.vocabulary import statistic_names as statistic_names
 
@@ -288,8 +288,8 @@ class Frame:
         default_factory=lambda: np.empty((0, len(statistic_names("statistics"))), np.float32)
     )
     """One row per entry of `layers`, one column per name of `statistic_names("statistics")`; NaN: not recorded."""
-    histograms: Mapping[int, Mapping[Tensor, Histogram]] = field(default_factory=dict)
-    quantiles: Mapping[int, Mapping[Tensor, Quantiles]] = field(default_factory=dict)
+    histograms: Mapping[int, Mapping[TensorName, Histogram]] = field(default_factory=dict)
+    quantiles: Mapping[int, Mapping[TensorName, Quantiles]] = field(default_factory=dict)
     spectra: Mapping[int, tuple[Spectrum, Mapping[str, float]]] = field(default_factory=dict)
     """With the statistics of kind `"spectra"` by name."""
     masks: Mapping[int, tuple[Mask, Mapping[str, float]]] = field(default_factory=dict)

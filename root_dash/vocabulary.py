@@ -11,10 +11,10 @@ Kind = Literal["statistics", "histograms", "quantiles", "spectra", "masks", "sca
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Tensor = Literal["gradient", "momentum"]
+TensorName = Literal["gradient", "momentum"]
 """Which tensor's entries a histogram or a set of quantiles describes."""
 
-TENSORS: tuple[Tensor, ...] = get_args(Tensor)
+TENSORS: tuple[TensorName, ...] = get_args(TensorName)
 
 
 @dataclass(frozen=True, slots=True)

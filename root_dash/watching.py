@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from root_dash.exceptions import StoreError
 from root_dash.records import Attempt, Layer, Run
-from root_dash.store.backends.location import Place, parse
-from root_dash.store.failover import Lasting
+from root_dash.store.backends.location import Location, parse
+from root_dash.store.failover import FailoverRecording
 from root_dash.store.spool import Spool
 from root_dash.store.store import Store
 
@@ -164,7 +164,7 @@ def watch(
     appearing = Appearing(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
     sink: Sink = Nowhere()
     if standing.stores and server is None:
-        sink = Lasting(Store.create(default_place(db)), run, layers, print_to_stderr)
+        sink = FailoverRecording(Store.create(default_place(db)), run, layers, print_to_stderr)
     elif standing.stores:
         assert server is not None
         # Where it is now: connections are made later too, when the process may have gone to another folder.
@@ -272,7 +272,7 @@ def default_token(given: str | None) -> str:
     return token
 
 
-def default_place(given: str | os.PathLike[str] | None) -> Place:
+def default_place(given: str | os.PathLike[str] | None) -> Location:
     """The place of what was given, else of ROOT_DASH_DB, else of `root-dash.db`: a path where it is now.
 
     Connections are made later too, when the process may have gone to another folder.

@@ -63,7 +63,7 @@ class Spool(Protocol):
     def size(self) -> int:
         """Bytes that are taken."""
 
-    def forget(self, cursor: int) -> None:
+    def remove(self, cursor: int) -> None:
         """Remove the frames before that cursor."""
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Delivery:
         if self._told(None, 0):
             self._unsettled, self._layers = 0, None  # the server lets go of an attempt that it is told such of
             with suppress(StoreError):
-                self._spool.forget(self._cursor)
+                self._spool.remove(self._cursor)
 
     def _told(self, time: float | None, lost: int) -> bool:
         """Say that the attempt ended, or without a time pauses; whether the server has all that it acknowledged."""

@@ -29,7 +29,7 @@ from root_dash.records import (
     Mask,
     Quantiles,
     Spectrum,
-    Tensor,
+    TensorName,
     statistic_names,
 )
 
@@ -113,10 +113,10 @@ def _statistics_of(group: Group) -> NDArray[np.float32]:
     return statistics_of(sums, prod(group.shape))
 
 
-def _histograms(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Histogram]]]:
+def _histograms(group: Group, step: int) -> Iterator[tuple[int, dict[TensorName, Histogram]]]:
     tensors = [tensor for tensor in TENSORS if f"histograms.{tensor}" in group.arrays]
     for row, position in enumerate(group.positions if tensors else ()):
-        histograms: dict[Tensor, Histogram] = {}
+        histograms: dict[TensorName, Histogram] = {}
         for tensor in tensors:
             counts = group.arrays[f"histograms.{tensor}"][row].astype(np.uint32)
             nan, inf = map(int, group.arrays[f"histograms.{tensor}.nonfinite"][row])
@@ -124,7 +124,7 @@ def _histograms(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, His
         yield position, histograms
 
 
-def _quantiles(group: Group, step: int) -> Iterator[tuple[int, dict[Tensor, Quantiles]]]:
+def _quantiles(group: Group, step: int) -> Iterator[tuple[int, dict[TensorName, Quantiles]]]:
     tensors = [tensor for tensor in TENSORS if f"quantiles.{tensor}" in group.arrays]
     for row, position in enumerate(group.positions if tensors else ()):
         values = {t: (group.arrays[f"quantiles.{t}"][row], group.arrays[f"quantiles.{t}.count"][row]) for t in tensors}

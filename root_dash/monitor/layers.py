@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from root_dash.optim.matrices.layout import Layout
+from root_dash.plain import plain
 from root_dash.records import Layer
 
 NOT_OPTIONS = (
@@ -72,7 +73,7 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
         {
             "class": type(optimizer).__name__,
             "groups": [
-                {key: _plain(value) for key, value in group.items() if key not in NOT_OPTIONS}
+                {key: plain(value, _option) for key, value in group.items() if key not in NOT_OPTIONS}
                 for group in optimizer.param_groups
             ],
         }
@@ -85,10 +86,6 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    # A tensor's value would cost a synchronization, and a callable has none: their names must do.
-    return getattr(value, "__name__", type(value).__name__)
+def _option(value: Any) -> Any:
+    # A tensor's value would cost a synchronization, and a callable has no value: their names must do.
+    return value if isinstance(value, int | float) else getattr(value, "__name__", type(value).__name__)

@@ -13,21 +13,21 @@ import pytest
 
 from root_dash.exceptions import StoreFull, StoreMoved
 from root_dash.records import Attempt, Layer, Run
-from root_dash.store import Store
-from root_dash.store.failover import Lasting
+from root_dash.store import Limits, Store
+from root_dash.store.failover import FailoverRecording
 from tests.store.frames import make_frame, make_layers, record
 
 LAYERS = make_layers(3)
 
 
-def begin(path: Path, said: list[str]) -> Lasting:
+def begin(path: Path, said: list[str]) -> FailoverRecording:
     """A recording of ten frames that goes on."""
-    sink = Lasting(Store.create(path), Run("run-1", "a run", 1.7e9), LAYERS, said.append)
+    sink = FailoverRecording(Store.create(path), Run("run-1", "a run", 1.7e9), LAYERS, said.append)
     append(sink, 0, 10)
     return sink
 
 
-def append(sink: Lasting, start: int, stop: int) -> None:
+def append(sink: FailoverRecording, start: int, stop: int) -> None:
     """Frames of these numbers."""
     for seq in range(start, stop):
         sink.append(make_frame(seq, seq + 1, LAYERS, np.random.default_rng(seq)))
@@ -126,7 +126,7 @@ def test_a_copy_that_could_not_be_gone_on_in_is_not_left_behind(
     delete(path)
     create = Store.create
 
-    def fail(path: Path) -> Store:
+    def fail(path: Path, limits: Limits | None = None) -> Store:
         monkeypatch.setattr(Store, "create", create)
         raise StoreFull(f"{path}: database or disk is full")
 
@@ -155,9 +155,9 @@ def test_a_recording_alone_stops_and_says_so(tmp_path: Path) -> None:
 
 
 def test_what_may_damage_the_database_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process that records to it, under a SQLite that two can damage; a network's disk; a log that grows."""
+    """A network's disk, another process under a SQLite that two can damage, and a log that grows are said once each."""
     path, said = tmp_path / "runs.db", list[str]()
-    with Store.create(path) as store:
+    with Store.create(path, Limits(log_bytes=10_000_000)) as store:
         there = Attempt("there", 1.0, pid=os.getppid(), host=platform.node())
         gone = Attempt("gone", 1.0, pid=2**22 + 1, host=platform.node())  # beyond what Linux gives
         far = Attempt("far", 1.0, pid=os.getppid(), host="elsewhere")
@@ -166,13 +166,15 @@ def test_what_may_damage_the_database_is_said_once(tmp_path: Path, monkeypatch: 
         for kind, sqlite_is_old in (("ext4", False), ("nfs4", False), ("ext4", True)):
             monkeypatch.setattr("root_dash.store.failover.filesystem", lambda path, kind=kind: kind)
             monkeypatch.setattr("root_dash.store.failover.sqlite_has_wal_reset_bug", lambda old=sqlite_is_old: old)
-            sink = Lasting(store, Run(f"{kind} {sqlite_is_old}", "run", 1.0), LAYERS, said.append)
+            sink = FailoverRecording(store, Run(f"{kind} {sqlite_is_old}", "run", 1.0), LAYERS, said.append)
             append(sink, 0, 3)
-        monkeypatch.setattr("root_dash.store.failover.WAL_LIMIT", 1000)
-        append(sink, 3, 6)
+    monkeypatch.setattr("root_dash.store.failover.sqlite_has_wal_reset_bug", lambda: False)
+    with Store.create(path, Limits(log_bytes=1000)) as small:
+        sink = FailoverRecording(small, Run("log", "run", 1.0), LAYERS, said.append)
+        append(sink, 0, 6)
         sink.end(2.0)
-        told = [event.text for run in reversed(store.runs()) for event in store.events(run.id)]
-    assert [f"root-dash: {text}" for text in sorted(told)] == sorted(said)
+        events = [event.text for run in reversed(small.runs()) for event in small.events(run.id)]
+    assert [f"root-dash: {text}" for text in sorted(events)] == sorted(said)
     network, twin, log = said
     assert f"{path} is on nfs4" in network
     assert f"process {os.getppid()} records to {path} too" in twin

@@ -122,11 +122,11 @@ def test_a_frame_stored_twice_is_stored_once(place: Path | str) -> None:
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"masks": {9: make_frame(0, 0, make_layers(1), np.random.default_rng(0)).masks[0]}}, "names layer position 9"),
     ({"statistics": np.zeros((1, 3), np.float32)}, "statistics must have shape"),
-    ({"layers": np.array([1, 1])}, "statistics of a layer once, got one twice"),
+    ({"layers": np.array([1, 1])}, "positions in layers must ascend, each once"),
     ({"histograms": {0: {"gradient": Histogram(np.zeros(3, np.uint32))}}}, "a histogram must have 515 counts"),
     (
         {"histograms": {0: {"gradient": Histogram(np.zeros(515, np.uint32), edges=histogram_edges() * 2)}}},
-        "on the run's edges",
+        "a histogram must have the edges of",
     ),
     ({"quantiles": {0: {"gradient": Quantiles(np.zeros(3, np.float32), 1)}}}, "quantiles must have 65"),
     ({"spectra": {0: (Spectrum(*(np.zeros(2, np.float32),) * 3), {"sigma": 1.0})}}, "no such statistic: sigma"),

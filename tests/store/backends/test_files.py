@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
-from root_dash.store import Store, sqlite_has_wal_reset_bug
-from root_dash.store.tables.schema import APPLICATION_ID, SCHEMA_VERSION
+from root_dash.store import Limits, Store, sqlite_has_wal_reset_bug
+from root_dash.store.tables.schema import APPLICATION_ID
+from root_dash.store.tables.versions import SCHEMA_VERSION
 from tests.store.frames import record
 
 
@@ -154,14 +155,13 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
         store.runs()
 
 
-def test_a_busy_database_is_store_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_database_is_store_busy(tmp_path: Path) -> None:
     """A lock that another holds for longer than the timeout is StoreBusy."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.05)
     path = record(tmp_path / "x.db", 1)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreBusy, match="another process"):
-        record(path, 1, uid="run-2")
+        record(path, 1, uid="run-2", limits=Limits(lock_seconds=0.05))
     other.execute("ROLLBACK")
     other.close()
 

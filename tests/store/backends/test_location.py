@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from root_dash.store import Server, parse
-from root_dash.store.backends.location import Given
+from root_dash.store.backends.location import LocationLike
 
 SECRET = "s3cr/t@"  # noqa: S105 (of no database)
 
@@ -40,7 +40,7 @@ def test_a_url_shows_neither_user_nor_password(scheme: str) -> None:
         (Path("postgresql://me:hidden@host/runs"), "a Path has lost one of its slashes"),
     ],
 )
-def test_another_url_is_refused_without_its_password(given: Given, text: str) -> None:
+def test_another_url_is_refused_without_its_password(given: LocationLike, text: str) -> None:
     """Other schemes, a port that is none, and a URL that went through a Path are refused, the password unsaid."""
     with pytest.raises(ValueError, match=text) as caught:
         parse(given)
