@@ -81,6 +81,8 @@ def _histogram(histogram: Histogram) -> Histogram:
         raise ValueError("a histogram must have the edges of histogram_edges(), got others")
     if histogram.counts.shape != (len(edges) - 1,):
         raise ValueError(f"a histogram must have {len(edges) - 1} counts, got shape {histogram.counts.shape}")
+    if histogram.counts.dtype == np.uint32 and type(histogram.nan) is type(histogram.inf) is int:
+        return histogram  # as a recorder makes it: a copy of each would take longer than the check
     counts = _as("the counts of a histogram", histogram.counts, np.uint32)
     return replace(histogram, counts=counts, nan=int(histogram.nan), inf=int(histogram.inf))
 
@@ -88,14 +90,18 @@ def _histogram(histogram: Histogram) -> Histogram:
 def _quantiles(quantiles: Quantiles) -> Quantiles:
     if quantiles.values.shape != (QUANTILE_COUNT,):
         raise ValueError(f"quantiles must have {QUANTILE_COUNT} values, got shape {quantiles.values.shape}")
+    if quantiles.values.dtype == np.float32 and type(quantiles.count) is int:
+        return quantiles
     return replace(quantiles, values=_as("quantiles", quantiles.values, np.float32), count=int(quantiles.count))
 
 
 def _spectrum(spectrum: Spectrum) -> Spectrum:
-    parts: dict[str, Any] = {
-        name: _as("a spectrum", getattr(spectrum, name), np.float32) for name in ("momentum", "base", "update")
-    }
-    return replace(spectrum, **parts)
+    return replace(
+        spectrum,
+        momentum=_as("a spectrum", spectrum.momentum, np.float32),
+        base=_as("a spectrum", spectrum.base, np.float32),
+        update=_as("a spectrum", spectrum.update, np.float32),
+    )
 
 
 def _mask(mask: Mask) -> Mask:
@@ -112,11 +118,14 @@ def _mask(mask: Mask) -> Mask:
         raise ValueError(
             f"a packed mask of {mask.rows} x {mask.cols} must have one bit for each entry, got {len(mask.packed)} bytes"
         )
-    counts: dict[str, Any] = {
-        name: _as("a mask", getattr(mask, name), np.uint32) for name in ("pooled", "row_totals", "col_totals")
-    }
-    largest = _as("a mask's largest entries", mask.largest, np.int64)
-    return replace(mask, **counts, largest=largest, largest_values=_as("a mask", mask.largest_values, np.float32))
+    return replace(
+        mask,
+        pooled=_as("the map of a mask", mask.pooled, np.uint32),
+        row_totals=_as("a mask's totals", mask.row_totals, np.uint32),
+        col_totals=_as("a mask's totals", mask.col_totals, np.uint32),
+        largest=_as("a mask's largest entries", mask.largest, np.int64),
+        largest_values=_as("a mask's largest values", mask.largest_values, np.float32),
+    )
 
 
 def _named(statistics: Mapping[str, float], kind: Kind) -> dict[str, float]:

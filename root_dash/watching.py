@@ -184,38 +184,38 @@ def watch(
 
 def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
     """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
-    from root_dash.delivery.client import Mail
+    from root_dash.delivery.client import IngestClient
     from root_dash.delivery.delivery import Delivery, leftovers
-    from root_dash.delivery.sender import Sender, Spooled
-    from root_dash.delivery.spool_lock import hold
+    from root_dash.delivery.sender import Sender, SpoolSink
+    from root_dash.delivery.spool_lock import lock_spool
 
     token = default_token(token)
-    Mail(server, token).close()  # says what is wrong with either, before anything is made
+    IngestClient(server, token).close()  # says what is wrong with either, before anything is made
 
     def begin(layers: Sequence[Layer]) -> tuple[Sink, Sender]:
         attempt = Attempt(uuid.uuid4().hex, time.time(), pid=os.getpid(), host=platform.node())
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            held = hold(folder / f"{attempt.uid}.db", new=True)
+            lock = lock_spool(folder / f"{attempt.uid}.db", new=True)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
-        if held is None:  # nobody else knows the name
+        if lock is None:  # nobody else knows the name
             raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
         try:
-            store = Spool.create(held.path)
+            store = Spool.create(lock.path)
             try:
                 recording = store.begin(run, layers, attempt)
             except BaseException:
                 store.close()
                 raise
         except BaseException:
-            held.delete()  # it is tried again, under another name
+            lock.delete()  # it is tried again, under another name
             raise
-        mail = Mail(server, token)
-        return recording, Sender(Delivery(held, store, mail), leftovers(folder, Spool.create, mail), mail)
+        client = IngestClient(server, token)
+        return recording, Sender(Delivery(lock, store, client), leftovers(folder, client), client)
 
-    return Spooled(begin, layers)
+    return SpoolSink(begin, layers)
 
 
 def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) -> Iterator[tuple[Path, int]]:
@@ -227,18 +227,18 @@ def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) 
         ValueError: the server's address or the token is none.
         RootDashError: the server does not answer or refuses the frames, which stay where they are.
     """
-    from root_dash.delivery.client import Mail
+    from root_dash.delivery.client import IngestClient
     from root_dash.delivery.delivery import deliver, leftovers
 
-    mail = Mail(server, default_token(token))
+    client = IngestClient(server, default_token(token))
     try:
-        for delivery in leftovers(default_spool(folder), Spool.create, mail):
+        for delivery in leftovers(default_spool(folder), client):
             try:
                 yield delivery.path, deliver(delivery)
             finally:
                 delivery.close()
     finally:
-        mail.close()
+        client.close()
 
 
 def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`

@@ -210,12 +210,10 @@ def unpack_begin(content: bytes) -> tuple[records.Run, tuple[records.Layer, ...]
 
 
 def pack_frame(frame: records.Frame) -> bytes:
-    """Return one frame as a part of a batch. Its size is what the batch grows by before the batch is compressed.
+    """Return one frame, as a store returns it, as a part of a batch.
 
-    Raises:
-        ValueError: the frame contradicts itself.
+    The size of the part is what the batch grows by before the batch is compressed.
     """
-    frame = checked(frame)
     return _encoder.encode(
         _struct(
             _Frame,
@@ -262,6 +260,8 @@ def unpack_end(content: bytes) -> End:
 
 
 def _to_bytes(array: NDArray[Any]) -> bytes:
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.uint32, np.int64):
+        raise TypeError(f"a message holds arrays of float32, uint32 and int64, got {array!r}")
     return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes()
 
 

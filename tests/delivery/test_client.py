@@ -13,7 +13,7 @@ import pytest
 
 import root_dash
 from root_dash.delivery import sender
-from root_dash.delivery.client import Mail, Refused, Unreachable
+from root_dash.delivery.client import IngestClient, Refused, Unreachable
 from tests.delivery.servers import WRITE
 from tests.monitor.training import Model, sgd
 
@@ -64,10 +64,10 @@ def test_what_an_answer_means(
 ) -> None:
     """A server that is busy or full is tried again, when it says so; one that refuses is not asked as often."""
     with answering(status, content, **headers) as server:
-        mail = Mail(server, WRITE)
+        client = IngestClient(server, WRITE)
         with pytest.raises(error, match=says) as raised:
-            mail.begin(b"x", "a" * 32)
-        mail.close()
+            client.begin(b"x", "a" * 32)
+        client.close()
     asked = {"7": 7.0, "99999": 300.0}.get(headers.get("Retry_After", ""), 0.0)
     assert getattr(raised.value, "retry_after", 0.0) == asked
     assert sender._pause(0, raised.value) >= min(asked, 0.01)
@@ -109,6 +109,6 @@ def test_arguments_that_cannot_be_are_refused(arguments: dict[str, str], says: s
 )
 def test_an_address_that_says_where_the_server_is_is_taken(server: str) -> None:
     """With a slash at its end or without, a name or an address, and a port or none."""
-    mail = Mail(server, WRITE)
-    assert mail.server == server.rstrip("/")
-    mail.close()
+    client = IngestClient(server, WRITE)
+    assert client.server == server.rstrip("/")
+    client.close()

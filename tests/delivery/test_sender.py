@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from root_dash import wire
 from root_dash.delivery import delivery, sender
-from root_dash.delivery.client import Mail, Unreachable
+from root_dash.delivery.client import IngestClient, Unreachable
 from root_dash.delivery.delivery import Delivery, deliver
-from root_dash.delivery.spool_lock import hold
-from root_dash.records import Attempt
+from root_dash.delivery.spool_lock import lock_spool
+from root_dash.records import Attempt, statistic_names
 from root_dash.store import Store
 from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, remaining, send, start
 from tests.store.read.test_frames import same_frames, trained
+from tests.store.recorded import unpacked
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,28 @@ def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int, monkeypatch: py
         run = store.run(1)
         assert (run.frames, run.ended_at, run.lost, run.rank) == (4, 1.8e9, 3 + 0 + 1 + 2 + 3, 1)
         assert store.attempt("a" * 32).host == "far"
+
+
+@pytest.mark.parametrize("change", ["", "ADD COLUMN future DOUBLE", "DROP COLUMN alignment"])
+def test_a_spool_of_another_root_dash_is_sent(tmp_path: Path, change: str) -> None:
+    """The spool of an earlier version arrives, also with columns that we do not know and without some that we do."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    path = unpacked("spool-3.db", folder / f"{'a' * 32}.db")
+    if change:
+        connection = sqlite3.connect(path)
+        connection.execute(f"ALTER TABLE layer_statistics {change}")
+        connection.close()
+    with serving(tmp_path / "team.db") as (server, _, _):
+        assert send(folder, server) == [4]
+    frames = [trained(seq) for seq in range(4)]
+    if change.startswith("DROP"):
+        for frame in frames:
+            frame.statistics[:, statistic_names("statistics").index("alignment")] = np.nan
+    assert all(map(same_frames, arrived(tmp_path / "team.db"), frames))
+    with Store.open(tmp_path / "team.db") as store:
+        assert (store.run(1).frames, store.run(1).ended_at) == (4, 1.8e9)
+    assert remaining(folder) == []
 
 
 def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
@@ -166,15 +191,15 @@ def test_a_server_that_is_away_for_a_moment_is_not_spoken_of(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One try that fails, and the next one does not: neither that it went nor that it is back."""
-    send, tries = Mail._send, list[str]()
+    send, tries = IngestClient._send, list[str]()
 
-    def fail_once(mail: Mail, method: str, path: str, message: bytes) -> object:
+    def fail_once(client: IngestClient, method: str, path: str, message: bytes) -> object:
         tries.append(method)
         if len(tries) in (1, 3):
-            raise Unreachable(f"{mail.server} cannot be reached")
-        return send(mail, method, path, message)
+            raise Unreachable(f"{client.server} cannot be reached")
+        return send(client, method, path, message)
 
-    monkeypatch.setattr(Mail, "_send", fail_once)
+    monkeypatch.setattr(IngestClient, "_send", fail_once)
     with serving(tmp_path / "team.db") as (server, _, _):
         start(server, tmp_path / "spool").close(20.0)
         while list((tmp_path / "spool").glob("*.db")):
@@ -244,11 +269,11 @@ def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
     """The server is told of a layer before the first frame that names it."""
     path = tmp_path / f"{'a' * 32}.db"
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail, held = Mail(server, WRITE), hold(path, new=True)
-        assert held is not None
+        client, lock = IngestClient(server, WRITE), lock_spool(path, new=True)
+        assert lock is not None
         spool = Spool.create(path)
         recording = spool.begin(RUN, LAYERS[:1], Attempt("a" * 32, 1.7e9))
-        delivery = Delivery(held, spool, mail)
+        delivery = Delivery(lock, spool, client)
         first = trained(0, ["statistics"])
         recording.append(replace(first, layers=first.layers[:1], statistics=first.statistics[:1]))
         while delivery.advance(ended=False):
@@ -257,7 +282,7 @@ def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
         recording.append(trained(1, ["statistics"]))
         recording.end(1.8e9)
         deliver(delivery)
-        mail.close()
+        client.close()
     assert [len(frame.layers) for frame in arrived(tmp_path / "team.db")] == [1, 6]
     with Store.open(tmp_path / "team.db") as store:
         assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS

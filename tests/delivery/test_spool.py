@@ -19,13 +19,13 @@ import root_dash
 from root_dash import watching as recording
 from root_dash import wire
 from root_dash.delivery import delivery, sender
-from root_dash.delivery.client import Mail, Unreachable
+from root_dash.delivery.client import IngestClient, Unreachable
 from root_dash.delivery.delivery import Delivery, deliver, leftovers
-from root_dash.delivery.spool_lock import hold
+from root_dash.delivery.spool_lock import lock_spool
 from root_dash.exceptions import StoreFull
 from root_dash.monitor.writing import writer
 from root_dash.records import Attempt
-from root_dash.store import Store
+from root_dash.store import Limits, Store
 from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, send
@@ -72,34 +72,35 @@ def test_a_database_that_bears_a_spools_name_stays(tmp_path: Path, capfd: pytest
 def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
     """While one holds a spool, also another process, nobody else gets it; a trainer that lives keeps its own."""
     path = left(tmp_path / "spool")
-    held = hold(path)
-    assert held is not None
-    assert hold(path) is None
+    lock = lock_spool(path)
+    assert lock is not None
+    assert lock_spool(path) is None
     (tmp_path / "link").symlink_to(path.parent)
-    assert hold(tmp_path / "link" / path.name) is None
+    assert lock_spool(tmp_path / "link" / path.name) is None
     script = (
-        "import sys, pathlib; from root_dash.delivery.spool_lock import hold; print(hold(pathlib.Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from root_dash.delivery.spool_lock import lock_spool;"
+        "print(lock_spool(Path(sys.argv[1])))"
     )
     other = [sys.executable, "-c", script, str(path)]
     assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
-    mail = Mail("http://127.0.0.1:1", WRITE)
-    assert list(leftovers(path.parent, Spool.create, mail)) == []
-    held.release()
-    held.release()
-    assert [delivery.path for delivery in leftovers(path.parent, Spool.create, mail)] == [path]
+    client = IngestClient("http://127.0.0.1:1", WRITE)
+    assert list(leftovers(path.parent, client)) == []
+    lock.release()
+    lock.release()
+    assert [delivery.path for delivery in leftovers(path.parent, client)] == [path]
     gone = path.with_name(f"{'c' * 32}.db")
-    assert hold(gone) is None
-    mail.close()
+    assert lock_spool(gone) is None
+    client.close()
 
 
 def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
     """What it acknowledged and lost with its power is noticed at the end, and what it lost altogether as well."""
     path = left(tmp_path / "spool")
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail = Mail(server, WRITE)
-        held = hold(path)
-        assert held is not None
-        delivery = Delivery(held, Spool.create(path), mail)
+        client = IngestClient(server, WRITE)
+        lock = lock_spool(path)
+        assert lock is not None
+        delivery = Delivery(lock, Spool.create(path), client)
         assert delivery.advance(ended=False)  # begins
         assert delivery.advance(ended=False)  # sends all
         assert not delivery.advance(ended=False)
@@ -111,7 +112,7 @@ def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
         connection.close()
         deliver(delivery)
         assert delivery.done
-        mail.close()
+        client.close()
     assert [frame.seq for frame in arrived(tmp_path / "team.db")] == [0, 1, 2, 3]
     path = left(tmp_path / "spool")
     with serving(tmp_path / "new.db") as (server, _, _):
@@ -123,11 +124,11 @@ def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkey
     """While the trainer goes on; what the server acknowledged and loses with its power is still there to be sent."""
     monkeypatch.setattr(delivery, "SETTLED_BYTES", 3 * len(wire.pack_frame(trained(0))))
     path, port = tmp_path / f"{'a' * 32}.db", free_port()
-    mail, held = Mail(f"http://127.0.0.1:{port}", WRITE), hold(path, new=True)
-    assert held is not None
+    client, lock = IngestClient(f"http://127.0.0.1:{port}", WRITE), lock_spool(path, new=True)
+    assert lock is not None
     spool = Spool.create(path)
     recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
-    going = Delivery(held, spool, mail)
+    going = Delivery(lock, spool, client)
     for first in (0, 20):
         with serving(tmp_path / "team.db", port):
             for seq in range(first, first + 20):
@@ -148,7 +149,7 @@ def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkey
                     connection.execute(f"DELETE FROM {table} WHERE frame_id > {kept.seq + 1}")
                 connection.execute(f"DELETE FROM frames WHERE seq > {kept.seq}")
             connection.close()
-    mail.close()
+    client.close()
     frames = arrived(tmp_path / "team.db")
     assert all(map(same_frames, frames, map(trained, range(40))))
     assert len(frames) == 40
@@ -160,32 +161,32 @@ def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkey
 def test_what_the_server_may_still_lose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it takes frames but cannot write them through to its disk, the spool keeps all, and lets go once it can."""
     monkeypatch.setattr(delivery, "SETTLED_BYTES", 1)
-    path, end = tmp_path / f"{'a' * 32}.db", Mail.end
+    path, end = tmp_path / f"{'a' * 32}.db", IngestClient.end
 
-    def refuse(mail: Mail, message: bytes, uid: str) -> None:
+    def refuse(client: IngestClient, message: bytes, uid: str) -> None:
         raise Unreachable("507: the disk of the database is full")
 
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail, held = Mail(server, WRITE), hold(path, new=True)
-        assert held is not None
+        client, lock = IngestClient(server, WRITE), lock_spool(path, new=True)
+        assert lock is not None
         spool = Spool.create(path)
         recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
         for seq in range(3):
             recording.append(trained(seq))
-        going = Delivery(held, spool, mail)
-        monkeypatch.setattr(Mail, "end", refuse)
+        going = Delivery(lock, spool, client)
+        monkeypatch.setattr(IngestClient, "end", refuse)
         assert going.advance(ended=False)
         assert going.advance(ended=False)
         for _ in range(3):
             with pytest.raises(Unreachable):
                 going.advance(ended=False)
         assert len(arrived(tmp_path / "team.db")) == len(spool.frames(1)) == 3
-        monkeypatch.setattr(Mail, "end", end)
+        monkeypatch.setattr(IngestClient, "end", end)
         while going.advance(ended=False):
             pass
         assert [notice.seq for notice in spool.frames(1)] == [2]  # it says when the run ended, should nobody else
         going.close()
-        mail.close()
+        client.close()
 
 
 def test_a_spool_that_is_full_loses_what_comes_and_says_so(
@@ -231,18 +232,17 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
 
 def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the spool cannot be written all that is in it is sent; what the server has goes when it can be again."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.01)
     monkeypatch.setattr(delivery, "SETTLED_BYTES", 1)
     monkeypatch.setattr(delivery, "BATCH_FRAMES", 1)
     path = tmp_path / f"{'a' * 32}.db"
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail, held = Mail(server, WRITE), hold(path, new=True)
-        assert held is not None
-        spool = Spool.create(path)
+        client, lock = IngestClient(server, WRITE), lock_spool(path, new=True)
+        assert lock is not None
+        spool = Spool.create(path, Limits(lock_seconds=0.01))
         recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
         for seq in range(6):
             recording.append(trained(seq))
-        going = Delivery(held, spool, mail)
+        going = Delivery(lock, spool, client)
         hog = sqlite3.connect(path, isolation_level=None)
         hog.execute("BEGIN IMMEDIATE")
         while going.advance(ended=False):
@@ -255,7 +255,7 @@ def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: 
             pass
         assert (len(arrived(tmp_path / "team.db")), len(spool.frames(1))) == (7, 1)
         going.close()
-        mail.close()
+        client.close()
 
 
 def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path) -> None:
