@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     except ImportError:
         raise ImportError("root_dash.watch needs torch: pip install 'root-dash[torch]'") from None
 
+    from root_dash.delivery.limits import DeliveryLimits
     from root_dash.monitor.limits.cadence import Cadence
     from root_dash.monitor.ranks.exchange import Which
     from root_dash.monitor.recorder import Recorder
@@ -182,7 +183,14 @@ def watch(
     )
 
 
-def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
+def _remote(
+    run: Run,
+    layers: Sequence[Layer],
+    server: str,
+    token: str | None,
+    folder: Path,
+    limits: DeliveryLimits | None = None,
+) -> Sink:
     """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
     from root_dash.delivery.client import IngestClient
     from root_dash.delivery.delivery import Delivery, leftovers
@@ -213,12 +221,16 @@ def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, f
             lock.delete()  # it is tried again, under another name
             raise
         client = IngestClient(server, token)
-        return recording, Sender(Delivery(lock, store, client), leftovers(folder, client), client)
+        return recording, Sender(
+            Delivery(lock, store, client, limits), leftovers(folder, client, limits), client, limits
+        )
 
     return SpoolSink(begin, layers)
 
 
-def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) -> Iterator[tuple[Path, int]]:
+def sync(
+    folder: str | os.PathLike[str] | None, server: str, token: str | None, limits: DeliveryLimits | None = None
+) -> Iterator[tuple[Path, int]]:
     """Send the spools that runs left in a folder, the oldest first; each one's path and frames once they are there.
 
     Spools of runs that still train are left to them. A run that was killed ends with its last frame.
@@ -232,7 +244,7 @@ def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) 
 
     client = IngestClient(server, default_token(token))
     try:
-        for delivery in leftovers(default_spool(folder), client):
+        for delivery in leftovers(default_spool(folder), client, limits):
             try:
                 yield delivery.path, deliver(delivery)
             finally:

@@ -12,29 +12,20 @@ from pathlib import Path
 
 from root_dash import wire
 from root_dash.delivery.client import IngestClient, Unreachable
+from root_dash.delivery.limits import DeliveryLimits
 from root_dash.delivery.spool_lock import SpoolLock, lock_spool
 from root_dash.exceptions import NotRecorded, RootDashError, StoreError
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.records import Attempt, Event, Frame, Layer, Notice
 from root_dash.store.spool import Spool
 
-BATCH_BYTES = 4 * 2**20
-"""Bytes of a batch before it is compressed. A larger frame travels alone."""
-
-BATCH_FRAMES = 256
-
-SETTLED_BYTES = 64 * 2**20
-"""Bytes of acknowledged frames after which the server is asked to write them through to its disk, and they are removed
-here. Measured with 100 layers: 0.2 to 0.3 s for these 112 frames, two thirds of it here."""
-
-FRAME_BYTES = wire.LIMIT - 2**10
-"""Bytes of a frame before it is compressed. A larger frame, of billions of entries, travels without its exact masks."""
-
 
 class Delivery:
     """One spool on its way to the server, a request at a time."""
 
-    def __init__(self, lock: SpoolLock, spool: Spool, client: IngestClient) -> None:
+    def __init__(
+        self, lock: SpoolLock, spool: Spool, client: IngestClient, limits: DeliveryLimits | None = None
+    ) -> None:
         self.path = lock.path
         self.done = False
         """Whether the server has all of the spool, and the spool is deleted."""
@@ -44,6 +35,7 @@ class Delivery:
         self._uid = lock.path.stem
         self._spool = spool
         self._client = client
+        self._limits = DeliveryLimits() if limits is None else limits
         self._layers: list[Layer] | None = None
         self._acknowledged = -1
         self._cursor = 0
@@ -66,7 +58,7 @@ class Delivery:
             if ended:
                 self._delete()
             return False
-        if self._unsettled >= SETTLED_BYTES and self._layers is not None and not ended:
+        if self._unsettled >= self._limits.settled_bytes and self._layers is not None and not ended:
             self._settle()
             return True
         notices, frames = self._next(attempt.run)
@@ -153,13 +145,13 @@ class Delivery:
             if notice.seq <= self._acknowledged:
                 self._cursor = notice.id
                 continue
-            packed = _packed(self._spool.frame(notice.id))
-            if frames and size + len(packed) > BATCH_BYTES:
+            packed = _packed(self._spool.frame(notice.id), self._limits.frame_bytes)
+            if frames and size + len(packed) > self._limits.batch_bytes:
                 break
             notices.append(notice)
             frames.append(packed)
             size += len(packed)
-            if len(frames) >= BATCH_FRAMES:
+            if len(frames) >= self._limits.batch_frames:
                 break
         return notices, frames
 
@@ -169,10 +161,10 @@ class Delivery:
         self._lock.delete()
 
 
-def _packed(frame: Frame) -> bytes:
-    """Return a frame as it travels. A frame that is too large loses its exact masks, and an event says so."""
+def _packed(frame: Frame, limit: int) -> bytes:
+    """Return a frame as it travels. A frame of more bytes than the limit loses its exact masks; an event says so."""
     packed = wire.pack_frame(frame)
-    if len(packed) <= FRAME_BYTES:
+    if len(packed) <= limit:
         return packed
     text = f"a frame of {len(packed) / 2**20:,.0f} MiB is too large to be sent: only the maps of its masks are sent"
     masks = {at: (replace(mask, packed=b""), statistics) for at, (mask, statistics) in frame.masks.items()}
@@ -195,7 +187,7 @@ def deliver(delivery: Delivery) -> int:
     return frames
 
 
-def leftovers(folder: Path, client: IngestClient) -> Iterator[Delivery]:
+def leftovers(folder: Path, client: IngestClient, limits: DeliveryLimits | None = None) -> Iterator[Delivery]:
     """Yield the spools in a folder that no living trainer and nobody else sends, the oldest first."""
     for path in find_spools(folder):
         try:
@@ -206,7 +198,7 @@ def leftovers(folder: Path, client: IngestClient) -> Iterator[Delivery]:
         if lock is None:
             continue
         try:
-            yield Delivery(lock, _open(path), client)
+            yield Delivery(lock, _open(path), client, limits)
         except RootDashError as error:
             lock.release()
             print_to_stderr(f"root-dash: {path} stays as it is: {error}")

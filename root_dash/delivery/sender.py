@@ -17,24 +17,13 @@ from typing import TYPE_CHECKING
 
 from root_dash.delivery.client import IngestClient, Refused, Unreachable
 from root_dash.delivery.delivery import Delivery
+from root_dash.delivery.limits import DeliveryLimits
 from root_dash.exceptions import RootDashError, StoreBusy, StoreError, StoreFull, StoreMoved
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.records import Event, Frame, Layer
 
 if TYPE_CHECKING:
     from root_dash.monitor.writing.writer import Sink
-
-LINGER_SECONDS = 1.0
-"""How long frames may gather before they are sent."""
-
-PAUSE_SECONDS = (0.5, 60.0)
-"""The first and the longest pause before a server that does not answer is tried again."""
-
-SPOOL_BYTES = 2 * 2**30
-"""Bytes that a spool may hold, and one more frame: the training needs the disk, too. Later frames count as lost."""
-
-DRAIN_SECONDS = 30.0
-"""How long the end of a recording may wait for frames to be sent, while the server takes them."""
 
 
 class Sender:
@@ -43,11 +32,14 @@ class Sender:
     The thread never raises. It reports a failure once, and tries again with growing pauses while the process lives.
     """
 
-    def __init__(self, own: Delivery, others: Iterator[Delivery], client: IngestClient) -> None:
+    def __init__(
+        self, own: Delivery, others: Iterator[Delivery], client: IngestClient, limits: DeliveryLimits | None = None
+    ) -> None:
         self._own = own
         self._others = others
         self._other: Delivery | None = None
         self._client = client
+        self._limits = DeliveryLimits() if limits is None else limits
         self._changed = threading.Condition()
         self._closing = False
         self._tried = 0
@@ -55,8 +47,8 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="root-dash-sender", daemon=True)
         self._thread.start()
 
-    def close(self, timeout: float = DRAIN_SECONDS) -> None:
-        """Send what is left, for at most `timeout` seconds and while the server takes it; report what remains.
+    def close(self) -> None:
+        """Send what is left, for at most `drain_seconds` and while the server takes it; report what remains.
 
         No more frames may come. The thread goes on while the process lives.
         """
@@ -64,7 +56,7 @@ class Sender:
             self._closing = True
             tried = self._tried
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._own.done or (self._trouble and self._tried > tried), timeout)
+            self._await_attempt(tried)
             trouble = self._trouble or "there was no time"
         if not self._own.done:
             with suppress(RootDashError):
@@ -89,7 +81,7 @@ class Sender:
             self._closing = True
             tried = self._tried
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._own.done or (self._trouble and self._tried > tried), DRAIN_SECONDS)
+            self._await_attempt(tried)
             if not self._own.done:  # the spool is used on; if it is deleted late all the same, the next frame sees it
                 self._closing = self._own.moved = False
         return self._own.done
@@ -99,9 +91,15 @@ class Sender:
         """Whether the spool was deleted because the server has all of it."""
         return self._own.done
 
+    def _await_attempt(self, tried: int) -> None:
+        """Wait until all is sent or a later try than number `tried` failed, for at most `drain_seconds`."""
+        self._changed.wait_for(
+            lambda: self._own.done or (self._trouble and self._tried > tried), self._limits.drain_seconds
+        )
+
     def check_room(self) -> None:
         """Raise StoreFull if the spool holds as much as it may."""
-        if (size := self._own.size()) >= SPOOL_BYTES:
+        if (size := self._own.size()) >= self._limits.spool_bytes:
             text = f"{self._own.path} is full: {size / 2**20:,.1f} MiB wait for {self._client.server}"
             raise StoreFull(f"{text}, and frames are lost until some of it is sent")
 
@@ -110,7 +108,7 @@ class Sender:
         failures = 0
         while True:
             more = False
-            wait = LINGER_SECONDS
+            wait = self._limits.linger_seconds
             ended = self._closing
             try:
                 waited = self._waiting() if reported else 0
@@ -123,7 +121,7 @@ class Sender:
                 trouble, reported, failures = None, False, 0
             except Exception as error:
                 trouble = str(error) or type(error).__name__
-                wait = _pause(failures, error)
+                wait = _pause(failures, error, self._limits)
                 failures += 1
                 if not reported and (
                     failures > 1 or not isinstance(error, Unreachable)
@@ -240,11 +238,10 @@ class SpoolSink:
         print_to_stderr(f"root-dash: {self._unrecorded[-1]}")
 
 
-def _pause(failures: int, error: Exception) -> float:
+def _pause(failures: int, error: Exception, limits: DeliveryLimits) -> float:
     """Return the seconds until the next try: doubled each time, and up to half of them less to spread the senders."""
-    first, longest = PAUSE_SECONDS
     if isinstance(error, Refused):
-        return longest
-    pause = min(first * 2.0 ** min(failures, 20), longest) * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+        return limits.longest_pause
+    pause = min(limits.first_pause * 2.0 ** min(failures, 20), limits.longest_pause) * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
     asked = error.retry_after if isinstance(error, Unreachable) else 0.0
     return max(pause, asked)

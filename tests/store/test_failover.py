@@ -21,43 +21,43 @@ LAYERS = make_layers(3)
 
 
 def begin(path: Path, said: list[str]) -> FailoverRecording:
-    """A recording of ten frames that goes on."""
+    """Begin a recording with ten frames."""
     sink = FailoverRecording(Store.create(path), Run("run-1", "a run", 1.7e9), LAYERS, said.append)
     append(sink, 0, 10)
     return sink
 
 
 def append(sink: FailoverRecording, start: int, stop: int) -> None:
-    """Frames of these numbers."""
+    """Append the frames of these numbers."""
     for seq in range(start, stop):
         sink.append(make_frame(seq, seq + 1, LAYERS, np.random.default_rng(seq)))
 
 
 def delete(path: Path) -> None:
-    """The file alone, as a file manager does."""
+    """Delete the file alone, as a file manager does."""
     path.unlink()
 
 
 def delete_all(path: Path) -> None:
-    """As `rm runs.db*` does."""
+    """Delete the file and its log, as `rm runs.db*` does."""
     for file in path.parent.glob("runs.db*"):
         file.unlink()
 
 
 def replace(path: Path) -> None:
-    """By another database, closed, as `mv other.db runs.db` does."""
+    """Replace the file by another, closed database, as `mv other.db runs.db` does."""
     os.replace(record(path.with_name("other.db"), 3, uid="other"), path)
 
 
 def replace_by_text(path: Path) -> None:
-    """By what is no database."""
+    """Replace the file by a text."""
     path.with_name("text").write_text("my notes")
     os.replace(path.with_name("text"), path)
 
 
 @pytest.mark.parametrize("happen", [delete, delete_all, replace, replace_by_text])
-def test_it_goes_on_beside_with_all_that_was_recorded(happen: Callable[[Path], None], tmp_path: Path) -> None:
-    """What stands at the path now stays as it is; the other file holds every frame, and tells why it is there."""
+def test_a_recording_goes_on_beside_its_file_with_all_frames(happen: Callable[[Path], None], tmp_path: Path) -> None:
+    """The file at the path now stays as it is. The other file holds every frame, and an event says why it is there."""
     path, said = tmp_path / "runs.db", list[str]()
     sink = begin(path, said)
     happen(path)
@@ -81,7 +81,7 @@ def test_it_goes_on_beside_with_all_that_was_recorded(happen: Callable[[Path], N
         assert sentence.endswith(event.text)
 
 
-def test_it_never_takes_away_the_log_of_who_came_after(tmp_path: Path) -> None:
+def test_a_recording_never_removes_the_log_of_a_later_one(tmp_path: Path) -> None:
     """Another trainer records under the same name while the first one, whose file is gone, goes on and ends."""
     path, said = tmp_path / "runs.db", list[str]()
     sink = begin(path, said)
@@ -117,9 +117,7 @@ def test_it_may_happen_again_and_at_the_end(tmp_path: Path) -> None:
         assert [layer.name for layer in store.layers(1)] == [*(layer.name for layer in LAYERS), "late.weight"]
 
 
-def test_a_copy_that_could_not_be_gone_on_in_is_not_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_could_not_be_used_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk is full once all is copied: it is tried again in a file of the same name, and no copy is lost."""
     path, said = tmp_path / "runs.db", list[str]()
     sink = begin(path, said)
@@ -154,7 +152,7 @@ def test_a_recording_alone_stops_and_says_so(tmp_path: Path) -> None:
             recording.end(2.0)
 
 
-def test_what_may_damage_the_database_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dangers_for_the_database_are_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network's disk, another process under a SQLite that two can damage, and a log that grows are said once each."""
     path, said = tmp_path / "runs.db", list[str]()
     with Store.create(path, Limits(log_bytes=10_000_000)) as store:

@@ -193,7 +193,7 @@ def test_a_newer_database_is_refused(old: Path | str, request: pytest.FixtureReq
         assert not list(old.parent.glob("*.schema-*"))
 
 
-def test_an_older_version_is_told_what_to_do() -> None:
+def test_an_older_version_is_refused_with_advice() -> None:
     """A version that can be brought up to date names the command; a version before the base cannot be."""
     check_version("runs.db", SCHEMA_VERSION)
     with pytest.raises(StoreForeign, match=r"has schema 3, an older one .* \(4\): `root-dash migrate` brings it"):

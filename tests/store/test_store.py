@@ -327,7 +327,7 @@ def test_histories_are_thinned_but_keep_their_extremes(place: Path | str) -> Non
 
 
 def test_what_recording_cost_is_kept_by_step(place: Path | str) -> None:
-    """The seconds of all frames of a step are added up, of its newest attempt where it was trained again."""
+    """The seconds of all frames of a step are added up. If it was trained again, the newest attempt counts."""
     layers = make_layers(1)
     with Store.create(place) as store:
         for first, costs in ((0, (1.0, 2.0, 3.0)), (2, (8.0, 9.0))):
@@ -344,7 +344,7 @@ def test_what_recording_cost_is_kept_by_step(place: Path | str) -> None:
 
 
 def test_a_grid_has_a_row_for_every_layer(place: Path | str) -> None:
-    """A grid's rows are the run's layers, NaN where a layer has no such recording; an empty run's has no columns."""
+    """The rows of a grid are the layers of the run, NaN without such a recording. An empty run has no columns."""
     path = record(place, 50, make_layers(5))
     with Store.create(path) as store:
         store.begin(Run("run-2", "empty", 0.0), make_layers(5))

@@ -1,4 +1,4 @@
-"""What the doctor finds, and where there is nothing to find."""
+"""What the doctor finds in damaged databases, and that it finds nothing in a database that is well."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ MOUNTS = """\
 
 
 def test_the_filesystem_is_read_from_the_mounts(tmp_path: Path) -> None:
-    """The deepest mount counts, of two on one point the later; network filesystems are told from local ones."""
+    """The deepest mount counts, and of two mounts on one point the later. Network filesystems are recognized."""
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     expected = {

@@ -141,7 +141,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, place: Path | s
     assert list(tmp_path.glob("*.part*")) == [others]
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     """An unknown table, format, run or folder is refused."""
     path = record(tmp_path / "x.db", 1)
     with pytest.raises(ValueError, match="what must be one of statistics, .* got 'masks'"):

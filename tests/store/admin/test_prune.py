@@ -142,7 +142,7 @@ def test_to_count_writes_nothing(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
 
 
-def test_a_disk_that_has_no_room_for_a_vacuum_is_told_of_what_is_gone(tmp_path: Path) -> None:
+def test_an_error_of_a_vacuum_says_that_the_frames_were_removed(tmp_path: Path) -> None:
     """What was to be removed is, and the error says so."""
     path = record(tmp_path / "x.db", 200)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

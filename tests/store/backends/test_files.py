@@ -1,4 +1,4 @@
-"""Whose file it is, and what is said where it is not ours."""
+"""Files that are ours, and the errors for files that are not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_file_that_is_not_ours_is_refused(
 
 
 def test_missing_paths_are_named(tmp_path: Path) -> None:
-    """A missing file, a missing folder, and a file used as a folder are said to be so."""
+    """The errors name a missing file, a missing folder, and a file that is used as a folder."""
     with pytest.raises(StoreNotFound, match="there is no database at"):
         Store.open(tmp_path / "x.db")
     with pytest.raises(StoreNotFound, match=r"the folder .*nowhere does not exist"):
@@ -116,7 +116,7 @@ def test_the_header_says_whose_it_is(tmp_path: Path) -> None:
 
 
 def test_creating_again_keeps_what_is_there(tmp_path: Path) -> None:
-    """Creating a store where there is one opens it for writing and keeps its runs."""
+    """If there is a store already, creating it opens it for writing and keeps its runs."""
     path = record(tmp_path / "x.db", 3)
     record(path, 3, uid="run-2")
     with Store.open(path) as store:
@@ -216,21 +216,21 @@ def test_a_read_only_folder_is_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="anybody may write anywhere")
-def test_who_may_only_look_sees_a_finished_run_go_on() -> None:
+def test_a_reader_without_write_access_sees_a_finished_run_go_on() -> None:
     """A file that was whole when it was opened, in a folder that we may not write to, is read anew as it grows."""
     with TemporaryDirectory() as folder:  # one that others may search
         path = record(Path(folder, "x.db"), 3)
-        with _looking(path.parent):
+        with _as_reader(path.parent):
             store = Store.open(path)
             assert store.run(1).frames == 3
         with store:
             record(path, 4, start=3, end=False)
-            with _looking(path.parent):
+            with _as_reader(path.parent):
                 assert (store.run(1).frames, store.history(1, "grad_norm").steps[-1]) == (7, 6)
 
 
 @contextmanager
-def _looking(folder: Path) -> Iterator[None]:
+def _as_reader(folder: Path) -> Iterator[None]:
     """As one who may not write to that folder."""
     root = os.geteuid() == 0
     folder.chmod(0o555)
@@ -260,7 +260,7 @@ def _looking(folder: Path) -> Iterator[None]:
     ],
 )
 def test_the_wal_reset_bug_is_known_by_version(version: tuple[int, int, int], affected: bool) -> None:
-    """The SQLite versions that carry the WAL-reset bug are told from those that do not."""
+    """The versions of SQLite with the WAL-reset bug are recognized."""
     assert sqlite_has_wal_reset_bug(version) is affected
 
 

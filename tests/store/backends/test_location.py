@@ -1,4 +1,4 @@
-"""What a database may be named by, and what is never shown of it."""
+"""The names of databases, and the parts of a URL that are never shown."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_url_shows_neither_user_nor_password(scheme: str) -> None:
     ],
 )
 def test_another_url_is_refused_without_its_password(given: LocationLike, text: str) -> None:
-    """Other schemes, a port that is none, and a URL that went through a Path are refused, the password unsaid."""
+    """Other schemes, a wrong port, and a URL that went through a Path are refused without repeating the password."""
     with pytest.raises(ValueError, match=text) as caught:
         parse(given)
     assert "hidden" not in str(caught.value)

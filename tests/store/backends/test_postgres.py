@@ -145,7 +145,7 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
     assert not any(secret in result.output for secret in (PASSWORD, "se%2Fcret", "root_dash:"))
 
 
-def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_psycopg_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the driver is missing a URL is refused with the command that installs it."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StoreError, match=r"PostgreSQL needs psycopg: pip install 'root-dash\[postgres\]'"):
@@ -153,7 +153,7 @@ def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_frame_is_never_seen_after_a_later_one(database: str) -> None:
-    """Of two that write to a run at once, the one that took the earlier cursor is seen first: no follower misses it."""
+    """If two write to a run at once, the frame with the earlier cursor is seen first: no follower misses it."""
     layers, rng = make_layers(1), np.random.default_rng(0)
     seen: list[int] = []
     begun, stored = threading.Event(), threading.Event()
@@ -256,7 +256,7 @@ def test_a_reader_cannot_write(database: str) -> None:
 
 
 def test_views_that_lack_frames_are_found_and_repaired(postgres: Server, database: str) -> None:
-    """The doctor says what is missing and how the server is run; making the views anew brings them back."""
+    """The doctor reports missing frames and how the server is run; making the views anew brings the frames back."""
     record(database, 200)
     found = examine(database, thorough=True)
     assert _bad(found) == []

@@ -192,7 +192,7 @@ def test_kinds_without_statistics_are_found_at_any_length(place: Path | str) -> 
 
 
 def test_an_interval_of_the_cadence_widens_the_buckets(place: Path | str) -> None:
-    """What is recorded every hundred steps shares buckets as what is recorded at every step does."""
+    """A kind that is recorded every second step shares buckets as a kind that is recorded at every step."""
     path = record(place, 200, make_layers(2), cadence={"statistics": 1, "spectra": 2})
     with Store.open(path) as store, store._reader.connect() as connection:
         rows = connection.exec_driver_sql(

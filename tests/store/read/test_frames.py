@@ -1,4 +1,4 @@
-"""Whole frames come back as they were appended, and attempts go on where they were."""
+"""Whole frames come back as they were appended, and an attempt goes on after its last frame."""
 
 from __future__ import annotations
 
