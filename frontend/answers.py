@@ -30,7 +30,7 @@ from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.pages import layer as layer_page
 from root_dash.frontend.pages import notices, overview
 from root_dash.frontend.theme import theme
-from root_dash.records import Grid, Kind, Layer, Tensor, statistic
+from root_dash.records import Grid, Kind, Layer, TensorName, statistic
 
 if TYPE_CHECKING:
     from root_dash.store import Store
@@ -170,7 +170,7 @@ def layer_head(store: Store, view: View) -> tuple[Any, ...]:
 
 
 def draw_distribution(
-    store: Store, view: View, shown: View | None, tensor: Tensor, theme_name: str | None
+    store: Store, view: View, shown: View | None, tensor: TensorName, theme_name: str | None
 ) -> tuple[Any, ...]:
     """The histogram and the Q-Q plot of one tensor at the shown step."""
     layer_id, step, paper = int(view["layer"]), _step(shown), theme(theme_name)
@@ -191,7 +191,7 @@ def draw_distribution(
 
 
 def draw_evolution(
-    store: Store, view: View, _cursor: Any, tensor: Tensor, theme_name: str | None
+    store: Store, view: View, _cursor: Any, tensor: TensorName, theme_name: str | None
 ) -> tuple[go.Figure, str]:
     """One tensor's histograms over the steps."""
     recorded = _recorded(lambda: store.histograms(int(view["layer"]), tensor))
@@ -270,7 +270,7 @@ def _at(store: Store, layer_id: int, kind: Kind, step: int | None, read: Callabl
     return found
 
 
-def _moments(numbers: Mapping[str, float], tensor: Tensor, size: int) -> tuple[float, float]:
+def _moments(numbers: Mapping[str, float], tensor: TensorName, size: int) -> tuple[float, float]:
     """Mean and deviation of the tensor's entries; the momentum's from its norm, about zero."""
     if tensor == "gradient":
         return numbers.get("grad_mean", np.nan), numbers.get("grad_std", np.nan)

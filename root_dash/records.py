@@ -1,7 +1,7 @@
 """The records that travel: from the trainer to the store, and from the store to the server and the dashboard.
 
-Frozen dataclasses of NumPy arrays, named by `root_dash.vocabulary`. Standard library and NumPy only, so that a
-dashboard host needs no torch and a trainer needs no SQL.
+Records are frozen dataclasses of NumPy arrays, with the names of `root_dash.vocabulary`. This module needs only the
+standard library and NumPy, so that the machine of a dashboard needs no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from root_dash.vocabulary import STATISTICS as STATISTICS
 from root_dash.vocabulary import TENSORS as TENSORS
 from root_dash.vocabulary import Kind as Kind
 from root_dash.vocabulary import Statistic as Statistic
-from root_dash.vocabulary import Tensor as Tensor
+from root_dash.vocabulary import TensorName as TensorName
 from root_dash.vocabulary import statistic as statistic
 from root_dash.vocabulary import statistic_names as statistic_names
 
@@ -28,17 +28,17 @@ Float64Array = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 CountArray = NDArray[np.uint32]
 
-# The edges of every histogram of a run. Each octave (power of two) from 2^-48 to 2^16 is cut into four equal bins, on
-# both sides of zero, as an HDR histogram does: the edges are exact in float32, a bin index is a shift of the float's
-# bits, and histograms of different steps, layers and ranks add up. The middle bin holds |x| < 2^-48 and the two
-# outermost ones |x| >= 2^16, so that the counts always sum to the number of finite entries.
+# The edges of every histogram. Each octave (power of two) from 2^-48 to 2^16 has four equal bins on both sides of zero,
+# as in an HDR histogram: the edges are exact in float32, a bin index is a shift of the float's bits, and histograms of
+# different steps, layers and ranks add up. The middle bin holds |x| < 2^-48, and the two outermost bins |x| >= 2^16, so
+# that the counts always sum to the number of finite entries.
 HISTOGRAM_OCTAVES = (-48, 16)
 HISTOGRAM_BINS_PER_OCTAVE = 4
 
 
 @cache
 def histogram_edges() -> Float64Array:
-    """The 516 ascending edges of the 515 bins, from -inf to inf, symmetric about zero; read-only."""
+    """Return the 516 ascending edges of the 515 bins, from -inf to inf, symmetric about zero; read-only."""
     low, high = HISTOGRAM_OCTAVES
     steps = np.arange((high - low) * HISTOGRAM_BINS_PER_OCTAVE)
     octave, part = np.divmod(steps, HISTOGRAM_BINS_PER_OCTAVE)
@@ -48,14 +48,14 @@ def histogram_edges() -> Float64Array:
     return edges
 
 
-# Probabilities of the Q-Q plot: equidistant as quantiles of the standard normal from -4.265 (p = 1e-5) to +4.265.
+# The probabilities of the Q-Q plot are equidistant quantiles of the standard normal, from -4.265 (p = 1e-5) to +4.265.
 QUANTILE_COUNT = 65
-QUANTILE_REACH = 4.264890793922825  # the standard normal's quantile of 1 - 1e-5
+QUANTILE_REACH = 4.264890793922825  # the quantile of the standard normal at 1 - 1e-5
 
 
 @cache
 def quantile_positions() -> Float64Array:
-    """The 65 standard-normal quantiles at which a distribution's own quantiles are recorded; read-only."""
+    """Return the 65 standard-normal quantiles at which the quantiles of a distribution are recorded; read-only."""
     positions = np.linspace(-QUANTILE_REACH, QUANTILE_REACH, QUANTILE_COUNT)
     positions.flags.writeable = False
     return positions
@@ -63,7 +63,7 @@ def quantile_positions() -> Float64Array:
 
 @cache
 def quantile_probabilities() -> Float64Array:
-    """The 65 probabilities Φ(z) of `quantile_positions`, from 1e-5 to 1 - 1e-5; read-only."""
+    """Return the 65 probabilities Φ(z) of `quantile_positions`, from 1e-5 to 1 - 1e-5; read-only."""
     from statistics import NormalDist
 
     probabilities = np.array([NormalDist().cdf(z) for z in quantile_positions()])
@@ -75,9 +75,10 @@ def quantile_probabilities() -> Float64Array:
 class Layer:
     """One named parameter tensor of the model.
 
-    `position` is its place in the model's order, from 0; `id` is the store's key (0 before it was stored). `algorithm`
-    is `"root"`, `"adamw"`, or the lower-case name of the optimizer that steps it. `shape` is the parameter's own;
-    `rows` x `cols` is the matrix it is seen as (trailing dimensions flattened; a vector is one row).
+    `position` is the place of the layer in the model's order, from 0. `id` is the store's key, and 0 before storing.
+    `algorithm` is `"root"`, `"adamw"`, or the lower-case name of the optimizer that steps the layer. `shape` is
+    the shape of the parameter. The layer is treated as a matrix of `rows` x `cols`: trailing dimensions are flattened,
+    and a vector is one row.
     """
 
     name: str
@@ -88,12 +89,12 @@ class Layer:
 
     @property
     def rows(self) -> int:
-        """Rows of the matrix that the layer is seen as."""
+        """Rows of the matrix that the layer is treated as."""
         return self.shape[0] if len(self.shape) >= 2 else 1
 
     @property
     def cols(self) -> int:
-        """Columns of the matrix that the layer is seen as."""
+        """Columns of the matrix that the layer is treated as."""
         return self.size // self.rows if self.rows else 0
 
     @property
@@ -103,16 +104,16 @@ class Layer:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it has at least two rows and two columns, and so a spectrum and a mask."""
+        """Whether the layer has at least two rows and two columns, and so a spectrum and a mask."""
         return self.rows >= 2 and self.cols >= 2
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training job. `id` is the store's key (0 before it was stored), `uid` is unique across stores.
+    """One training job. `uid` is unique across stores; `id` is the store's key, and 0 before the run is stored.
 
-    `config` is what the user passed to `watch`; `cadence` maps each kind to its interval in steps. Times are seconds
-    since the epoch; `ended_at` is None while the run trains or where it died without a word.
+    `config` is the user's argument of `watch`; `cadence` maps each kind to its interval in steps. Times are seconds
+    since the epoch. `ended_at` is None while the run trains, or if the run was killed.
     """
 
     uid: str
@@ -121,30 +122,30 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     cadence: Mapping[str, int] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
-    """The optimizer's class and, under ROOT, its coefficients, normalization and quantile: plain JSON values."""
+    """The classes and the options of the optimizers: plain JSON values."""
     rank: int = 0
-    """Of the process that recorded it, where each of several records a run of its own."""
+    """The rank of the process that recorded the run, if each of several processes records a run of its own."""
     ended_at: float | None = None
     id: int = 0
     frames: int = 0
     lost: int = 0
-    """Frames that were taken but could not be stored: counted, never hidden."""
+    """Frames that were taken but could not be stored."""
     last_step: int | None = None
     last_time: float | None = None
 
     @property
     def title(self) -> str:
-        """The name for people, and the rank of a process that is not the first: the runs of all bear one name."""
+        """The name for people; with the rank if it is not 0, since the runs of all ranks have the same name."""
         name = self.name or self.uid
         return f"{name} · rank {self.rank}" if self.rank else name
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One process's go at a run: its `uid` with a frame's `seq` names the frame in any store.
+    """The attempt of one process at a run. Its `uid` and the `seq` of a frame name the frame in any store.
 
-    `lost` counts the frames lost after the last that was stored, `last_seq` is the largest `seq` that is stored, and
-    `run` is the store's key of the run.
+    `lost` counts the frames lost after the last stored frame, `last_seq` is the largest `seq` that is stored, and `run`
+    is the store's key of the run.
     """
 
     uid: str
@@ -162,7 +163,7 @@ class Histogram:
     """Counts of a tensor's entries between fixed edges.
 
     `counts[i]` entries lie in `[edges[i], edges[i+1])` on the positive side and in `(edges[i], edges[i+1]]` on the
-    negative one (the bins mirror each other); `counts.sum() + nan + inf` is the tensor's size.
+    negative side, since the bins mirror each other. `counts.sum() + nan + inf` is the size of the tensor.
     """
 
     counts: CountArray
@@ -174,10 +175,10 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """A tensor's quantiles at `quantile_probabilities()`, over its `count` finite entries.
+    """The quantiles of a tensor at `quantile_probabilities()`, over its `count` finite entries.
 
-    Linear between order statistics of the entries rounded to bfloat16, which moves each by at most 2^-9 of itself: what
-    no plot shows, and sorted six times faster.
+    Quantiles are interpolated linearly between order statistics of the entries, which are rounded to bfloat16. Rounding
+    moves an entry by at most 2^-9 of itself, which no plot shows, and makes sorting six times faster.
     """
 
     values: Float32Array
@@ -187,10 +188,10 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Singular values, descending, of the momentum M, its base B and the update X (empty where there is none).
+    """Singular values, descending, of the momentum M, its base B and the update X. An array is empty if it is missing.
 
-    `estimated` ones are those of a large matrix by stochastic Lanczos quadrature: the largest is exact, of the others
-    the distribution is what was estimated, and the smallest are too large.
+    If `estimated`, the values are those of a large matrix by stochastic Lanczos quadrature: the largest value is exact,
+    the distribution of the others is an estimate, and the smallest values are too large.
     """
 
     momentum: Float32Array
@@ -202,12 +203,12 @@ class Spectrum:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Where |M| > ε, in the layer's own orientation: `rows` x `cols`.
+    """The entries with |M| > ε, in the layer's own orientation: `rows` x `cols`.
 
-    `packed` is the exact mask, row-major, eight entries a byte as `np.packbits` does (empty where only the map was
-    kept). `pooled[i, j]` counts the outliers in a block of the map of at most 64 x 64 blocks; block i covers the rows
-    from `i * rows // pooled.shape[0]` up to `(i + 1) * rows // pooled.shape[0]`, columns likewise. `largest` are the
-    entries of greatest |M|, `(row, col)` beside `largest_values`.
+    `packed` is the exact mask, row-major, eight entries in a byte as in `np.packbits`; it is empty if only the map was
+    kept. `pooled[i, j]` counts the outliers in a block of the map of at most 64 x 64 blocks. Block i covers the rows
+    from `i * rows // pooled.shape[0]` up to `(i + 1) * rows // pooled.shape[0]`; columns likewise. `largest` holds the
+    `(row, col)` of the entries of greatest |M|, and `largest_values` their |M|.
     """
 
     rows: int
@@ -221,7 +222,7 @@ class Mask:
     step: int = 0
 
     def dense(self) -> NDArray[np.bool_]:
-        """The exact mask as a `rows` x `cols` array of booleans.
+        """Return the exact mask as an array of booleans, (rows, cols).
 
         Raises:
             ValueError: only the map was kept.
@@ -233,9 +234,9 @@ class Mask:
 
 
 def outlying(totals: CountArray) -> NDArray[np.bool_]:
-    """Which rows (or columns) of a mask are outliers, given the outliers in each: (n,) -> booleans (n,).
+    """Return which rows (or columns) of a mask are outliers, given the outliers in each: (n,) -> booleans (n,).
 
-    Those that hold more than twice as many as if all rows had the same share.
+    A row is an outlier if it holds more than twice as many outliers as if all rows had the same share.
     """
     outlying: NDArray[np.bool_] = totals.astype(np.int64) * totals.size > 2 * totals.sum(dtype=np.int64)
     return outlying
@@ -243,7 +244,7 @@ def outlying(totals: CountArray) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class OutlierCounts:
-    """In how many of a layer's `recorded` masks, up to `step`, each row and each column was `outlying`."""
+    """How often each row and column of a layer was `outlying`, over its `recorded` masks up to `step`."""
 
     recorded: int
     rows: CountArray
@@ -251,11 +252,11 @@ class OutlierCounts:
     step: int = 0
 
     def rows_beyond(self, share: float = 0.5) -> IntArray:
-        """The rows that were outliers in more than that share of the masks, ascending."""
+        """Return the rows that were outliers in more than a share of the masks, ascending."""
         return np.flatnonzero(self.rows > share * self.recorded)
 
     def cols_beyond(self, share: float = 0.5) -> IntArray:
-        """The columns that were outliers in more than that share of the masks, ascending."""
+        """Return the columns that were outliers in more than a share of the masks, ascending."""
         return np.flatnonzero(self.cols > share * self.recorded)
 
 
@@ -272,11 +273,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """All that was recorded at one step: the unit of writing, of streaming and of resuming.
+    """Everything that was recorded at one step: the unit of writing, of streaming and of resuming.
 
-    Arrays of layers are indexed by the layer's `position`. `seq` counts the attempt's frames from 0 and with the
-    attempt makes the frame unique, so that storing it twice stores it once. `lost` counts the frames before this one
-    that could not be kept; `cost` is the time in seconds that recording took of the training thread.
+    Mappings of layers have the layer's `position` as key. `seq` counts the attempt's frames from 0. The attempt and
+    `seq` make a frame unique, so that a frame that is stored twice is stored once. `lost` counts the frames before this
+    frame that could not be kept. `cost` is the time in seconds that recording took of the training thread.
     """
 
     seq: int
@@ -287,13 +288,13 @@ class Frame:
     statistics: Float32Array = field(
         default_factory=lambda: np.empty((0, len(statistic_names("statistics"))), np.float32)
     )
-    """One row per entry of `layers`, one column per name of `statistic_names("statistics")`; NaN: not recorded."""
-    histograms: Mapping[int, Mapping[Tensor, Histogram]] = field(default_factory=dict)
-    quantiles: Mapping[int, Mapping[Tensor, Quantiles]] = field(default_factory=dict)
+    """A row for each entry of `layers`, a column for each of `statistic_names("statistics")`; NaN: not recorded."""
+    histograms: Mapping[int, Mapping[TensorName, Histogram]] = field(default_factory=dict)
+    quantiles: Mapping[int, Mapping[TensorName, Quantiles]] = field(default_factory=dict)
     spectra: Mapping[int, tuple[Spectrum, Mapping[str, float]]] = field(default_factory=dict)
-    """With the statistics of kind `"spectra"` by name."""
+    """Spectra with their statistics of kind `"spectra"` by name."""
     masks: Mapping[int, tuple[Mask, Mapping[str, float]]] = field(default_factory=dict)
-    """With the statistics of kind `"masks"` by name."""
+    """Masks with their statistics of kind `"masks"` by name."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     """What happened at the step, or since the frame before."""
@@ -316,7 +317,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """That a frame was stored: `id` is the cursor. What the stream carries instead of the data."""
+    """The notice that a frame was stored, with its cursor `id`. The stream carries notices instead of the data."""
 
     id: int
     run: int
@@ -330,7 +331,7 @@ class Notice:
 class History:
     """One statistic or scalar over the steps: `values[i]` was recorded at `steps[i]`, ascending; NaN: not recorded.
 
-    `total` steps were recorded, of which these are all or show all extremes.
+    `total` steps were recorded. These points are all of them, or fewer points that show all extremes.
     """
 
     name: str
@@ -343,9 +344,9 @@ class History:
 class Grid:
     """One statistic of all layers over the steps.
 
-    `values[i, j]` belongs to `layers[i]` and to the steps from `starts[j]` to `ends[j]`, both included: the value of
-    largest magnitude recorded in that bucket; NaN where nothing was. `shown` of `total` recorded steps are columns
-    of their own or share one: `total > shown` means that buckets hold several steps.
+    `values[i, j]` belongs to `layers[i]` and to the steps from `starts[j]` to `ends[j]`, both included. It is the value
+    of largest magnitude in this bucket of steps, and NaN if nothing was recorded. `total` steps were recorded and
+    `shown` columns are shown: if `total > shown`, a bucket holds several steps.
     """
 
     name: str
@@ -359,7 +360,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class HistogramHistory:
-    """One layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`, of `total` that were."""
+    """One layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`; `total` steps were recorded."""
 
     steps: IntArray
     counts: CountArray

@@ -1,4 +1,4 @@
-"""The vocabulary that names every recorded number: kinds, tensors, and the statistics with their definitions."""
+"""The vocabulary: the kinds, the tensors and the statistics that are recorded, with their definitions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from functools import cache
 from typing import Literal, get_args
 
 Kind = Literal["statistics", "histograms", "quantiles", "spectra", "masks", "scalars"]
-"""What a frame can hold; each kind has a cadence and a table of its own."""
+"""What a frame can hold. Each kind has a cadence and a table of its own."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-Tensor = Literal["gradient", "momentum"]
-"""Which tensor's entries a histogram or a set of quantiles describes."""
+TensorName = Literal["gradient", "momentum"]
+"""The tensor whose entries a histogram or a set of quantiles describes."""
 
-TENSORS: tuple[Tensor, ...] = get_args(Tensor)
+TENSORS: tuple[TensorName, ...] = get_args(TensorName)
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
     """A number defined for one layer at one step.
 
-    `kind` says with which recording it comes and so at which cadence: a statistic of kind `"spectra"` exists only at
-    the steps whose spectrum was taken.
+    `kind` names the recording that the statistic comes with, and so its cadence: a statistic of kind `"spectra"` exists
+    only at steps with a recorded spectrum. A new statistic is a new column: databases get it when they are opened for
+    writing.
     """
 
     name: str
@@ -30,10 +31,10 @@ class Statistic:
     definition: str
     kind: Kind = "statistics"
     log: bool = False
-    """Whether it is best read on a logarithmic axis: positive, over orders of magnitude."""
+    """Whether a logarithmic axis suits the statistic: it is positive, over orders of magnitude."""
 
 
-# M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected where that is on), B = clamp(M, -ε, ε)
+# M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected if that is on), B = clamp(M, -ε, ε)
 # its base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
 STATISTICS: tuple[Statistic, ...] = (
     Statistic("grad_norm", "gradient norm", "‖G‖, Frobenius", log=True),
@@ -71,15 +72,15 @@ STATISTICS: tuple[Statistic, ...] = (
 
 @cache
 def statistic(name: str) -> Statistic:
-    """The statistic of that name.
+    """Return the statistic of a name.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: there is no such statistic.
     """
     return {s.name: s for s in STATISTICS}[name]
 
 
 @cache
 def statistic_names(kind: Kind) -> tuple[str, ...]:
-    """The names of the statistics that come with a kind, in the order of `STATISTICS`."""
+    """Return the names of the statistics that come with a kind, in the order of `STATISTICS`."""
     return tuple(s.name for s in STATISTICS if s.kind == kind)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from root_dash.exceptions import StoreError
 from root_dash.extras import missing_extra
 from root_dash.records import Attempt, Layer, Run
-from root_dash.store.backends.location import Place, parse
-from root_dash.store.failover import Lasting
+from root_dash.store.backends.location import Location, parse
+from root_dash.store.failover import FailoverRecording
 from root_dash.store.spool import Spool
 from root_dash.store.store import Store
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from root_dash.delivery.limits import DeliveryLimits
     from root_dash.monitor.limits.cadence import Cadence
     from root_dash.monitor.ranks.exchange import Which
     from root_dash.monitor.recorder import Recorder
@@ -208,56 +209,66 @@ def _is_path(given: object) -> bool:
     return isinstance(given, str) or (isinstance(given, os.PathLike) and isinstance(os.fspath(given), str))
 
 
-def _local(run: Run, layers: Sequence[Layer], place: Place) -> Sink:
-    """The run in the database at that place, which is let go of where the run cannot begin."""
+def _local(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
+    """Begin the run in the database at that location; close the database if the run cannot begin."""
     from root_dash.monitor.failures import print_to_stderr
 
-    store = Store.create(place)
+    store = Store.create(location)
     try:
-        return Lasting(store, run, layers, print_to_stderr)
+        return FailoverRecording(store, run, layers, print_to_stderr)
     except BaseException:
         store.close()
         raise
 
 
-def _remote(run: Run, layers: Sequence[Layer], server: str, token: str | None, folder: Path) -> Sink:
+def _remote(
+    run: Run,
+    layers: Sequence[Layer],
+    server: str,
+    token: str | None,
+    folder: Path,
+    limits: DeliveryLimits | None = None,
+) -> Sink:
     """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
-    from root_dash.delivery.client import Mail
+    from root_dash.delivery.client import IngestClient
     from root_dash.delivery.delivery import Delivery, leftovers
-    from root_dash.delivery.sender import Sender, Spooled
-    from root_dash.delivery.spool_lock import hold
+    from root_dash.delivery.sender import Sender, SpoolSink
+    from root_dash.delivery.spool_lock import lock_spool
 
     token = default_token(token)
-    Mail(server, token).close()  # says what is wrong with either, before anything is made
+    IngestClient(server, token).close()  # says what is wrong with either, before anything is made
 
     def begin(layers: Sequence[Layer]) -> tuple[Sink, Sender]:
         attempt = Attempt(uuid.uuid4().hex, time.time(), pid=os.getpid(), host=platform.node())
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            held = hold(folder / f"{attempt.uid}.db", new=True)
+            lock = lock_spool(folder / f"{attempt.uid}.db", new=True)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
-        if held is None:  # nobody else knows the name
+        if lock is None:  # nobody else knows the name
             raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
         try:
-            store = Spool.create(held.path)
+            store = Spool.create(lock.path)
             try:
                 recording = store.begin(run, layers, attempt)
-                mail = Mail(server, token)
-                sender = Sender(Delivery(held, store, mail), leftovers(folder, Spool.create, mail), mail)
+                client = IngestClient(server, token)
+                delivery = Delivery(lock, store, client, limits)
+                sender = Sender(delivery, leftovers(folder, client, limits), client, limits)
             except BaseException:
                 store.close()
                 raise
         except BaseException:
-            held.delete()  # it is tried again, under another name
+            lock.delete()  # it is tried again, under another name
             raise
         return recording, sender
 
-    return Spooled(begin, layers)
+    return SpoolSink(begin, layers)
 
 
-def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) -> Iterator[tuple[Path, int]]:
+def sync(
+    folder: str | os.PathLike[str] | None, server: str, token: str | None, limits: DeliveryLimits | None = None
+) -> Iterator[tuple[Path, int]]:
     """Send the spools that runs left in a folder, the oldest first; each one's path and frames once they are there.
 
     Spools of runs that still train are left to them. A run that was killed ends with its last frame.
@@ -266,18 +277,18 @@ def sync(folder: str | os.PathLike[str] | None, server: str, token: str | None) 
         ValueError: the server's address or the token is none.
         RootDashError: the server does not answer or refuses the frames, which stay where they are.
     """
-    from root_dash.delivery.client import Mail
+    from root_dash.delivery.client import IngestClient
     from root_dash.delivery.delivery import deliver, leftovers
 
-    mail = Mail(server, default_token(token))
+    client = IngestClient(server, default_token(token))
     try:
-        for delivery in leftovers(default_spool(folder), Spool.create, mail):
+        for delivery in leftovers(default_spool(folder), client, limits):
             try:
                 yield delivery.path, deliver(delivery)
             finally:
                 delivery.close()
     finally:
-        mail.close()
+        client.close()
 
 
 def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`
@@ -311,7 +322,7 @@ def default_token(given: str | None) -> str:
     return token
 
 
-def default_place(given: str | os.PathLike[str] | None) -> Place:
+def default_place(given: str | os.PathLike[str] | None) -> Location:
     """The place of what was given, else of ROOT_DASH_DB, else of `root-dash.db`: a path where it is now.
 
     Connections are made later too, when the process may have gone to another folder.

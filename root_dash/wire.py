@@ -1,26 +1,29 @@
 """Records as they travel from a trainer to a server: strict MessagePack, compressed as one zstd frame.
 
-`pack_*` and `unpack_*` are each other's inverse bit for bit, NaNs included. What arrives may come from anyone: every
-size, name and number is checked before a record is made of it, and unknown fields are refused.
+`pack_*` and `unpack_*` are each other's inverse bit for bit, NaNs included. A message may come from anyone: every size,
+name and number is checked before a record is made of it, and unknown fields are refused. The structs below are what may
+travel, with their limits; the records hold more, such as the ids of the store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 import zstandard
 from msgspec import Meta, Raw, Struct
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from root_dash import records
 from root_dash.exceptions import Malformed
-from root_dash.records import QUANTILE_COUNT, TENSORS, Tensor, histogram_edges, statistic_names
+from root_dash.records import TENSORS, TensorName, statistic_names
+from root_dash.validation import checked
 
 LIMIT = 512 * 2**20
-"""Bytes of a message, packed or not: an exact mask has a bit per entry, and a frame travels whole."""
+"""Bytes that a message may have, packed or not. An exact mask has a bit for each entry, and a frame travels whole."""
 
 ATTEMPTS = "/api/v1/ingest/attempts"
 """The path below which a server takes attempts."""
@@ -28,22 +31,44 @@ ATTEMPTS = "/api/v1/ingest/attempts"
 MEDIA_TYPE = "application/vnd.msgpack"
 ENCODING = "zstd"
 
-_DESCRIBED = 2**24
-"""Bytes that what begins or ends an attempt may unpack to: as objects of Python it takes up to 80 times as many."""
+_DESCRIPTION_LIMIT = 2**24
+"""Bytes that the message that begins or ends an attempt may unpack to: as Python objects they take up to 80 times as
+much."""
 
-_LEVEL = 1  # zstd's quickest: the trainer's cores are the training's
+_LEVEL = 1  # zstd's quickest: the cores of the trainer's machine belong to the training
 _NAME = 2**16  # characters
 _MANY = 100_000  # layers, scalars or events
 
 _Index = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 _Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-_Lost = Annotated[int, Meta(ge=0, le=2**31 - 1)]  # a run's are added up, in 64 bits
+_Lost = Annotated[int, Meta(ge=0, le=2**31 - 1)]  # the store adds up the losses of a run, in 64 bits
 _Time = Annotated[float, Meta(ge=0.0, le=2.5e11)]  # seconds since the epoch, of years that calendars have
-_Step = Annotated[int, Meta(ge=-(2**62), le=2**62)]  # so that the ends of its bucket have 64 bits too
+_Step = Annotated[int, Meta(ge=-(2**62), le=2**62)]  # the ends of the step's bucket fit 64 bits then
 _Name = Annotated[str, Meta(max_length=_NAME)]
 _Text = Annotated[str, Meta(max_length=2**20)]
 _Uid = Annotated[str, Meta(min_length=1, max_length=64)]
 _Statistics = Annotated[dict[_Name, float], Meta(max_length=64)]
+
+if TYPE_CHECKING:
+    _Floats: TypeAlias = records.Float32Array
+    _Counts: TypeAlias = records.CountArray
+    _Ints: TypeAlias = records.IntArray
+else:
+
+    class _ArrayType(type):
+        """The type of an annotation. An array is an instance of it: msgspec checks what `_to_array` returns."""
+
+        def __instancecheck__(cls, value):
+            return isinstance(value, np.ndarray)
+
+    class _Floats(metaclass=_ArrayType):
+        form = "<f4"
+
+    class _Counts(metaclass=_ArrayType):
+        form = "<u4"
+
+    class _Ints(metaclass=_ArrayType):
+        form = "<i8"
 
 
 class _Strict(Struct, forbid_unknown_fields=True):
@@ -81,20 +106,20 @@ class _Begin(_Strict):
 
 
 class _Histogram(_Strict):
-    counts: bytes
+    counts: _Counts
     nan: _Count
     inf: _Count
 
 
 class _Quantiles(_Strict):
-    values: bytes
+    values: _Floats
     count: _Count
 
 
 class _Spectrum(_Strict):
-    momentum: bytes
-    base: bytes
-    update: bytes
+    momentum: _Floats
+    base: _Floats
+    update: _Floats
     estimated: bool
     statistics: _Statistics
 
@@ -104,11 +129,11 @@ class _Mask(_Strict):
     cols: _Index
     map_rows: _Index
     map_cols: _Index
-    pooled: bytes
-    row_totals: bytes
-    col_totals: bytes
-    largest: bytes
-    largest_values: bytes
+    pooled: _Counts
+    row_totals: _Counts
+    col_totals: _Counts
+    largest: _Ints
+    largest_values: _Floats
     packed: bytes
     statistics: _Statistics
 
@@ -125,10 +150,10 @@ class _Frame(_Strict):
     step: _Step
     time: _Time
     names: Annotated[tuple[_Name, ...], Meta(max_length=256)]
-    layers: bytes
-    statistics: bytes
-    histograms: Annotated[dict[_Index, dict[Tensor, _Histogram]], Meta(max_length=_MANY)]
-    quantiles: Annotated[dict[_Index, dict[Tensor, _Quantiles]], Meta(max_length=_MANY)]
+    layers: _Ints
+    statistics: _Floats
+    histograms: Annotated[dict[_Index, dict[TensorName, _Histogram]], Meta(max_length=_MANY)]
+    quantiles: Annotated[dict[_Index, dict[TensorName, _Quantiles]], Meta(max_length=_MANY)]
     spectra: Annotated[dict[_Index, _Spectrum], Meta(max_length=_MANY)]
     masks: Annotated[dict[_Index, _Mask], Meta(max_length=_MANY)]
     scalars: Annotated[dict[_Name, float], Meta(max_length=_MANY)]
@@ -142,9 +167,9 @@ class _Batch(_Strict):
 
 
 class End(_Strict):
-    """That an attempt ended: `lost` frames after the last that was stored, whose `seq` is `last_seq`.
+    """The end of an attempt: `lost` frames after the last stored frame, whose `seq` is `last_seq`.
 
-    The time is None where it goes on: all the same what has arrived outlives lost power.
+    If `time` is None the attempt goes on; the server still makes what has arrived outlive a loss of power.
     """
 
     time: _Time | None
@@ -153,7 +178,7 @@ class End(_Strict):
 
 
 class Stored(_Strict):
-    """What a server has of an attempt: the answer to everything that it is sent, as JSON."""
+    """What a server has of an attempt: the answer to every message, as JSON."""
 
     attempt: str
     run: int
@@ -162,97 +187,94 @@ class Stored(_Strict):
 
 
 _Message = TypeVar("_Message", _Begin, _Batch, _Frame, End)
+_Part = TypeVar("_Part", bound=Struct)
 
 
 def pack_begin(run: records.Run, layers: Sequence[records.Layer], attempt: records.Attempt) -> bytes:
-    """The message that begins an attempt; the run's config must be JSON's own types, as a store returns it."""
-    return _pack(
-        _Begin(
-            _Run(
-                run.uid,
-                run.name,
-                run.started_at,
-                dict(run.config),
-                dict(run.cadence),
-                dict(run.optimizer),
-                run.rank,
-            ),
-            tuple(_Layer(layer.name, layer.shape, layer.algorithm, layer.position) for layer in layers),
-            _Attempt(attempt.uid, attempt.started_at, attempt.pid, attempt.host),
-        )
-    )
+    """Return the message that begins an attempt. The config of the run must have JSON's types, as in a store."""
+    described = {name: dict(getattr(run, name)) for name in ("config", "cadence", "optimizer")}
+    parts = tuple(_struct(_Layer, layer) for layer in layers)
+    return _pack(_Begin(_struct(_Run, run, **described), parts, _struct(_Attempt, attempt)))
 
 
 def unpack_begin(content: bytes) -> tuple[records.Run, tuple[records.Layer, ...], records.Attempt]:
-    """The run, its layers and the attempt.
+    """Return the run, the layers and the attempt of a message that begins an attempt.
 
     Raises:
-        Malformed: it is no such message.
-        ValueError: it is one with wrong fields.
+        Malformed: the content is not such a message.
+        ValueError: the message has wrong fields.
     """
     begin = _unpack(content, _Begin)
-    run, attempt = begin.run, begin.attempt
-    return (
-        records.Run(run.uid, run.name, run.started_at, run.config, run.cadence, run.optimizer, rank=run.rank),
-        tuple(records.Layer(one.name, one.shape, one.algorithm, one.position) for one in begin.layers),
-        records.Attempt(attempt.uid, attempt.started_at, pid=attempt.pid, host=attempt.host),
-    )
+    layers = tuple(records.Layer(**asdict(layer)) for layer in begin.layers)
+    return records.Run(**asdict(begin.run)), layers, records.Attempt(**asdict(begin.attempt))
 
 
 def pack_frame(frame: records.Frame) -> bytes:
-    """One frame, to be put into a batch; its size is what the batch grows by before it is compressed."""
+    """Return one frame, as a store returns it, as a part of a batch.
+
+    The size of the part is what the batch grows by before the batch is compressed.
+    """
     return _encoder.encode(
-        _Frame(
-            seq=frame.seq,
-            step=frame.step,
-            time=frame.time,
+        _struct(
+            _Frame,
+            frame,
             names=statistic_names("statistics"),
-            layers=_bytes(frame.layers, "<i8"),
-            statistics=_bytes(frame.statistics, "<f4"),
-            histograms={int(at): _histograms(held) for at, held in frame.histograms.items()},
-            quantiles={int(at): _quantiles(held) for at, held in frame.quantiles.items()},
-            spectra={int(at): _spectrum(*held) for at, held in frame.spectra.items()},
-            masks={int(at): _mask(*held) for at, held in frame.masks.items()},
+            histograms={at: _by_tensor(_Histogram, held) for at, held in frame.histograms.items()},
+            quantiles={at: _by_tensor(_Quantiles, held) for at, held in frame.quantiles.items()},
+            spectra={at: _struct(_Spectrum, one, statistics=named) for at, (one, named) in frame.spectra.items()},
+            masks={at: _packed_mask(one, named) for at, (one, named) in frame.masks.items()},
             scalars=dict(frame.scalars),
-            events=tuple(_Event(one.kind, one.text, one.step, one.time) for one in frame.events),
-            lost=frame.lost,
-            cost=frame.cost,
+            events=tuple(_struct(_Event, event) for event in frame.events),
         )
     )
 
 
 def pack_batch(frames: Iterable[bytes]) -> bytes:
-    """A batch of packed frames."""
+    """Return a message of packed frames."""
     return _pack(_Batch([Raw(frame) for frame in frames]))
 
 
 def unpack_batch(content: bytes) -> Iterator[records.Frame]:
-    """The frames of a batch, each made when it is asked for: as objects they take many times the memory.
+    """Return the frames of a batch. Each is made when it is asked for: as objects they take many times the memory.
 
     Raises:
-        Malformed: it is no batch.
-        ValueError: it is one, but a frame has wrong fields, or arrays that do not fit each other: when that is made.
+        Malformed: the content is not a batch.
+        ValueError: a frame has wrong fields, or arrays that do not fit each other. It is raised when the frame is made.
     """
     return (_to_frame(_decoded(frame, _Frame)) for frame in _unpack(content, _Batch, LIMIT).frames)
 
 
 def pack_end(end: End) -> bytes:
-    """The message that ends an attempt."""
+    """Return the message that ends an attempt."""
     return _pack(end)
 
 
 def unpack_end(content: bytes) -> End:
-    """The end of an attempt.
+    """Return the end of an attempt.
 
     Raises:
-        Malformed: it is no such message.
-        ValueError: it is one with wrong fields.
+        Malformed: the content is not such a message.
+        ValueError: the message has wrong fields.
     """
     return _unpack(content, End)
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoders = {form: msgspec.msgpack.Decoder(form) for form in (_Begin, _Batch, _Frame, End)}
+def _to_bytes(array: NDArray[Any]) -> bytes:
+    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.uint32, np.int64):
+        raise TypeError(f"a message holds arrays of float32, uint32 and int64, got {array!r}")
+    return np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).tobytes()
+
+
+def _to_array(kind: type[Any], content: bytes) -> NDArray[Any]:
+    item = np.dtype(kind.form)
+    if not isinstance(content, bytes) or len(content) % item.itemsize:
+        got = f"{len(content)} bytes" if isinstance(content, bytes) else type(content).__name__
+        raise ValueError(f"an array must be bytes of whole entries of {item.itemsize} bytes, got {got}")
+    return np.frombuffer(content, item).astype(item.newbyteorder("="))
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_to_bytes)
+_decoders = {form: msgspec.msgpack.Decoder(form, dec_hook=_to_array) for form in (_Begin, _Batch, _Frame, End)}
 
 
 def _pack(message: Struct) -> bytes:
@@ -260,7 +282,7 @@ def _pack(message: Struct) -> bytes:
     return packed
 
 
-def _unpack(content: bytes, form: type[_Message], limit: int = _DESCRIBED) -> _Message:
+def _unpack(content: bytes, form: type[_Message], limit: int = _DESCRIPTION_LIMIT) -> _Message:
     try:
         size = zstandard.frame_content_size(content)
         if not 0 <= size <= limit:
@@ -281,111 +303,58 @@ def _decoded(plain: bytes | Raw, form: type[_Message]) -> _Message:
     return message
 
 
-def _bytes(array: NDArray[Any], form: Literal["<f4", "<i8", "<u4"]) -> bytes:
-    return np.ascontiguousarray(array.astype(form, casting="same_kind", copy=False)).tobytes()
+def _struct(form: type[_Part], record: Any, **given: Any) -> _Part:
+    """Return a struct with the record's fields of the same names, beside those that are given."""
+    return form(**{name: getattr(record, name) for name in form.__struct_fields__ if name not in given}, **given)
 
 
-def _array(content: bytes, form: Literal["<f4", "<i8", "<u4"], what: str, count: int | None = None) -> NDArray[Any]:
-    kind = np.dtype(form)
-    if len(content) % kind.itemsize or (count is not None and len(content) != count * kind.itemsize):
-        wanted = "whole entries" if count is None else f"{count} entries"
-        raise ValueError(f"{what} must be {wanted} of {kind.itemsize} bytes, got {len(content)} bytes")
-    return np.frombuffer(content, kind).astype(kind.newbyteorder("="))
+def _by_tensor(form: type[_Part], held: Mapping[TensorName, Any]) -> dict[TensorName, _Part]:
+    return {tensor: _struct(form, record) for tensor, record in held.items()}
 
 
-def _histograms(held: Mapping[Tensor, records.Histogram]) -> dict[Tensor, _Histogram]:
-    return {tensor: _Histogram(_bytes(one.counts, "<u4"), int(one.nan), int(one.inf)) for tensor, one in held.items()}
-
-
-def _quantiles(held: Mapping[Tensor, records.Quantiles]) -> dict[Tensor, _Quantiles]:
-    return {tensor: _Quantiles(_bytes(one.values, "<f4"), int(one.count)) for tensor, one in held.items()}
-
-
-def _spectrum(spectrum: records.Spectrum, statistics: Mapping[str, float]) -> _Spectrum:
-    momentum, base, update = (_bytes(one, "<f4") for one in (spectrum.momentum, spectrum.base, spectrum.update))
-    return _Spectrum(momentum, base, update, spectrum.estimated, dict(statistics))
-
-
-def _mask(mask: records.Mask, statistics: Mapping[str, float]) -> _Mask:
-    return _Mask(
-        rows=mask.rows,
-        cols=mask.cols,
-        map_rows=mask.pooled.shape[0],
-        map_cols=mask.pooled.shape[1],
-        pooled=_bytes(mask.pooled, "<u4"),
-        row_totals=_bytes(mask.row_totals, "<u4"),
-        col_totals=_bytes(mask.col_totals, "<u4"),
-        largest=_bytes(mask.largest, "<i8"),
-        largest_values=_bytes(mask.largest_values, "<f4"),
-        packed=mask.packed,
-        statistics=dict(statistics),
-    )
+def _packed_mask(mask: records.Mask, statistics: Mapping[str, float]) -> _Mask:
+    rows, cols = mask.pooled.shape
+    return _struct(_Mask, mask, map_rows=rows, map_cols=cols, statistics=statistics)
 
 
 def _to_frame(frame: _Frame) -> records.Frame:
-    names = statistic_names("statistics")
-    if unknown := set(frame.names) - set(names):
+    known, step = statistic_names("statistics"), frame.step
+    if unknown := set(frame.names) - set(known):
         raise ValueError(f"there is no such statistic: {', '.join(sorted(unknown))}")
-    layers = _array(frame.layers, "<i8", "layers")
-    if len(layers) > 1 and (np.diff(layers) <= 0).any():
-        raise ValueError("the positions in layers must ascend")
-    given = _array(frame.statistics, "<f4", "statistics", len(layers) * len(frame.names))
-    statistics = np.full((len(layers), len(names)), np.nan, np.float32)
-    statistics[:, [names.index(name) for name in frame.names]] = given.reshape(len(layers), len(frame.names))
-    step = frame.step
-    return records.Frame(
-        seq=frame.seq,
-        step=step,
-        time=frame.time,
-        layers=layers,
-        statistics=statistics,
-        histograms={at: {t: _to_histogram(h, step) for t, h in _of(held)} for at, held in frame.histograms.items()},
-        quantiles={at: {t: _to_quantiles(q, step) for t, q in _of(held)} for at, held in frame.quantiles.items()},
-        spectra={at: (_to_spectrum(held, step), held.statistics) for at, held in frame.spectra.items()},
-        masks={at: (_to_mask(held, step), held.statistics) for at, held in frame.masks.items()},
-        scalars=frame.scalars,
-        events=tuple(records.Event(one.kind, one.text, one.step, one.time) for one in frame.events),
-        lost=frame.lost,
-        cost=frame.cost,
-    )
+    statistics = np.full((len(frame.layers), len(known)), np.nan, np.float32)
+    given = _shaped(frame.statistics, "statistics", len(frame.layers), len(frame.names))
+    statistics[:, [known.index(name) for name in frame.names]] = given
+    parts: dict[str, Any] = {
+        "histograms": {at: _records(records.Histogram, held, step) for at, held in frame.histograms.items()},
+        "quantiles": {at: _records(records.Quantiles, held, step) for at, held in frame.quantiles.items()},
+        "spectra": {at: _to_spectrum(held, step) for at, held in frame.spectra.items()},
+        "masks": {at: _to_mask(held, step) for at, held in frame.masks.items()},
+        "events": tuple(records.Event(**asdict(event)) for event in frame.events),
+        "statistics": statistics,
+    }
+    fields = ("seq", "step", "time", "layers", "scalars", "lost", "cost")
+    return checked(records.Frame(**{name: getattr(frame, name) for name in fields}, **parts))
 
 
-_Held = TypeVar("_Held")
+def _records(form: type[Any], held: Mapping[TensorName, Struct], step: int) -> dict[TensorName, Any]:
+    return {tensor: form(**asdict(held[tensor]), step=step) for tensor in TENSORS if tensor in held}
 
 
-def _of(held: Mapping[Tensor, _Held]) -> list[tuple[Tensor, _Held]]:
-    return [(tensor, held[tensor]) for tensor in TENSORS if tensor in held]
+def _to_spectrum(spectrum: _Spectrum, step: int) -> tuple[records.Spectrum, dict[str, float]]:
+    fields = asdict(spectrum)
+    statistics = fields.pop("statistics")
+    return records.Spectrum(**fields, step=step), statistics
 
 
-def _to_histogram(histogram: _Histogram, step: int) -> records.Histogram:
-    counts = _array(histogram.counts, "<u4", "a histogram", len(histogram_edges()) - 1)
-    return records.Histogram(counts, histogram.nan, histogram.inf, step)
+def _to_mask(mask: _Mask, step: int) -> tuple[records.Mask, dict[str, float]]:
+    fields = asdict(mask)
+    statistics, rows, cols = (fields.pop(name) for name in ("statistics", "map_rows", "map_cols"))
+    fields["pooled"] = _shaped(mask.pooled, "the map of a mask", rows, cols)
+    fields["largest"] = _shaped(mask.largest, "a mask's largest entries", len(mask.largest_values), 2)
+    return records.Mask(**fields, step=step), statistics
 
 
-def _to_quantiles(quantiles: _Quantiles, step: int) -> records.Quantiles:
-    return records.Quantiles(_array(quantiles.values, "<f4", "quantiles", QUANTILE_COUNT), quantiles.count, step)
-
-
-def _to_spectrum(spectrum: _Spectrum, step: int) -> records.Spectrum:
-    momentum, base, update = (
-        _array(content, "<f4", "a spectrum") for content in (spectrum.momentum, spectrum.base, spectrum.update)
-    )
-    return records.Spectrum(momentum, base, update, step, spectrum.estimated)
-
-
-def _to_mask(mask: _Mask, step: int) -> records.Mask:
-    values = _array(mask.largest_values, "<f4", "a mask's largest values")
-    if mask.packed and len(mask.packed) != -(-mask.rows * mask.cols // 8):
-        raise ValueError(f"a mask of {mask.rows} x {mask.cols} must be a bit an entry, got {len(mask.packed)} bytes")
-    pooled = _array(mask.pooled, "<u4", "a mask's map", mask.map_rows * mask.map_cols)
-    return records.Mask(
-        rows=mask.rows,
-        cols=mask.cols,
-        pooled=pooled.reshape(mask.map_rows, mask.map_cols),
-        row_totals=_array(mask.row_totals, "<u4", "a mask's row totals", mask.rows),
-        col_totals=_array(mask.col_totals, "<u4", "a mask's column totals", mask.cols),
-        largest=_array(mask.largest, "<i8", "a mask's largest entries", 2 * len(values)).reshape(-1, 2),
-        largest_values=values,
-        packed=mask.packed,
-        step=step,
-    )
+def _shaped(array: NDArray[Any], what: str, rows: int, cols: int) -> NDArray[Any]:
+    if array.size != rows * cols:
+        raise ValueError(f"{what} must be {rows * cols} entries, got {array.size}")
+    return array.reshape(rows, cols)

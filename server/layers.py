@@ -6,14 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from root_dash.records import Tensor
+from root_dash.records import TensorName
 
 from .json_records import RecordResponse
 from .parameters import LayerId, Points, StatisticName, Step, StoreDep
 
 router = APIRouter(prefix="/api/v1/layers", tags=["layers"], default_response_class=RecordResponse)
 
-TensorName = Annotated[Tensor, Query()]
+TensorQuery = Annotated[TensorName, Query()]
 
 
 @router.get("/{layer}")
@@ -35,13 +35,17 @@ def statistics(store: StoreDep, layer_id: LayerId, step: Step = None) -> RecordR
 
 
 @router.get("/{layer}/histogram")
-def histogram(store: StoreDep, layer_id: LayerId, step: Step = None, tensor: TensorName = "gradient") -> RecordResponse:
+def histogram(
+    store: StoreDep, layer_id: LayerId, step: Step = None, tensor: TensorQuery = "gradient"
+) -> RecordResponse:
     """How the tensor's entries were distributed."""
     return RecordResponse(store.histogram(layer_id, step, tensor))
 
 
 @router.get("/{layer}/quantiles")
-def quantiles(store: StoreDep, layer_id: LayerId, step: Step = None, tensor: TensorName = "gradient") -> RecordResponse:
+def quantiles(
+    store: StoreDep, layer_id: LayerId, step: Step = None, tensor: TensorQuery = "gradient"
+) -> RecordResponse:
     """The tensor's quantiles."""
     return RecordResponse(store.quantiles(layer_id, step, tensor))
 

@@ -132,17 +132,20 @@ def wrong(path: tuple[Any, ...], value: Any) -> bytes:
         (("time",), math.inf, "Expected `float` <= 250000000000.0"),
         (("lost",), 2**31, "<= 2147483647"),
         (("names", 0), "nothing", "no such statistic: nothing"),
-        (("layers",), bytes(7), "layers must be whole entries"),
+        (("layers",), bytes(7), "whole entries of 8 bytes, got 7 bytes .*layers"),
         (("layers",), bytes(48), "must ascend"),
         (("statistics",), bytes(8), "statistics must be 114 entries"),
-        (("histograms", 0, "gradient", "counts"), bytes(4), "a histogram must be 515 entries"),
+        (("histograms", 0, "gradient", "counts"), bytes(4), "a histogram must have 515 counts"),
         (("histograms", 0, "weight"), {"counts": bytes(2060), "nan": 0, "inf": 0}, "Invalid enum value"),
-        (("quantiles", 0, "momentum", "values"), b"", "quantiles must be 65 entries"),
-        (("spectra", 0, "base"), bytes(5), "a spectrum must be whole entries"),
+        (("quantiles", 0, "momentum", "values"), b"", "quantiles must have 65 values"),
+        (("spectra", 0, "base"), bytes(5), "whole entries of 4 bytes, got 5 bytes .*base"),
         (("masks", 0, "rows"), 2**31, "<= 2147483647"),
-        (("masks", 0, "rows"), 17, "a mask of 17 x 24 must be a bit an entry"),
-        (("masks", 0, "row_totals"), b"", "row totals must be 16 entries"),
+        (("masks", 0, "rows"), 17, "a mask of 17 x 24 must have as many row and column totals"),
+        (("masks", 0, "row_totals"), b"", "a mask of 16 x 24 must have as many row and column totals"),
         (("masks", 0, "largest"), bytes(16), "largest entries must be"),
+        (("masks", 0, "pooled"), bytes(4), "the map of a mask must be 64 entries, got 1"),
+        (("masks", 0, "packed"), bytes(4), "a packed mask of 16 x 24 must have one bit for each entry, got 4 bytes"),
+        (("layers",), [1], "must be bytes of whole entries of 8 bytes, got list"),
         (("scalars", "x" * 70_000), 1.0, "length <= 65536"),
         (("events", 0), {"kind": "k", "text": "t", "step": 0}, "missing required field `time`"),
     ],
@@ -153,7 +156,7 @@ def test_wrong_fields_are_refused(path: tuple[Any, ...], value: Any, says: str) 
         list(wire.unpack_batch(wrong(path, value)))
 
 
-def test_statistics_are_told_by_their_names() -> None:
+def test_statistics_are_recognized_by_their_names() -> None:
     """A trainer that knows fewer statistics than the server leaves the others NaN."""
     batch = plain(wire.pack_batch([wire.pack_frame(trained(2))]))
     frame = batch["frames"][0]

@@ -11,7 +11,18 @@ from dash import dcc, html
 from root_dash.frontend import ids, layout
 from root_dash.frontend.numbers import count, value
 from root_dash.frontend.theme import GREEN
-from root_dash.records import Histogram, History, Kind, Layer, Mask, Quantiles, Spectrum, Statistic, Tensor, statistic
+from root_dash.records import (
+    Histogram,
+    History,
+    Kind,
+    Layer,
+    Mask,
+    Quantiles,
+    Spectrum,
+    Statistic,
+    TensorName,
+    statistic,
+)
 
 STEP_KINDS: tuple[Kind, ...] = ("histograms", "spectra", "masks")
 """The kinds whose panels show one step."""
@@ -109,7 +120,7 @@ def at_step(recorded: Histogram | Quantiles | Spectrum | Mask | None, hint: str)
     return hint if recorded is None else f"step {count(recorded.step)} · {hint}"
 
 
-def histogram_hint(recorded: Histogram | None, tensor: Tensor, threshold: float) -> str:
+def histogram_hint(recorded: Histogram | None, tensor: TensorName, threshold: float) -> str:
     """How to read the bars, and what they leave out."""
     if recorded is None:
         return ""

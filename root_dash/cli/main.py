@@ -158,13 +158,14 @@ def migrate(db: Database = None) -> None:
         settings = _of(db)
         from root_dash.store import migrate as bring_up_to_date
         from root_dash.store import parse
-        from root_dash.store.tables.schema import SCHEMA_VERSION
+        from root_dash.store.tables.versions import SCHEMA_VERSION
 
         done = bring_up_to_date(settings.db)
         typer.echo(
             f"{parse(settings.db)} is up to date, at schema {SCHEMA_VERSION}"
             if done is None
-            else f"{done.path} was at schema {done.before} and is at {done.after} now; a copy as it was: {done.backup}"
+            else f"{done.location} was at schema {done.before} and is at {done.after} now"
+            + (f"; a copy as it was: {done.backup}" if done.backup else "")
         )
 
 

@@ -1,1 +1,1 @@
-"""Frames to a server over HTTP: spooled on disk first, sent until they have arrived."""
+"""Delivery of frames to a server over HTTP: stored in a spool on disk first, and sent until they have arrived."""

@@ -1,4 +1,4 @@
-"""The way to one server: a request, and what its answer means for the one who sends."""
+"""The client of one server: a request, and what the server's answer means for the sender."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from root_dash.exceptions import RootDashError
 from root_dash.wire import Stored
 
 LONGEST_WAIT = 300.0
-"""Seconds that a server's Retry-After is heeded at most."""
+"""Seconds up to which a server's Retry-After is followed."""
 
-_LATER = (408, 425, 429)  # beside all from 500
+_LATER = (408, 425, 429)  # beside all statuses from 500 on
 
 
 class Unreachable(RootDashError):
-    """The server does not answer, or not now: it is tried again, after `retry_after` seconds at the earliest."""
+    """The server does not answer, or not now. Try again, after `retry_after` seconds at the earliest."""
 
     def __init__(self, text: str, retry_after: float = 0.0) -> None:
         super().__init__(text)
@@ -24,17 +24,17 @@ class Unreachable(RootDashError):
 
 
 class Refused(RootDashError):
-    """The server will not take what was sent, however often."""
+    """The server will never take what was sent."""
 
 
-class Mail:
-    """Requests to one server, one at a time."""
+class IngestClient:
+    """Sends the messages of attempts to one server, one request at a time."""
 
     def __init__(self, server: str, token: str) -> None:
         self.server = checked_server(server)
         if not isinstance(token, str) or not token.strip() or not token.isprintable() or not token.isascii():
             raise ValueError("token must be the write token that `root-dash serve` prints")
-        # Redirects are not followed: the token is for this server.
+        # Redirects are not followed: the token is for this server only.
         self._client = httpx2.Client(
             headers={
                 "Authorization": f"Bearer {token}",
@@ -46,18 +46,18 @@ class Mail:
         )
 
     def begin(self, message: bytes, uid: str) -> Stored:
-        """Begin the attempt, or go on with it; what the server has of it."""
+        """Begin an attempt, or go on with it; return what the server has of it."""
         stored = self._send("PUT", f"/{uid}", message)
         if stored is None:
             raise Refused(f"{self.server} takes no recordings: it is no root-dash of this version")
         return stored
 
     def append(self, message: bytes, uid: str) -> Stored | None:
-        """Send a batch; None where the attempt has to be begun again first."""
+        """Send a batch of frames; return None if the attempt must be begun again first."""
         return self._send("POST", f"/{uid}/frames", message)
 
     def end(self, message: bytes, uid: str) -> Stored | None:
-        """End the attempt; None where the attempt has to be begun again first, since frames are missing."""
+        """End an attempt; return None if frames are missing and the attempt must be begun again first."""
         return self._send("POST", f"/{uid}/end", message)
 
     def close(self) -> None:
@@ -76,9 +76,9 @@ class Mail:
         if status >= 500 or status in _LATER:
             asked = response.headers.get("retry-after", "")
             seconds = min(float(asked), LONGEST_WAIT) if asked.isascii() and asked.isdigit() else 0.0
-            raise Unreachable(f"{self.server} cannot take frames now ({_said(response)})", seconds)
+            raise Unreachable(f"{self.server} cannot take frames now ({_problem(response)})", seconds)
         if status != 200:
-            raise Refused(f"{self.server} refuses the frames ({_said(response)})")
+            raise Refused(f"{self.server} refuses the frames ({_problem(response)})")
         try:
             return msgspec.json.decode(response.content, type=Stored)
         except msgspec.DecodeError:
@@ -86,10 +86,11 @@ class Mail:
 
 
 def checked_server(server: str) -> str:
-    """The server's address without a slash at its end.
+    """Return the address of a server without a slash at its end.
 
     Raises:
-        ValueError: it is none, or it says more than where the server is. What may be a secret in it is not repeated.
+        ValueError: the text is not an address, or says more than where the server is. The message does not repeat what
+            may be a secret.
     """
     rule = "server must be an address as http://host:8050"
     got = "one that may hold a secret" if any(mark in server for mark in "@?#") else repr(server)
@@ -110,8 +111,8 @@ def checked_server(server: str) -> str:
     return server.rstrip("/")
 
 
-def _said(response: httpx2.Response) -> str:
-    """The status, and the problem where there is one."""
+def _problem(response: httpx2.Response) -> str:
+    """Return the status of an answer, and the problem if the answer says one."""
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):

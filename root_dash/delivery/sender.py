@@ -1,8 +1,8 @@
 """Frames to a server far away: read back from a spool on the trainer's own disk, and sent until they are there.
 
-The training knows nothing of it: its frames go into the spool, a store of one attempt, and one thread sends what it
-finds in it. What a trainer leaves behind, since it was killed or its server was away, the next one with the same folder
-sends, or `root-dash sync`.
+The training knows nothing of the server: its frames go into the spool, a store of one attempt, and one thread sends
+what it finds in the spool. If a trainer leaves frames behind, because it was killed or its server was away, the next
+trainer with the same folder sends them, or `root-dash sync` does.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from root_dash.delivery.client import Mail, Refused, Unreachable
+from root_dash.delivery.client import IngestClient, Refused, Unreachable
 from root_dash.delivery.delivery import Delivery
+from root_dash.delivery.limits import DeliveryLimits
 from root_dash.exceptions import RootDashError, StoreBusy, StoreError, StoreFull, StoreMoved
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.records import Event, Frame, Layer
@@ -24,33 +25,24 @@ from root_dash.records import Event, Frame, Layer
 if TYPE_CHECKING:
     from root_dash.monitor.writing.writer import Sink
 
-LINGER_SECONDS = 1.0
-"""How long frames may gather before they are sent."""
-
-PAUSE_SECONDS = (0.5, 60.0)
-"""The first and the longest pause before a server that does not answer is tried again."""
-
-SPOOL_BYTES = 2 * 2**30
-"""What a spool may hold, and one frame: the disk is the training's too. Beyond, frames are lost, and counted."""
-
 _JITTER = random.Random()  # noqa: S311 (no secret)
-"""The pauses draw from a generator of their own: the one of the `random` module is the training's."""
-
-DRAIN_SECONDS = 30.0
-"""How long the end of a recording may wait for frames to be sent, while the server takes them."""
+"""The generator of the pauses. The generator of the `random` module belongs to the training."""
 
 
 class Sender:
     """One thread that sends a trainer's spool as it grows, and what other trainers left in the same folder.
 
-    It never raises: what goes wrong is said once, and tried again with growing pauses for as long as the process lives.
+    The thread never raises. It reports a failure once, and tries again with growing pauses while the process lives.
     """
 
-    def __init__(self, own: Delivery, others: Iterator[Delivery], mail: Mail) -> None:
+    def __init__(
+        self, own: Delivery, others: Iterator[Delivery], client: IngestClient, limits: DeliveryLimits | None = None
+    ) -> None:
         self._own = own
         self._others = others
         self._other: Delivery | None = None
-        self._mail = mail
+        self._client = client
+        self._limits = DeliveryLimits() if limits is None else limits
         self._changed = threading.Condition()
         self._closing = False
         self._tried = 0
@@ -58,33 +50,33 @@ class Sender:
         self._thread = threading.Thread(target=self._run, name="root-dash-sender", daemon=True)
         self._thread.start()
 
-    def close(self, timeout: float = DRAIN_SECONDS) -> None:
-        """Send what is left, for at most `timeout` seconds and while the server takes it; say what remains, and where.
+    def close(self) -> None:
+        """Send what is left, for at most `drain_seconds` and while the server takes it; report what remains.
 
-        No more frames may come. The thread goes on for as long as the process lives.
+        No more frames may come. The thread goes on while the process lives.
         """
         with self._changed:
             self._closing = True
             tried = self._tried
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._own.done or (self._trouble and self._tried > tried), timeout)
+            self._await_attempt(tried)
             trouble = self._trouble or "there was no time"
         if not self._own.done:
             with suppress(RootDashError):
                 print_to_stderr(
-                    f"root-dash: {self._own.remaining()} frames are not at {self._mail.server} yet ({trouble}): "
+                    f"root-dash: {self._own.remaining()} frames are not at {self._client.server} yet ({trouble}): "
                     f"they are kept in {self._own.path}, and `root-dash sync` or the next run sends them"
                 )
 
     def leave(self) -> None:
-        """Say that no more frames come, without waiting for those that are left."""
+        """Announce that no more frames come, without waiting for the frames that are left."""
         self._own.moved = True
         with self._changed:
             self._closing = True
             self._changed.notify_all()
 
     def vacate(self) -> bool:
-        """Have the spool deleted, though more frames come, if the server has all that is in it; whether it is gone."""
+        """Have the spool deleted if the server has all of it, although more frames come; return whether it is."""
         if self._own.remaining():
             return False
         self._own.moved = True
@@ -92,61 +84,69 @@ class Sender:
             self._closing = True
             tried = self._tried
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._own.done or (self._trouble and self._tried > tried), DRAIN_SECONDS)
-            if not self._own.done:  # it goes on; where it is deleted late all the same, the next frame sees it
+            self._await_attempt(tried)
+            if not self._own.done:  # the spool is used on; if it is deleted late all the same, the next frame sees it
                 self._closing = self._own.moved = False
         return self._own.done
 
     @property
     def vacated(self) -> bool:
-        """Whether the spool is gone, since the server has all of it."""
+        """Whether the spool was deleted because the server has all of it."""
         return self._own.done
 
+    def _await_attempt(self, tried: int) -> None:
+        """Wait until all is sent or a later try than number `tried` failed, for at most `drain_seconds`."""
+        self._changed.wait_for(
+            lambda: self._own.done or (self._trouble and self._tried > tried), self._limits.drain_seconds
+        )
+
     def check_room(self) -> None:
-        """Raise StoreFull where as much waits as may."""
-        if (size := self._own.size()) >= SPOOL_BYTES:
-            text = f"{self._own.path} is full: {size / 2**20:,.1f} MiB wait for {self._mail.server}"
+        """Raise StoreFull if the spool holds as much as it may."""
+        if (size := self._own.size()) >= self._limits.spool_bytes:
+            text = f"{self._own.path} is full: {size / 2**20:,.1f} MiB wait for {self._client.server}"
             raise StoreFull(f"{text}, and frames are lost until some of it is sent")
 
     def _run(self) -> None:
-        said = False
+        reported = False
         failures = 0
         while True:
             more = False
-            wait = LINGER_SECONDS
+            wait = self._limits.linger_seconds
             ended = self._closing
             try:
-                waited = self._waiting() if said else 0
+                waited = self._waiting() if reported else 0
                 if not self._own.done:
                     more = self._own.advance(ended=ended)
                 if not more:
                     more = self._advance_other()
-                if said:
-                    print_to_stderr(f"root-dash: {self._mail.server} takes frames again: {waited} waited")
-                trouble, said, failures = None, False, 0
+                if reported:
+                    print_to_stderr(f"root-dash: {self._client.server} takes frames again: {waited} waited")
+                trouble, reported, failures = None, False, 0
             except Exception as error:
                 trouble = str(error) or type(error).__name__
-                wait = _pause(failures, error)
+                wait = _pause(failures, error, self._limits)
                 failures += 1
-                if not said and (failures > 1 or not isinstance(error, Unreachable)):  # else it may be back at once
+                if not reported and (
+                    failures > 1 or not isinstance(error, Unreachable)
+                ):  # otherwise it may be back at once
                     print_to_stderr(f"root-dash: {trouble}; training goes on, frames wait in {self._own.path.parent}")
-                    said = True
+                    reported = True
             with self._changed:
                 self._tried += 1
                 self._trouble = trouble
                 self._changed.notify_all()
                 if self._own.done and not more and trouble is None:
                     break
-                if not more and self._closing == ended:  # else it was closed meanwhile: a last try at once
+                if not more and self._closing == ended:  # otherwise it was closed meanwhile: a last try at once
                     self._changed.wait(wait)
-        self._mail.close()
+        self._client.close()
 
     def _waiting(self) -> int:
-        """Frames that the server does not have, of all that is being sent."""
+        """Return how many frames the server does not have, of all spools that are being sent."""
         return self._own.remaining() + (self._other.remaining() if self._other is not None else 0)
 
     def _advance_other(self) -> bool:
-        """Send something of what others left; what is refused stays where it is. Whether there may be more."""
+        """Send a part of what other trainers left; return whether there may be more. A refused spool stays."""
         self._other = self._other or next(self._others, None)
         if self._other is None:
             return False
@@ -164,24 +164,24 @@ class Sender:
 
 
 Begin = Callable[[Sequence[Layer]], "tuple[Sink, Sender]"]
-"""Begins an attempt in a spool of its own: where its frames go, and what sends them."""
+"""Begins an attempt in a spool of its own; returns the sink of the frames and the sender of the spool."""
 
 
-class Spooled:
-    """The trainer's sink: into a spool, which its sender sends; into another one where that is deleted.
+class SpoolSink:
+    """The trainer's sink: stores frames in a spool, which a sender sends; if the spool is deleted, in another spool.
 
-    To let go of anything SQLite needs room. So a spool on a disk that is full, which it may have filled itself, is
-    deleted as a whole once the server has all of it.
+    SQLite needs room to remove anything. So if the disk is full, perhaps because of the spool, the whole spool is
+    deleted once the server has all of it.
     """
 
     def __init__(self, begin: Begin, layers: Sequence[Layer]) -> None:
         self._begin = begin
         self._layers = list(layers)
         self._spool, self._sender = begin(self._layers)
-        self._untold: list[str] = []
+        self._unrecorded: list[str] = []
 
     def append(self, frame: Frame) -> object:
-        """Store a frame in the spool; StoreFull where that holds as much as it may."""
+        """Store a frame in the spool; raise StoreFull if the spool holds as much as it may."""
         self._renew()
         self._sender.check_room()
         try:
@@ -190,21 +190,21 @@ class Spooled:
             self._move(error)
         except StoreBusy:
             raise
-        except StoreError:  # a full disk is one, and a quota that is used up, which SQLite calls otherwise
+        except StoreError:  # a full disk, and also a used-up quota, for which SQLite has another error
             if not self._sender.vacate():
                 raise
             self._renew()
         return self._append(frame)
 
     def _append(self, frame: Frame) -> object:
-        """Store a frame with what was not told yet."""
-        events = [Event("store", text, frame.step, time.time()) for text in self._untold]
+        """Store a frame, with the sentences that no frame holds yet."""
+        events = [Event("store", text, frame.step, time.time()) for text in self._unrecorded]
         stored = self._spool.append(replace(frame, events=(*frame.events, *events)) if events else frame)
-        self._untold.clear()
+        self._unrecorded.clear()
         return stored
 
     def extend(self, layers: Sequence[Layer]) -> None:
-        """Take layers that come later."""
+        """Add layers that come later."""
         known = {layer.name for layer in self._layers}
         self._layers += [layer for layer in layers if layer.name not in known]
         self._renew()
@@ -223,29 +223,28 @@ class Spooled:
             self._spool.end(time, lost)
 
     def close(self) -> None:
-        """Let go of the spool, and give its last frames some time to arrive."""
+        """Close the spool, and give its last frames some time to arrive."""
         self._spool.close()
         self._sender.close()
 
     def _renew(self) -> None:
-        """Go on in another spool where this one was vacated."""
+        """Go on in another spool if this one was deleted because the server has all of it."""
         if self._sender.vacated:
             self._spool, self._sender = self._begin(self._layers)
 
     def _move(self, moved: StoreMoved) -> None:
-        """Go on in another spool, and tell."""
+        """Go on in another spool, and report it."""
         old = self._sender
         self._spool, self._sender = self._begin(self._layers)
-        old.leave()  # it may still read what it has open
-        self._untold.append(f"{moved}: it goes on in another one, and what was not sent yet may be lost")
-        print_to_stderr(f"root-dash: {self._untold[-1]}")
+        old.leave()  # it can still read the deleted file
+        self._unrecorded.append(f"{moved}: it goes on in another one, and what was not sent yet may be lost")
+        print_to_stderr(f"root-dash: {self._unrecorded[-1]}")
 
 
-def _pause(failures: int, error: Exception) -> float:
-    """Seconds until the next try: twice as many each time, and up to half of them less so that not all come at once."""
-    first, longest = PAUSE_SECONDS
+def _pause(failures: int, error: Exception, limits: DeliveryLimits) -> float:
+    """Return the seconds until the next try: doubled each time, and up to half of them less to spread the senders."""
     if isinstance(error, Refused):
-        return longest
-    pause = min(first * 2.0 ** min(failures, 20), longest) * _JITTER.uniform(0.5, 1.0)
+        return limits.longest_pause
+    pause = min(limits.first_pause * 2.0 ** min(failures, 20), limits.longest_pause) * _JITTER.uniform(0.5, 1.0)
     asked = error.retry_after if isinstance(error, Unreachable) else 0.0
     return max(pause, asked)

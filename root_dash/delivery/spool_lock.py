@@ -1,4 +1,4 @@
-"""Spool files in a folder: whose turn it is to send one."""
+"""Locks of spool files: only one process at a time sends a spool."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import threading
 from pathlib import Path
 
-_held: set[tuple[int, int]] = set()
-"""Lock files of this process, by device and inode whatever they are called: its locks do not keep itself out."""
-_lock = threading.Lock()
+_locked: set[tuple[int, int]] = set()
+"""Device and inode of the lock files that this process holds: file locks do not keep a process out of its own files."""
+_mutex = threading.Lock()
 
 
-class Hold:
-    """That nobody else sends a spool, until it is released or the process ends, however it does.
+class SpoolLock:
+    """The right to send a spool, until `release` or the end of the process, however the process ends.
 
-    The lock is on a file beside the spool's: on the spool itself, closing it would let go of SQLite's own. It is one of
-    `fcntl.lockf`, which a forked child does not inherit.
+    The lock is on a file beside the spool. If it were on the spool itself, closing the file would release the locks of
+    SQLite. It is a lock of `fcntl.lockf`, which a forked child does not inherit.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -24,50 +24,51 @@ class Hold:
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Let another one have it."""
-        with _lock:
+        """Let another process lock the spool."""
+        with _mutex:
             if self._descriptor is not None:
-                _held.discard(_identity(os.fstat(self._descriptor)))
+                _locked.discard(_identity(os.fstat(self._descriptor)))
                 os.close(self._descriptor)
                 self._descriptor = None
 
     def delete(self) -> None:
-        """Delete the spool, and release it."""
+        """Delete the spool, and release the lock."""
         for end in ("", "-wal", "-shm"):
             Path(f"{self.path}{end}").unlink(missing_ok=True)
-        _beside(self.path).unlink(missing_ok=True)
+        _lock_file(self.path).unlink(missing_ok=True)
         self.release()
 
 
-def hold(path: Path, *, new: bool = False) -> Hold | None:
-    """Hold the spool at that path, or None where another one does, or where it is gone and is not to be a `new` one."""
-    with _lock:
-        if _beside(path).exists() and _identity(_beside(path).stat()) in _held:
-            return None  # before it is opened: closing it would let go of the lock
-        descriptor = os.open(_beside(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def lock_spool(path: Path, *, new: bool = False) -> SpoolLock | None:
+    """Lock the spool at a path; return None if another one holds it, or if it is gone and must not be a `new` one."""
+    file = _lock_file(path)
+    with _mutex:
+        if file.exists() and _identity(file.stat()) in _locked:
+            return None  # before the file is opened: closing it would release the lock
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not new and not path.exists():
-                _beside(path).unlink(missing_ok=True)  # its last holder sent it meanwhile
+                file.unlink(missing_ok=True)  # the last holder sent the spool meanwhile
                 raise BlockingIOError
         except OSError:
             os.close(descriptor)
             return None
-        _held.add(_identity(os.fstat(descriptor)))
-        return Hold(path, descriptor)
+        _locked.add(_identity(os.fstat(descriptor)))
+        return SpoolLock(path, descriptor)
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # in a forked child: a thread of the parent's may have held it
+def _renew_mutex() -> None:
+    global _mutex
+    _mutex = threading.Lock()  # in a forked child: a thread of the parent process may have held it
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_renew_mutex)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _beside(path: Path) -> Path:
+def _lock_file(path: Path) -> Path:
     return path.with_suffix(".lock")

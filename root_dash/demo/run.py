@@ -26,7 +26,7 @@ from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
 from root_dash.monitor.recorder import Recorder
-from root_dash.store import Place, Server
+from root_dash.store import Location, Server
 from root_dash.watching import default_place, watch
 
 SERVER_SECONDS = 30.0
@@ -122,7 +122,7 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _dashboard(
-    place: Place, port: int | None, console: Console, open_browser: bool
+    place: Location, port: int | None, console: Console, open_browser: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`root-dash serve` in a process of its own, so that no viewer takes the trainer's interpreter lock."""
     chosen = port if port is not None else _free_port(8050)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from root_dash.monitor.optimizers.registry import adapter_for
+from root_dash.plain import plain
 from root_dash.records import Layer
 
 COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
@@ -71,7 +72,8 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     for adapter in map(adapter_for, optimizers):
         groups = adapter.optimizer.param_groups
         options = [
-            {key: _plain(value) for key, value in group.items() if key not in adapter.hidden} for group in groups
+            {key: plain(value, _option) for key, value in group.items() if key not in adapter.hidden}
+            for group in groups
         ]
         described.append({"class": type(adapter.optimizer).__name__, "groups": options})
         for group in groups:
@@ -83,10 +85,6 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    # A tensor's value would cost a synchronization, and a callable has none: their names must do.
-    return getattr(value, "__name__", type(value).__name__)
+def _option(value: Any) -> Any:
+    # A tensor's value would cost a synchronization, and a callable has no value: their names must do.
+    return value if isinstance(value, int | float) else getattr(value, "__name__", type(value).__name__)

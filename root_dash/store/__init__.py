@@ -1,21 +1,25 @@
-"""The only place that knows SQL: frames in, records out."""
+"""The store: the only place that knows SQL. Frames go in, records come out."""
 
 from root_dash.store.admin.doctor import Finding, examine
 from root_dash.store.admin.export import Exported, export
 from root_dash.store.admin.prune import Pruned, prune, repair
-from root_dash.store.backends.location import Place, Server, parse
-from root_dash.store.backends.sqlite import sqlite_has_wal_reset_bug
-from root_dash.store.migrations import Migration, migrate
+from root_dash.store.backends.location import Location, Server, parse
+from root_dash.store.backends.sqlite_file import sqlite_has_wal_reset_bug
+from root_dash.store.limits import Limits, PyramidShape
+from root_dash.store.migrations import Migration, Revisions, migrate
 from root_dash.store.store import Store
 from root_dash.store.write.recording import Recording
 
 __all__ = [
     "Exported",
     "Finding",
+    "Limits",
+    "Location",
     "Migration",
-    "Place",
     "Pruned",
+    "PyramidShape",
     "Recording",
+    "Revisions",
     "Server",
     "Store",
     "examine",

@@ -1,4 +1,4 @@
-"""An open database: its connections, and what is being recorded over them."""
+"""An open database: its connections, and the recordings that were begun over them."""
 
 from __future__ import annotations
 
@@ -14,60 +14,70 @@ from sqlalchemy import Connection, Engine, select
 
 from root_dash.exceptions import StoreError, StoreForeign
 from root_dash.records import Attempt, Float64Array, Layer, Run, histogram_edges
-from root_dash.store.backends.engine import open_reader, open_writer, state, translated
-from root_dash.store.backends.location import Given, Place, parse
+from root_dash.store.backends.backend import Backend
+from root_dash.store.backends.choose import backend_for
+from root_dash.store.backends.location import LocationLike, Server, parse
 from root_dash.store.backends.notifications import Listener
-from root_dash.store.migrations import migrate
+from root_dash.store.limits import Limits
+from root_dash.store.migrations import migrate_backend
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode
 from root_dash.store.write.recording import Recording
 
 
 class Database:
-    """A database opened by `open` for reading, by `create` for writing too; closed once."""
+    """A database that `open` opened for reading, or `create` for writing too."""
 
-    def __init__(self, path: Place, reader: Engine, writer: Engine | None = None) -> None:
-        self.path = path
-        self._reader = reader
+    def __init__(self, backend: Backend, writer: Engine | None = None) -> None:
+        self.path = backend.location
+        self.limits = backend.limits
+        self._backend = backend
         self._writer = writer
+        self._reader = backend.open_reader()
         self._closed = False
-        self._file = state(reader, path)
+        self._file = backend.state(self._reader)
         self._reopening = threading.Lock()
         self._edges: dict[int, Float64Array] = {}
         self._recordings: list[Recording] = []
-        self._listener = None if isinstance(path, Path) else Listener(path, reader)
+        self._listener = None
+        if isinstance(self.path, Server):
+            self._listener = Listener(backend, self._reader)
 
     @classmethod
-    def open(cls, path: Given) -> Self:
-        """The database at that path, or of that URL, for reading only.
+    def open(cls, path: LocationLike, limits: Limits | None = None) -> Self:
+        """Open the database at a path, or of a URL, for reading only.
 
         Raises:
-            ValueError: it is a URL of something else than PostgreSQL.
-            StoreNotFound: it is missing, a directory, or cannot be read; its server cannot be reached.
-            StoreForeign: it is no database of root-dash, or of a schema that this version does not know.
+            ValueError: the URL is not of PostgreSQL.
+            StoreNotFound: the file is missing, a directory, or cannot be read; the server cannot be reached.
+            StoreForeign: the database is not one of root-dash, or has a schema that this version does not know.
         """
-        place = parse(path)
-        return cls(place, open_reader(place))
+        return cls(backend_for(parse(path), limits))
 
     @classmethod
-    def create(cls, path: Given) -> Self:
-        """The database at that path, or of that URL, for writing and reading; migrated where it is old.
+    def create(cls, path: LocationLike, limits: Limits | None = None) -> Self:
+        """Open the database at a path, or of a URL, for writing and reading.
 
-        A file is made where there is none, and the tables of a PostgreSQL database that is empty.
+        A missing file is made, and so are the tables and columns that the database lacks. A database of an older schema
+        is brought up to date; a copy of a file is kept.
 
         Raises:
-            ValueError: it is a URL of something else than PostgreSQL.
-            StoreNotFound: its folder is missing, it is a directory, or it cannot be written; its server cannot be
-                reached.
-            StoreForeign: the file there is no database of root-dash, or of a newer schema.
-            StoreBusy: it is of an older schema, and another process has it open.
+            ValueError: the URL is not of PostgreSQL.
+            StoreNotFound: the folder is missing, the path is a directory, or the file cannot be written; the server
+                cannot be reached.
+            StoreForeign: the database is not one of root-dash, or has a newer schema.
+            StoreBusy: the database has an older schema, and another process has it open.
         """
-        place = parse(path)
-        if isinstance(place, Path) and _filled(place):
-            with suppress(StoreForeign):  # another may be making it at this moment; what is wrong the next line says
-                migrate(place)
-        writer = open_writer(place)
-        return cls(place, open_reader(place), writer)
+        backend = backend_for(parse(path), limits)
+        if isinstance(backend.location, Server) or _has_content(backend.location):
+            with suppress(StoreForeign):  # another process may be making it now; the next line says what is wrong
+                migrate_backend(backend)
+        writer = backend.open_writer()
+        try:
+            return cls(backend, writer)
+        except BaseException:
+            writer.dispose()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -78,7 +88,7 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Close the recordings that were begun here and let go of the file; more than once does nothing."""
+        """Close the recordings that were begun here, and the connections. A second call does nothing."""
         self._closed = True
         for recording in self._recordings:
             recording.close()
@@ -86,48 +96,51 @@ class Database:
             self._listener.close()
         self._reader.dispose()
         if self._writer is not None:
-            # Last, so that SQLite finds no reader of ours and folds the write-ahead log into the file.
+            # Last: SQLite then finds none of our readers and folds the write-ahead log into the file.
             self._writer.dispose()
 
     def begin(self, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None) -> Recording:
-        """Begin an attempt of a run, which is stored where its `uid` is new and resumed where it is known.
+        """Begin an attempt at a run. A run with a new `uid` is stored, a run with a known `uid` is resumed.
 
-        An attempt whose `uid` is known goes on; without one it is a new one of this process.
+        An attempt with a known `uid` goes on. Without an attempt, a new one by this process begins.
 
         Raises:
             ValueError: two layers share a position, or a resumed run's layer has another shape.
-            AlreadyRecorded: the attempt is one at another run.
+            AlreadyRecorded: the attempt is stored as an attempt at another run.
             StoreError: the store was opened for reading, or cannot be written.
         """
-        if self._writer is None or self._closed:
-            raise StoreError(f"{self.path} is not open for writing")
-        recording = Recording(self._writer, self.path, run, layers, attempt)
+        recording = Recording(self._require_writer(), self._backend, run, layers, attempt)
         self._recordings = [*(one for one in self._recordings if one.is_open), recording]
         return recording
+
+    def _require_writer(self) -> Engine:
+        if self._writer is None or self._closed:
+            raise StoreError(f"{self.path} is not open for writing")
+        return self._writer
 
     @contextmanager
     def _reading(self) -> Iterator[Connection]:
         if self._closed:
             raise StoreError(f"the store {self.path} is closed")
-        self._follow()
-        with translated(self.path), self._reader.connect() as connection:
+        self._follow_replacement()
+        with self._backend.translated(), self._reader.connect() as connection:
             try:
                 yield connection
             except OverflowError:
                 raise ValueError("ids and steps must be integers of 64 bits") from None
 
-    def _follow(self) -> None:
-        """Open the file anew where another one has taken its place: SQLite would go on reading the one that is gone.
+    def _follow_replacement(self) -> None:
+        """Open the file anew if another file has taken its place: SQLite would go on reading the old file.
 
-        So it would read what was there first, where it was opened as a file that nobody writes to, and somebody does.
+        A file that was opened as one that nobody writes to is opened anew, too, if somebody has written to it.
         """
-        if self._writer is not None or state(self._reader, self.path) in (None, self._file):
+        if self._writer is not None or self._backend.state(self._reader) in (None, self._file):
             return
         with self._reopening:
-            if state(self._reader, self.path) != self._file:
+            if self._backend.state(self._reader) != self._file:
                 self._reader.dispose()
-                self._reader = open_reader(self.path)
-                self._file = state(self._reader, self.path)
+                self._reader = self._backend.open_reader()
+                self._file = self._backend.state(self._reader)
                 self._edges.clear()
 
     def _edges_of(self, connection: Connection, run_id: int) -> Float64Array:
@@ -138,12 +151,12 @@ class Database:
             edges = decode(content, "<f8")
             edges = histogram_edges() if np.array_equal(edges, histogram_edges()) else edges
             edges.flags.writeable = False
-            self._edges[run_id] = edges  # a run's edges never change
+            self._edges[run_id] = edges  # the edges of a run never change
         return edges
 
 
-def _filled(path: Path) -> bool:
+def _has_content(path: Path) -> bool:
     try:
         return path.is_file() and path.stat().st_size > 0
     except (OSError, ValueError):
-        return False  # opening it says why
+        return False  # opening the file says why

@@ -1,7 +1,7 @@
-"""A recording that outlasts its file: where that is deleted or replaced, it goes on in another one beside it.
+"""A recording that outlasts its file: if the file is deleted or replaced, the recording goes on in a file beside it.
 
-SQLite would go on writing into a file that nobody can open again. What stands at the path now is never touched: it may
-be somebody else's. What was recorded so far is copied over from the file that is gone, which is still ours to read.
+SQLite would go on writing into a file that nobody can open again. What stands at the path now is never touched, because
+it may belong to somebody else. What was recorded so far is copied from the old file, which this process can still read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 
 from root_dash.exceptions import StoreError, StoreFull, StoreMoved
 from root_dash.records import Event, Frame, Layer, Run
-from root_dash.store.admin.doctor import WAL_LIMIT, filesystem, is_network
-from root_dash.store.backends.location import Place
-from root_dash.store.backends.sqlite import log_size, sqlite_has_wal_reset_bug
+from root_dash.store.admin.filesystem import filesystem, is_network
+from root_dash.store.backends.location import Location
+from root_dash.store.backends.sqlite_file import log_size, sqlite_has_wal_reset_bug
 from root_dash.store.store import Store
 
 
-class Lasting:
-    """Appends to one attempt of a run, and to another one in `NAME.2` where the database is gone, and so on.
+class FailoverRecording:
+    """Appends to one attempt at a run; if the database is gone, to another attempt in `NAME.2`, and so on.
 
-    Used by one thread. `say` is given a sentence for people where that happens; the frame that it happens to holds it
-    as an event of kind "store". So it is with what may damage the database.
+    One thread may use it. `say` gets a sentence for people when the recording moves, and when something may damage the
+    database; the next frame holds the sentence as an event of kind "store".
     """
 
     def __init__(self, store: Store, run: Run, layers: Sequence[Layer], say: Callable[[str], None]) -> None:
@@ -36,18 +36,18 @@ class Lasting:
         self._layers = list(layers)
         self._say = say
         self._recording = store.begin(run, layers)
-        self._grown = False
-        self._untold: list[str] = []
-        for text in concerns(store.path, self._recording.beside()):
-            self._tell(text)
+        self._log_has_grown = False
+        self._unrecorded: list[str] = []
+        for text in dangers(store.path, self._recording.other_processes()):
+            self._report(text)
 
     def append(self, frame: Frame) -> int:
         """Store a frame as `Recording.append` does."""
-        place = self._store.path
-        if not self._grown and isinstance(place, Path) and (size := log_size(place)) > WAL_LIMIT:
-            self._grown = True
-            text = f"the write-ahead log of {place} has {size / 2**20:,.0f} MiB: a reader holds it open"
-            self._tell(f"{text}, and it shrinks when that is closed")
+        path, limit = self._store.path, self._store.limits.log_bytes
+        if not self._log_has_grown and isinstance(path, Path) and (size := log_size(path)) > limit:
+            self._log_has_grown = True
+            text = f"the write-ahead log of {path} has {size / 2**20:,.0f} MiB: a reader holds it open"
+            self._report(f"{text}, and it shrinks when the reader is closed")
         try:
             return self._append(frame)
         except StoreMoved as error:
@@ -55,18 +55,18 @@ class Lasting:
             return self._append(frame)
 
     def _append(self, frame: Frame) -> int:
-        """Store a frame with what was not told yet."""
-        events = [Event("store", text, frame.step, time.time()) for text in self._untold]
+        """Store a frame, with the sentences that no frame holds yet."""
+        events = [Event("store", text, frame.step, time.time()) for text in self._unrecorded]
         stored = self._recording.append(replace(frame, events=(*frame.events, *events)) if events else frame)
-        self._untold.clear()
+        self._unrecorded.clear()
         return stored
 
-    def _tell(self, text: str) -> None:
-        self._untold.append(text)
+    def _report(self, text: str) -> None:
+        self._unrecorded.append(text)
         self._say(f"root-dash: {text}")
 
     def extend(self, layers: Sequence[Layer]) -> None:
-        """Take layers that come later, as `Recording.extend` does."""
+        """Add layers as `Recording.extend` does."""
         try:
             self._recording.extend(layers)
         except StoreMoved as error:
@@ -83,17 +83,17 @@ class Lasting:
             self._recording.end(time, lost)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the recording and its store."""
         self._recording.close()
         self._store.close()
 
     def _move(self, moved: StoreMoved) -> None:
-        """Go on in another file, and tell."""
+        """Go on in another file, and say so."""
         assert isinstance(self._store.path, Path)
-        path = _made_beside(self._store.path)
+        path = _make_beside(self._store.path)
         try:
             kept = self._copy_to(path)
-            store = Store.create(path)
+            store = Store.create(path, self._store.limits)
             try:
                 begun = store.begin(self._run, self._layers)
             except BaseException:
@@ -107,10 +107,10 @@ class Lasting:
         self._recording, old = begun, self._recording
         old.abandon()
         self._store = store
-        self._tell(f"{moved}: it goes on in {path}, {kept}")
+        self._report(f"{moved}: it goes on in {path}, {kept}")
 
     def _copy_to(self, path: Path) -> str:
-        """Copy what was recorded before into an empty file, and say what came of it; a disk that is full is raised."""
+        """Copy what was recorded before into an empty file and say what came of it; raise StoreFull on a full disk."""
         try:
             self._recording.copy_to(path)
         except StoreFull:
@@ -122,32 +122,38 @@ class Lasting:
         return "what was recorded before is in it"
 
 
-def concerns(place: Place, beside: Sequence[int]) -> list[str]:
-    """Sentences on what may damage a database that is about to be recorded to, also by the processes beside this."""
-    if not isinstance(place, Path):
+def dangers(location: Location, other_processes: Sequence[int]) -> list[str]:
+    """Return sentences on what may damage a database that is about to be recorded to.
+
+    Args:
+        location: where the database is.
+        other_processes: the ids of the other processes that record to the database.
+    """
+    if not isinstance(location, Path):
         return []
     found = []
-    kind = filesystem(place)
+    kind = filesystem(location)
     if kind is not None and is_network(kind):
         found.append(
-            f"{place} is on {kind}, which may be shared between machines, where SQLite's locks cannot be relied on: "
+            f"{location} is on {kind}, which may be shared between machines; SQLite's locks cannot be relied on there: "
             f"keep it on a local disk"
         )
-    if beside and sqlite_has_wal_reset_bug():
+    if other_processes and sqlite_has_wal_reset_bug():
         found.append(
-            f"process {beside[0]} records to {place} too, which SQLite {sqlite3.sqlite_version} can damage where two "
-            f"write at once (fixed in 3.51.3): give each run a file of its own"
+            f"process {other_processes[0]} records to {location} too, and SQLite {sqlite3.sqlite_version} can damage a "
+            f"file that two processes write at once (fixed in 3.51.3): give each run a file of its own"
         )
     return found
 
 
-def _made_beside(path: Path) -> Path:
-    """The first of `NAME.2`, `NAME.3`, ... that is free, made: of two that move at once each has its own.
+def _make_beside(path: Path) -> Path:
+    """Make the first of `NAME.2`, `NAME.3`, ... that is free, and return its path.
 
-    Of the name without such a number.
+    A number at the end of the given name is left out first. If two recordings move at once, each makes a file of its
+    own.
 
     Raises:
-        StoreError: it cannot be made.
+        StoreError: the file cannot be made.
     """
     stem = path.name
     head, _, tail = stem.rpartition(".")
@@ -156,7 +162,7 @@ def _made_beside(path: Path) -> Path:
     for number in count(2):
         free = path.with_name(f"{stem}.{number}")
         if any(os.path.lexists(f"{free}{end}") for end in ("-wal", "-shm")):
-            continue  # a log without its file is one that was deleted, and still written to
+            continue  # a log without its file: the file was deleted and is still written to
         try:
             os.close(os.open(free, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError:

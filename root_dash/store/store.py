@@ -29,10 +29,9 @@ from root_dash.records import (
     Quantiles,
     Run,
     Spectrum,
-    Tensor,
+    TensorName,
     statistic_names,
 )
-from root_dash.store.backends.engine import cursors
 from root_dash.store.backends.notifications import Follower
 from root_dash.store.database import Database
 from root_dash.store.pyramid import downsampling, views
@@ -47,19 +46,20 @@ from root_dash.store.write import attempts, outlier_counts
 class Store(Database):
     """Runs in one database. `Store.open` reads it, also while a trainer writes; `Store.create` writes it too.
 
-    The read verbs may be called from any thread. Those that take a step answer with the latest recording at or before
-    it, and without one with the newest; the record says which step that is. Steps outside 64 bits are ValueErrors.
+    The read verbs may be called from any thread. A verb that takes a step answers with the latest recording at or
+    before the step, or without a step with the newest recording; the record says its step. A step outside 64 bits is a
+    ValueError, and what is not in the store is a NotRecorded error.
     """
 
     # Runs, layers and frames
 
     def runs(self) -> list[Run]:
-        """All runs, the newest first."""
+        """Return all runs, the newest first."""
         with self._reading() as connection:
             return queries.runs(connection)
 
     def run(self, run_id: int) -> Run:
-        """The run of that id."""
+        """Return the run of that id."""
         with self._reading() as connection:
             found = queries.runs(connection, run_id)
         if not found:
@@ -67,12 +67,12 @@ class Store(Database):
         return found[0]
 
     def layers(self, run_id: int) -> list[Layer]:
-        """The run's layers in the model's order."""
+        """Return a run's layers in the order of the model."""
         with self._reading() as connection:
             return queries.layers_of(connection, run_id)
 
     def layer(self, layer_id: int) -> Layer:
-        """The layer of that id."""
+        """Return the layer of that id."""
         with self._reading() as connection:
             row = connection.execute(select(schema.layers).where(schema.layers.c.id == layer_id)).first()
         if row is None:
@@ -80,14 +80,14 @@ class Store(Database):
         return queries.to_layer(row)
 
     def run_of(self, layer_id: int) -> int:
-        """The id of the run that the layer belongs to."""
+        """Return the id of the run that a layer belongs to."""
         with self._reading() as connection:
             return queries.run_of(connection, layer_id)
 
     def frames(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Notice]:
-        """The run's frames whose cursor is beyond `after`, in the order in which they were stored."""
+        """Return at most `limit` frames of a run with a cursor beyond `after`, in the order of storing."""
         with self._reading() as connection:
-            ids = cursors(connection)
+            ids = self._backend.frame_ids()
             query = queries.notices_query(run_id).where(ids > after).order_by(ids).limit(limit)
             found = [queries.to_notice(row) for row in connection.execute(query)]
             if not found:
@@ -96,7 +96,7 @@ class Store(Database):
 
     @contextmanager
     def following(self, run_id: int) -> Iterator[Follower]:
-        """In an event loop, one whose `wait` returns when the run may have frames that were not there before."""
+        """Follow a run in an event loop: the follower's `wait` returns when the run may have new frames."""
         if self._listener is None:
             yield Follower()
             return
@@ -104,21 +104,21 @@ class Store(Database):
             yield follower
 
     def latest(self, run_id: int) -> Notice | None:
-        """The run's frame that was stored last, or None while it has none."""
+        """Return the frame of a run that was stored last, or None while the run has no frame."""
         with self._reading() as connection:
-            newest = queries.notices_query(run_id).order_by(cursors(connection).desc()).limit(1)
+            newest = queries.notices_query(run_id).order_by(self._backend.frame_ids().desc()).limit(1)
             row = connection.execute(newest).first()
             if row is None:
                 queries.require_run(connection, run_id)
         return None if row is None else queries.to_notice(row)
 
     def frame(self, cursor: int) -> Frame:
-        """The frame of that cursor, as it was appended."""
+        """Return the frame of a cursor, as the frame was appended."""
         with self._reading() as connection:
             return frames.frame(connection, cursor)
 
     def attempt(self, uid: str) -> Attempt:
-        """The attempt of that uid, and what is stored of it."""
+        """Return the attempt of that uid, with the last `seq` that is stored."""
         with self._reading() as connection:
             found = attempts.find(connection, uid)
         if found is None:
@@ -126,7 +126,7 @@ class Store(Database):
         return found
 
     def events(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Event]:
-        """What happened to the run, beyond the event of id `after`, in the order in which it was stored."""
+        """Return at most `limit` events of a run with an id beyond `after`, in the order of storing."""
         columns = schema.events.c
         query = select(columns.kind, columns.text, columns.step, columns.time, columns.id).where(
             columns.run_id == run_id, columns.id > after
@@ -140,7 +140,7 @@ class Store(Database):
     # Numbers over the steps
 
     def steps(self, layer_id: int, kind: Kind) -> IntArray:
-        """The steps, ascending, at which that kind was recorded for the layer."""
+        """Return the steps, ascending, at which a kind was recorded for a layer."""
         with self._reading() as connection:
             run_id = queries.run_of(connection, layer_id)
             if kind == "scalars":
@@ -149,12 +149,12 @@ class Store(Database):
             return views.recorded(Buckets(connection, run_id), kind, layer_id)[0]
 
     def scalar_names(self, run_id: int) -> list[str]:
-        """The names that the run logged, in alphabetical order."""
+        """Return the names that a run logged, in alphabetical order."""
         columns = schema.scalars.c
         names: list[str] = []
         with self._reading() as connection:
             queries.require_run(connection, run_id)
-            # From name to name: one look-up each, however many values a name has.
+            # From name to name: one look-up for each name, however many values it has.
             query = select(func.min(columns.name)).where(columns.run_id == run_id)
             name = connection.scalar(query)
             while name is not None:
@@ -163,7 +163,7 @@ class Store(Database):
         return names
 
     def scalar(self, run_id: int, name: str, max_points: int = 2000) -> History:
-        """A logged number over the steps, of which at most `max_points` that show all extremes."""
+        """Return a logged number over the steps: at most `max_points` points that show all extremes."""
         table = schema.scalars
         with self._reading() as connection:
             where = (table.c.run_id == run_id) & (table.c.name == name)
@@ -175,7 +175,7 @@ class Store(Database):
         return History(name, steps[kept], values[kept], len(steps))
 
     def cost(self, run_id: int, max_points: int = 2000) -> History:
-        """The seconds that recording took of the training thread over the steps; what it thinned, events tell."""
+        """Return the seconds that recording took of the training thread, over the steps."""
         with self._reading() as connection:
             steps, values = queries.costs(connection, run_id)
             if not len(steps):
@@ -184,10 +184,10 @@ class Store(Database):
         return History("cost", steps[kept], values[kept], len(steps))
 
     def history(self, layer_id: int, statistic_name: str, max_points: int | None = None) -> History:
-        """A statistic of a layer over the steps, of which at most `max_points` that show all extremes."""
+        """Return a statistic of a layer over the steps: all points, or at most `max_points` that show all extremes."""
         if max_points is not None and max_points < 4:
             raise ValueError(f"max_points must be at least 4, got {max_points}")
-        kind = queries.kind_of(queries.table_of(statistic_name))
+        kind = queries.statistic_kind(statistic_name)
         with self._reading() as connection:
             source = Buckets(connection, queries.run_of(connection, layer_id))
             if max_points is None:
@@ -198,8 +198,8 @@ class Store(Database):
         return History(statistic_name, steps, values, total)
 
     def grid(self, run_id: int, statistic_name: str, buckets: int = 512) -> Grid:
-        """A statistic of all the run's layers over the steps, in at most `buckets` columns."""
-        kind = queries.kind_of(queries.table_of(statistic_name))
+        """Return a statistic of all layers of a run over the steps, in at most `buckets` columns."""
+        kind = queries.statistic_kind(statistic_name)
         with self._reading() as connection:
             layers = queries.layers_of(connection, run_id)
             source = Buckets(connection, run_id)
@@ -216,96 +216,90 @@ class Store(Database):
         )
 
     def statistics(self, layer_id: int, step: int | None = None) -> dict[str, float]:
-        """The layer's statistics by name, each kind's from its own latest recording."""
+        """Return a layer's statistics by name. Each kind answers with its own latest recording."""
         found: dict[str, float] = {}
         with self._reading() as connection:
             queries.run_of(connection, layer_id)
             for kind in KINDS:
                 names = statistic_names(kind)
                 if names:
-                    table = schema.RECORDINGS[kind]
-                    row = queries.at_step(connection, table, layer_id, step, [table.c[name] for name in names])
+                    row = queries.at_step(connection, kind, layer_id, step, names)
                     if row is not None:
                         found |= {name: queries.number(row._mapping[name]) for name in names}
         if not found:
-            raise queries.nothing("statistics", layer_id, step)
+            raise queries.not_recorded("statistics", layer_id, step)
         return found
 
     # Arrays
 
-    def histogram(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Histogram:
-        """How the tensor's entries were distributed."""
-        table = schema.histograms
-        counts, nan, inf = (table.c[f"{queries.checked_tensor(tensor)}_{part}"] for part in ("counts", "nan", "inf"))
+    def histogram(self, layer_id: int, step: int | None = None, tensor: TensorName = "gradient") -> Histogram:
+        """Return the histogram of a tensor's entries."""
+        names = [f"{queries.checked_tensor(tensor)}_{part}" for part in ("counts", "nan", "inf")]
         with self._reading() as connection:
             edges = self._edges_of(connection, queries.run_of(connection, layer_id))
-            row = queries.at_step(connection, table, layer_id, step, [counts, nan, inf], counts.is_not(None))
+            row = queries.at_step(connection, "histograms", layer_id, step, names, required=names[0])
         if row is None:
-            raise queries.nothing(f"histogram of the {tensor}", layer_id, step)
+            raise queries.not_recorded(f"histogram of the {tensor}", layer_id, step)
         return Histogram(unpack([row[1]])[0], nan=row[2] or 0, inf=row[3] or 0, step=row[0], edges=edges)
 
-    def histograms(self, layer_id: int, tensor: Tensor = "gradient", max_points: int = 256) -> HistogramHistory:
-        """The tensor's distribution over the steps: at most `max_points`, evenly apart, the first and the newest."""
-        counts = schema.histograms.c[f"{queries.checked_tensor(tensor)}_counts"]
+    def histograms(self, layer_id: int, tensor: TensorName = "gradient", max_points: int = 256) -> HistogramHistory:
+        """Return at most `max_points` histograms over the steps, evenly apart, with the first and the newest."""
+        names = [f"{queries.checked_tensor(tensor)}_counts"]
         with self._reading() as connection:
             run_id = queries.run_of(connection, layer_id)
             edges = self._edges_of(connection, run_id)
-            rows, total = queries.over_steps(connection, run_id, schema.histograms, layer_id, max_points, [counts])
+            rows, total = queries.over_steps(connection, run_id, "histograms", layer_id, max_points, names)
         held = [row for row in rows if row[1] is not None]
         steps = np.array([row[0] for row in held], np.int64)
         return HistogramHistory(steps, unpack([row[1] for row in held]), edges, total if held else 0)
 
-    def quantiles(self, layer_id: int, step: int | None = None, tensor: Tensor = "gradient") -> Quantiles:
-        """The tensor's quantiles."""
-        table = schema.quantiles
-        values, count = (table.c[f"{queries.checked_tensor(tensor)}_{part}"] for part in ("values", "count"))
+    def quantiles(self, layer_id: int, step: int | None = None, tensor: TensorName = "gradient") -> Quantiles:
+        """Return the quantiles of a tensor's entries."""
+        names = [f"{queries.checked_tensor(tensor)}_{part}" for part in ("values", "count")]
         with self._reading() as connection:
             queries.run_of(connection, layer_id)
-            row = queries.at_step(connection, table, layer_id, step, [values, count], values.is_not(None))
+            row = queries.at_step(connection, "quantiles", layer_id, step, names, required=names[0])
         if row is None:
-            raise queries.nothing(f"quantiles of the {tensor}", layer_id, step)
+            raise queries.not_recorded(f"quantiles of the {tensor}", layer_id, step)
         return Quantiles(decode(row[1], "<f4", QUANTILE_COUNT), count=row[2], step=row[0])
 
     def spectrum(self, layer_id: int, step: int | None = None) -> Spectrum:
-        """The layer's singular values."""
-        table = schema.spectra
+        """Return a layer's singular values."""
         with self._reading() as connection:
             queries.run_of(connection, layer_id)
-            row = queries.at_step(connection, table, layer_id, step, queries.SPECTRUM)
+            row = queries.at_step(connection, "spectra", layer_id, step, queries.SPECTRUM)
         if row is None:
-            raise queries.nothing("spectrum", layer_id, step)
+            raise queries.not_recorded("spectrum", layer_id, step)
         return queries.to_spectrum(row)
 
     def spectra(self, layer_id: int, max_points: int = 256) -> list[Spectrum]:
-        """The layer's singular values over the steps: at most `max_points`, evenly apart, the first and the newest."""
-        table = schema.spectra
+        """Return at most `max_points` spectra over the steps, evenly apart, with the first and the newest."""
         with self._reading() as connection:
             run_id = queries.run_of(connection, layer_id)
-            columns = queries.SPECTRUM
-            rows, _ = queries.over_steps(connection, run_id, table, layer_id, max_points, columns)
+            rows, _ = queries.over_steps(connection, run_id, "spectra", layer_id, max_points, queries.SPECTRUM)
         return [queries.to_spectrum(row) for row in rows]
 
     def mask(self, layer_id: int, step: int | None = None) -> Mask:
-        """Where the layer's outliers were."""
-        table = schema.masks
+        """Return where a layer's outliers were."""
+        names = [name for name in schema.masks.c.keys() if name != "step"]
         with self._reading() as connection:
             queries.run_of(connection, layer_id)
-            row = queries.at_step(connection, table, layer_id, step, [c for c in table.c if c.name != "step"])
+            row = queries.at_step(connection, "masks", layer_id, step, names)
         if row is None:
-            raise queries.nothing("mask", layer_id, step)
+            raise queries.not_recorded("mask", layer_id, step)
         return queries.to_mask(row)
 
     def outlier_counts(self, layer_id: int, step: int | None = None) -> OutlierCounts:
-        """How often each row and each column of the layer was an outlier, over the run's masks up to the step."""
+        """Return how often each row and column of a layer was an outlier, over the run's masks up to a step."""
         with self._reading() as connection:
             queries.run_of(connection, layer_id)
             counts = outlier_counts.latest(connection, layer_id, step)
         if counts is None:
-            raise queries.nothing("mask", layer_id, step)
+            raise queries.not_recorded("mask", layer_id, step)
         return counts
 
     def entry_counts(self, layer_id: int) -> CountArray:
-        """How often each entry of the layer was an outlier, over the run's exact masks: (rows, cols)."""
+        """Return how often each entry of a layer was an outlier, over the run's exact masks: (rows, cols)."""
         counts: CountArray | None = None
         steps = self.steps(layer_id, "masks").tolist()
         for step in steps:
@@ -314,5 +308,5 @@ class Store(Database):
                 dense = mask.dense()
                 counts = dense.astype(np.uint32) if counts is None else counts + dense
         if counts is None:
-            raise queries.nothing("exact mask" if steps else "mask", layer_id, None)
+            raise queries.not_recorded("exact mask" if steps else "mask", layer_id, None)
         return counts

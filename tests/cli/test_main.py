@@ -29,7 +29,7 @@ from root_dash.cli.serving import address_of, compose
 from root_dash.records import Attempt, Run
 from root_dash.settings import Settings
 from root_dash.store import Store
-from root_dash.store.tables.schema import SCHEMA_VERSION
+from root_dash.store.tables.versions import SCHEMA_VERSION
 from tests.store.frames import make_frame, make_layers, record
 from tests.waiting import LIMIT_SECONDS
 

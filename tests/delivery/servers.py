@@ -49,7 +49,7 @@ class Held:
 
 @contextmanager
 def serving(path: Path, port: int | None = None, *, held: bool = False) -> Iterator[tuple[str, threading.Event, Held]]:
-    """A server on a database, made where it is missing: its address, the gate, and what counts its requests."""
+    """Run a server on a database; yield its address, the gate, and the application that counts requests."""
     port = free_port() if port is None else port
     gate = threading.Event()
     if not held:

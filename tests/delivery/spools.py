@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import root_dash
+from torch import nn
+from torch.optim import Optimizer
+
+from root_dash.delivery.limits import DeliveryLimits
+from root_dash.monitor.layers import watched_layers
 from root_dash.monitor.recorder import Recorder
 from root_dash.records import Attempt, Frame, Run
 from root_dash.store import Store
-from root_dash.watching import sync
+from root_dash.watching import _remote, sync
 from tests.delivery.servers import WRITE
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import make_layers
@@ -17,6 +24,7 @@ from tests.store.read.test_frames import trained
 
 RUN = Run("u" * 32, "far away", 1.7e9, {"lr": 0.1}, {"masks": 3}, {"name": "ROOT"}, rank=1)
 LAYERS = make_layers(6)
+HASTY = DeliveryLimits(linger_seconds=0.02, first_pause=0.02, longest_pause=0.1)
 
 
 def left(folder: Path, frames: int = 4, *, end: bool = True, uid: str = "a" * 32) -> Path:
@@ -42,15 +50,37 @@ def remaining(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def send(folder: Path, server: str) -> list[int]:
-    """Send what is left in the folder; the frames of each spool."""
-    return [frames for _, frames in sync(folder, server, WRITE)]
+def send(folder: Path, server: str, limits: DeliveryLimits = HASTY) -> list[int]:
+    """Send what is left in the folder, and return the number of frames of each spool."""
+    return [frames for _, frames in sync(folder, server, WRITE, limits)]
+
+
+def far(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    server: str,
+    folder: Path,
+    limits: DeliveryLimits = HASTY,
+    token: str = WRITE,
+    max_overhead: float | None = None,
+) -> Recorder:
+    """Watch a model as `root_dash.watch(server=...)` does, with other limits of the delivery."""
+    layers, positions = watched_layers(model, optimizers, "*", ())
+    run = Run(uuid.uuid4().hex, "far", time.time())
+    return Recorder(
+        optimizers,
+        positions,
+        lambda: _remote(run, layers, server, token, folder, limits),
+        cadence=EVERY_STEP,
+        outlier_quantile=0.9,
+        max_overhead=max_overhead,
+    )
 
 
 def start(server: str, folder: Path, token: str = WRITE) -> Recorder:
     """Watch a model, train it for five steps, and leave the recorder open."""
     model = Model()
     optimizers = sgd(model)
-    run = root_dash.watch(model, optimizers, server=server, token=token, spool=folder, name="far", cadence=EVERY_STEP)
+    run = far(model, optimizers, server, folder, token=token)
     train(model, optimizers, 5, run.log)
     return run

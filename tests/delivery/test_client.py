@@ -1,4 +1,4 @@
-"""The way to a server: what its answers mean, and which addresses and tokens are none."""
+"""The client of a server: what the server's answers mean, and which addresses and tokens are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 import root_dash
 from root_dash.delivery import sender
-from root_dash.delivery.client import Mail, Refused, Unreachable
+from root_dash.delivery.client import IngestClient, Refused, Unreachable
+from root_dash.delivery.limits import DeliveryLimits
 from tests.delivery.servers import WRITE
 from tests.monitor.training import Model, sgd
 
@@ -63,21 +64,21 @@ def answering(status: int, content: bytes = b"", **headers: str) -> Iterator[str
 def test_what_an_answer_means(
     status: int, content: bytes, headers: dict[str, str], error: type[Exception], says: str
 ) -> None:
-    """A server that is busy or full is tried again, when it says so; one that refuses is not asked as often."""
+    """A busy or full server is tried again when it says so. A server that refuses is asked less often."""
     with answering(status, content, **headers) as server:
-        mail = Mail(server, WRITE)
+        client = IngestClient(server, WRITE)
         with pytest.raises(error, match=says) as raised:
-            mail.begin(b"x", "a" * 32)
-        mail.close()
+            client.begin(b"x", "a" * 32)
+        client.close()
     asked = {"7": 7.0, "99999": 300.0}.get(headers.get("Retry_After", ""), 0.0)
     assert getattr(raised.value, "retry_after", 0.0) == asked
-    assert sender._pause(0, raised.value) >= min(asked, 0.01)
+    assert sender._pause(0, raised.value, DeliveryLimits()) >= min(asked, 0.01)
 
 
 def test_pauses_leave_the_random_numbers_of_the_training_alone() -> None:
     """They are drawn beside it, in a thread of ours: from the same generator a training would go another way."""
     before = random.getstate()
-    pauses = {sender._pause(0, Unreachable("away")) for _ in range(3)}
+    pauses = {sender._pause(0, Unreachable("away"), DeliveryLimits()) for _ in range(3)}
     assert len(pauses) == 3
     assert random.getstate() == before
 
@@ -104,8 +105,8 @@ def test_pauses_leave_the_random_numbers_of_the_training_alone() -> None:
         ({"server": "http://far:8050", "db": "x.db"}, "give db or server, not both"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(arguments: dict[str, str], says: str, tmp_path: Path) -> None:
-    """An address that is none, or says more than where the server is and maybe a secret, and no token."""
+def test_wrong_arguments_are_refused(arguments: dict[str, str], says: str, tmp_path: Path) -> None:
+    """A text that is not an address, an address that says more than where the server is, and a missing token."""
     model = Model()
     with pytest.raises(ValueError, match=re.escape(says)) as raised:
         root_dash.watch(model, sgd(model), **{"token": WRITE, "spool": tmp_path / "spool", **arguments})  # type: ignore[arg-type]
@@ -116,8 +117,8 @@ def test_arguments_that_cannot_be_are_refused(arguments: dict[str, str], says: s
 @pytest.mark.parametrize(
     "server", ["http://far:8050/", "http://far", "https://far", "http://[::1]:8050", "HTTP://Far:1"]
 )
-def test_an_address_that_says_where_the_server_is_is_taken(server: str) -> None:
-    """With a slash at its end or without, a name or an address, and a port or none."""
-    mail = Mail(server, WRITE)
-    assert mail.server == server.rstrip("/")
-    mail.close()
+def test_a_plain_address_is_taken(server: str) -> None:
+    """The address may end in a slash, have a name or a number, and a port or no port."""
+    client = IngestClient(server, WRITE)
+    assert client.server == server.rstrip("/")
+    client.close()

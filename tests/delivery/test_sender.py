@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import root_dash
 from root_dash import wire
-from root_dash.delivery import delivery, sender
-from root_dash.delivery.client import Mail, Unreachable
+from root_dash.delivery.client import IngestClient, Unreachable
 from root_dash.delivery.delivery import Delivery, deliver
-from root_dash.delivery.spool_lock import hold
-from root_dash.records import Attempt
+from root_dash.delivery.limits import DeliveryLimits
+from root_dash.delivery.spool_lock import lock_spool
+from root_dash.records import Attempt, statistic_names
 from root_dash.store import Store
 from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, remaining, send, start
+from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.read.test_frames import same_frames, trained
+from tests.store.recorded import unpacked
 from tests.waiting import LIMIT_SECONDS, until
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.02)
-    monkeypatch.setattr(sender, "PAUSE_SECONDS", (0.02, 0.1))
-
-
 @pytest.mark.parametrize("batch", [1, 2**22])
-def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int) -> None:
     """One frame a batch, since each is larger than a batch may be, or all in one; then the spool is deleted."""
-    monkeypatch.setattr(delivery, "BATCH_BYTES", batch)
     left(tmp_path / "spool")
     with serving(tmp_path / "team.db") as (server, _, app):
-        assert send(tmp_path / "spool", server) == [4]
+        assert send(tmp_path / "spool", server, DeliveryLimits(batch_bytes=batch)) == [4]
         assert app.requests == (6 if batch == 1 else 3)
     assert all(map(same_frames, arrived(tmp_path / "team.db"), [trained(seq) for seq in range(4)]))
     assert remaining(tmp_path / "spool") == []
@@ -47,12 +45,32 @@ def test_a_spool_arrives_bit_for_bit(tmp_path: Path, batch: int, monkeypatch: py
         assert store.attempt("a" * 32).host == "far"
 
 
-def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And says so; all else arrives, as do the frames after it."""
+@pytest.mark.parametrize("change", ["", "ADD COLUMN future DOUBLE", "DROP COLUMN alignment"])
+def test_a_spool_of_another_root_dash_is_sent(tmp_path: Path, change: str) -> None:
+    """The spool of an earlier version arrives, also with columns that we do not know and without some that we do."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    path = unpacked("spool-3.db", folder / f"{'a' * 32}.db")
+    if change:
+        connection = sqlite3.connect(path)
+        connection.execute(f"ALTER TABLE layer_statistics {change}")
+        connection.close()
+    with serving(tmp_path / "team.db") as (server, _, _):
+        assert send(folder, server) == [4]
+    frames = [trained(seq) for seq in range(4)]
+    if change.startswith("DROP"):
+        for frame in frames:
+            frame.statistics[:, statistic_names("statistics").index("alignment")] = np.nan
+    assert all(map(same_frames, arrived(tmp_path / "team.db"), frames))
+    with Store.open(tmp_path / "team.db") as store:
+        assert (store.run(1).frames, store.run(1).ended_at) == (4, 1.8e9)
+    assert remaining(folder) == []
+
+
+def test_a_frame_that_is_too_large_travels_without_its_exact_masks(tmp_path: Path) -> None:
+    """An event says so. Everything else arrives, and so do the later frames."""
     small, large = trained(0, ["scalars"]), trained(1)
-    monkeypatch.setattr(delivery, "FRAME_BYTES", len(wire.pack_frame(large)) - 1)
+    limits = DeliveryLimits(frame_bytes=len(wire.pack_frame(large)) - 1)
     folder = tmp_path / "spool"
     left(folder, 0, end=False)
     with Store.create(folder / f"{'a' * 32}.db") as store:
@@ -60,7 +78,7 @@ def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
         for frame in (large, replace(small, seq=2)):
             recording.append(frame)
     with serving(tmp_path / "team.db") as (server, _, _):
-        assert send(folder, server) == [2]
+        assert send(folder, server, limits) == [2]
     first, second = arrived(tmp_path / "team.db")
     assert all(not mask.packed for mask, _ in first.masks.values())
     masks = {at: (replace(mask, packed=large.masks[at][0].packed), found) for at, (mask, found) in first.masks.items()}
@@ -70,7 +88,7 @@ def test_a_frame_that_is_too_large_travels_without_its_exact_masks(
 
 
 def test_a_killed_trainers_run_ends_with_its_last_frame(tmp_path: Path) -> None:
-    """All frames arrive, the run reads as ended then, and the spool goes; one that never began just goes."""
+    """All frames arrive, the run has ended with its last frame, and the spool is deleted. An empty spool is deleted."""
     left(tmp_path / "spool", end=False)
     left(tmp_path / "spool", 0, end=False, uid="c" * 32)
     Store.create(tmp_path / "spool" / f"{'b' * 32}.db").close()
@@ -84,7 +102,7 @@ def test_a_killed_trainers_run_ends_with_its_last_frame(tmp_path: Path) -> None:
 
 
 def test_the_next_run_ends_what_a_killed_one_left(tmp_path: Path) -> None:
-    """As `sync` does; its own run goes on meanwhile."""
+    """The next run ends it as `sync` does, and goes on."""
     path = left(tmp_path / "spool", end=False)
     with serving(tmp_path / "team.db") as (server, _, _):
         run = start(server, tmp_path / "spool")
@@ -95,8 +113,8 @@ def test_the_next_run_ends_what_a_killed_one_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_only_a_trainer_that_is_dead_is_said_to_have_ended(tmp_path: Path) -> None:
-    """While the process lives, `sync` leaves its run alone, also where it is stopped; once killed, it has ended."""
+def test_only_the_run_of_a_dead_trainer_is_ended(tmp_path: Path) -> None:
+    """While the process lives, `sync` leaves its run alone, also if the process is stopped. A killed run has ended."""
     script = (
         "import sys, time; from pathlib import Path; from tests.delivery.spools import start;"
         "run = start(sys.argv[1], Path(sys.argv[2]))\n"
@@ -131,8 +149,11 @@ def test_only_a_trainer_that_is_dead_is_said_to_have_ended(tmp_path: Path) -> No
 def test_training_is_recorded_on_the_server(tmp_path: Path) -> None:
     """`watch(server=...)`: every step arrives with all its kinds, the run ends, and no spool is left."""
     with serving(tmp_path / "team.db") as (server, _, _):
-        run = start(server, tmp_path / "spool")
-        run.close()
+        model = Model()
+        optimizers = sgd(model)
+        spool = tmp_path / "spool"
+        with root_dash.watch(model, optimizers, server=server, token=WRITE, spool=spool, cadence=EVERY_STEP) as run:
+            train(model, optimizers, 5, run.log)
         assert (run.stored, run.lost, run.failures) == (5, 0, 0)
     frames = arrived(tmp_path / "team.db")
     assert [frame.step for frame in frames] == [1, 2, 3, 4, 5]
@@ -143,7 +164,7 @@ def test_training_is_recorded_on_the_server(tmp_path: Path) -> None:
 
 
 def test_a_server_that_comes_later_gets_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nobody listens while the run trains; it is said once, as is that somebody does, and what waited arrives."""
+    """The trainer reports once that nobody listens, and once that the server is back. The frames that waited arrive."""
     port = free_port()
     run = start(f"http://127.0.0.1:{port}", tmp_path / "spool")
     until(lambda: not run.pending)
@@ -157,19 +178,19 @@ def test_a_server_that_comes_later_gets_everything(tmp_path: Path, capfd: pytest
     assert said == f"root-dash: http://127.0.0.1:{port} takes frames again: 5 waited\n"
 
 
-def test_a_server_that_is_away_for_a_moment_is_not_spoken_of(
+def test_a_server_that_is_away_for_a_moment_is_not_reported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One try that fails, and the next one does not: neither that it went nor that it is back."""
-    send, tries = Mail._send, list[str]()
+    """If one try fails and the next succeeds, nothing is reported."""
+    send, tries = IngestClient._send, list[str]()
 
-    def fail_once(mail: Mail, method: str, path: str, message: bytes) -> object:
+    def fail_once(client: IngestClient, method: str, path: str, message: bytes) -> object:
         tries.append(method)
         if len(tries) in (1, 3):
-            raise Unreachable(f"{mail.server} cannot be reached")
-        return send(mail, method, path, message)
+            raise Unreachable(f"{client.server} cannot be reached")
+        return send(client, method, path, message)
 
-    monkeypatch.setattr(Mail, "_send", fail_once)
+    monkeypatch.setattr(IngestClient, "_send", fail_once)
     with serving(tmp_path / "team.db") as (server, _, _):
         start(server, tmp_path / "spool").close(20.0)
         until(lambda: not list((tmp_path / "spool").glob("*.db")))
@@ -192,8 +213,8 @@ def test_a_server_that_hangs_does_not_hold_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.heavy
-def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A run that ends while the server is away says what waits where; the next run sends it beside its own."""
+def test_unsent_frames_are_reported_and_sent_by_the_next_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run that ends while the server is away reports what waits. The next run sends these frames, too."""
     port, folder = free_port(), tmp_path / "spool"
     script = (
         "import sys; from pathlib import Path; from tests.delivery.spools import start;"
@@ -219,8 +240,8 @@ def test_what_is_not_sent_is_said_and_sent_by_the_next_run(tmp_path: Path, capfd
         assert sorted(run.frames for run in store.runs()) == [5, 5]
 
 
-def test_a_wrong_token_is_said_once_and_keeps_the_spool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The training goes on, and what was refused is there for a `sync` with the right one."""
+def test_a_wrong_token_is_reported_once_and_keeps_the_spool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The training goes on, and the refused frames are kept for a `sync` with the right token."""
     folder = tmp_path / "spool"
     with serving(tmp_path / "team.db") as (server, _, _):
         run = start(server, folder, token="wrong")  # noqa: S106 (none)
@@ -233,14 +254,14 @@ def test_a_wrong_token_is_said_once_and_keeps_the_spool(tmp_path: Path, capfd: p
 
 
 def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
-    """The server is told of a layer before the first frame that names it."""
+    """The server learns of a layer before the first frame with that layer."""
     path = tmp_path / f"{'a' * 32}.db"
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail, held = Mail(server, WRITE), hold(path, new=True)
-        assert held is not None
+        client, lock = IngestClient(server, WRITE), lock_spool(path, new=True)
+        assert lock is not None
         spool = Spool.create(path)
         recording = spool.begin(RUN, LAYERS[:1], Attempt("a" * 32, 1.7e9))
-        delivery = Delivery(held, spool, mail)
+        delivery = Delivery(lock, spool, client)
         first = trained(0, ["statistics"])
         recording.append(replace(first, layers=first.layers[:1], statistics=first.statistics[:1]))
         while delivery.advance(ended=False):
@@ -249,7 +270,7 @@ def test_layers_that_appear_later_arrive(tmp_path: Path) -> None:
         recording.append(trained(1, ["statistics"]))
         recording.end(1.8e9)
         deliver(delivery)
-        mail.close()
+        client.close()
     assert [len(frame.layers) for frame in arrived(tmp_path / "team.db")] == [1, 6]
     with Store.open(tmp_path / "team.db") as store:
         assert [replace(layer, id=0) for layer in store.layers(1)] == LAYERS

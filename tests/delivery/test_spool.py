@@ -1,4 +1,4 @@
-"""What waits on a trainer's disk: whose it is, how much it may be, and what of it goes when."""
+"""Spools on a trainer's disk: who sends them, how much they may hold, and when frames are removed."""
 
 from __future__ import annotations
 
@@ -17,34 +17,30 @@ from pathlib import Path
 import pytest
 
 import root_dash
-from root_dash import watching as recording
 from root_dash import wire
-from root_dash.delivery import delivery, sender
-from root_dash.delivery.client import Mail, Unreachable
+from root_dash.delivery.client import IngestClient, Unreachable
 from root_dash.delivery.delivery import Delivery, deliver, leftovers
-from root_dash.delivery.spool_lock import hold
+from root_dash.delivery.limits import DeliveryLimits
+from root_dash.delivery.spool_lock import lock_spool
 from root_dash.exceptions import StoreFull
 from root_dash.monitor.writing import writer
 from root_dash.monitor.writing.writer import Sink
 from root_dash.records import Attempt, Frame
-from root_dash.store import Store
+from root_dash.store import Limits, Store
 from root_dash.store.spool import Spool
+from root_dash.watching import _remote
 from tests.delivery.servers import WRITE, free_port, serving
-from tests.delivery.spools import LAYERS, RUN, arrived, left, send
+from tests.delivery.spools import HASTY, LAYERS, RUN, arrived, far, left, send
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import record
 from tests.store.read.test_frames import same_frames, trained
 from tests.waiting import until
 
 
-@pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.02)
-    monkeypatch.setattr(sender, "PAUSE_SECONDS", (0.02, 0.1))
-
-
-def test_a_spool_that_cannot_be_had_keeps_none_of_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """One that another process deletes while the folder is read, and one whose lock cannot be made."""
+def test_a_spool_that_cannot_be_opened_does_not_stop_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A spool that disappears while the folder is read, and a spool whose lock cannot be made."""
     folder = tmp_path / "spool"
     left(folder)
     (folder / f"{'b' * 32}.db").symlink_to("gone")
@@ -58,7 +54,7 @@ def test_a_spool_that_cannot_be_had_keeps_none_of_the_others(tmp_path: Path, cap
 
 
 def test_a_database_that_bears_a_spools_name_stays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """One of somebody's own, and a copy of a spool under another name: neither was sent, and neither is deleted."""
+    """A database of somebody, and a copy of a spool under another name, are neither sent nor deleted."""
     folder = tmp_path / "spool"
     path = left(folder)
     copy, own = folder / f"{'c' * 32}.db", record(folder / f"{'d' * 32}.db", 3)
@@ -73,36 +69,37 @@ def test_a_database_that_bears_a_spools_name_stays(tmp_path: Path, capfd: pytest
 
 
 def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
-    """While one holds a spool, also another process, nobody else gets it; a trainer that lives keeps its own."""
+    """While somebody holds a spool, nobody else gets it, in any process; a living trainer keeps its own."""
     path = left(tmp_path / "spool")
-    held = hold(path)
-    assert held is not None
-    assert hold(path) is None
+    lock = lock_spool(path)
+    assert lock is not None
+    assert lock_spool(path) is None
     (tmp_path / "link").symlink_to(path.parent)
-    assert hold(tmp_path / "link" / path.name) is None
+    assert lock_spool(tmp_path / "link" / path.name) is None
     script = (
-        "import sys, pathlib; from root_dash.delivery.spool_lock import hold; print(hold(pathlib.Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from root_dash.delivery.spool_lock import lock_spool;"
+        "print(lock_spool(Path(sys.argv[1])))"
     )
     other = [sys.executable, "-c", script, str(path)]
     assert subprocess.run(other, capture_output=True, text=True, cwd=Path(__file__).parents[2]).stdout == "None\n"
-    mail = Mail("http://127.0.0.1:1", WRITE)
-    assert list(leftovers(path.parent, Spool.create, mail)) == []
-    held.release()
-    held.release()
-    assert [delivery.path for delivery in leftovers(path.parent, Spool.create, mail)] == [path]
+    client = IngestClient("http://127.0.0.1:1", WRITE)
+    assert list(leftovers(path.parent, client)) == []
+    lock.release()
+    lock.release()
+    assert [delivery.path for delivery in leftovers(path.parent, client)] == [path]
     gone = path.with_name(f"{'c' * 32}.db")
-    assert hold(gone) is None
-    mail.close()
+    assert lock_spool(gone) is None
+    client.close()
 
 
 def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
-    """What it acknowledged and lost with its power is noticed at the end, and what it lost altogether as well."""
+    """A server that lost acknowledged frames, or all frames, is noticed at the end, and gets them again."""
     path = left(tmp_path / "spool")
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail = Mail(server, WRITE)
-        held = hold(path)
-        assert held is not None
-        delivery = Delivery(held, Spool.create(path), mail)
+        client = IngestClient(server, WRITE)
+        lock = lock_spool(path)
+        assert lock is not None
+        delivery = Delivery(lock, Spool.create(path), client)
         assert delivery.advance(ended=False)  # begins
         assert delivery.advance(ended=False)  # sends all
         assert not delivery.advance(ended=False)
@@ -114,7 +111,7 @@ def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
         connection.close()
         deliver(delivery)
         assert delivery.done
-        mail.close()
+        client.close()
     assert [frame.seq for frame in arrived(tmp_path / "team.db")] == [0, 1, 2, 3]
     path = left(tmp_path / "spool")
     with serving(tmp_path / "new.db") as (server, _, _):
@@ -122,15 +119,15 @@ def test_a_server_that_lost_frames_gets_them_again(tmp_path: Path) -> None:
     assert len(arrived(tmp_path / "new.db")) == 4
 
 
-def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the trainer goes on; what the server acknowledged and loses with its power is still there to be sent."""
-    monkeypatch.setattr(delivery, "SETTLED_BYTES", 3 * len(wire.pack_frame(trained(0))))
+def test_frames_that_the_server_has_for_good_are_removed(tmp_path: Path) -> None:
+    """Frames are removed while the trainer goes on. Frames that the server may still lose are kept."""
+    limits = DeliveryLimits(settled_bytes=3 * len(wire.pack_frame(trained(0))))
     path, port = tmp_path / f"{'a' * 32}.db", free_port()
-    mail, held = Mail(f"http://127.0.0.1:{port}", WRITE), hold(path, new=True)
-    assert held is not None
+    client, lock = IngestClient(f"http://127.0.0.1:{port}", WRITE), lock_spool(path, new=True)
+    assert lock is not None
     spool = Spool.create(path)
     recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
-    going = Delivery(held, spool, mail)
+    going = Delivery(lock, spool, client, limits)
     for first in (0, 20):
         with serving(tmp_path / "team.db", port):
             for seq in range(first, first + 20):
@@ -151,7 +148,7 @@ def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkey
                     connection.execute(f"DELETE FROM {table} WHERE frame_id > {kept.seq + 1}")
                 connection.execute(f"DELETE FROM frames WHERE seq > {kept.seq}")
             connection.close()
-    mail.close()
+    client.close()
     frames = arrived(tmp_path / "team.db")
     assert all(map(same_frames, frames, map(trained, range(40))))
     assert len(frames) == 40
@@ -160,48 +157,44 @@ def test_what_the_server_has_for_good_goes_from_the_spool(tmp_path: Path, monkey
         assert len(store.history(store.layers(1)[0].id, "grad_norm").steps) == 40
 
 
-def test_what_the_server_may_still_lose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it takes frames but cannot write them through to its disk, the spool keeps all, and lets go once it can."""
-    monkeypatch.setattr(delivery, "SETTLED_BYTES", 1)
-    path, end = tmp_path / f"{'a' * 32}.db", Mail.end
+def test_frames_that_the_server_may_still_lose_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server cannot write frames through to its disk, the spool keeps all of them until the server can."""
+    path, end = tmp_path / f"{'a' * 32}.db", IngestClient.end
 
-    def refuse(mail: Mail, message: bytes, uid: str) -> None:
+    def refuse(client: IngestClient, message: bytes, uid: str) -> None:
         raise Unreachable("507: the disk of the database is full")
 
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail, held = Mail(server, WRITE), hold(path, new=True)
-        assert held is not None
+        client, lock = IngestClient(server, WRITE), lock_spool(path, new=True)
+        assert lock is not None
         spool = Spool.create(path)
         recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
         for seq in range(3):
             recording.append(trained(seq))
-        going = Delivery(held, spool, mail)
-        monkeypatch.setattr(Mail, "end", refuse)
+        going = Delivery(lock, spool, client, DeliveryLimits(settled_bytes=1))
+        monkeypatch.setattr(IngestClient, "end", refuse)
         assert going.advance(ended=False)
         assert going.advance(ended=False)
         for _ in range(3):
             with pytest.raises(Unreachable):
                 going.advance(ended=False)
         assert len(arrived(tmp_path / "team.db")) == len(spool.frames(1)) == 3
-        monkeypatch.setattr(Mail, "end", end)
+        monkeypatch.setattr(IngestClient, "end", end)
         while going.advance(ended=False):
             pass
         assert [notice.seq for notice in spool.frames(1)] == [2]  # it says when the run ended, should nobody else
         going.close()
-        mail.close()
+        client.close()
 
 
-def test_a_spool_that_is_full_loses_what_comes_and_says_so(
+def test_a_full_spool_loses_later_frames_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With the server away: the oldest frames stay, and are sent when it is back; the run tells of the others."""
-    monkeypatch.setattr(sender, "SPOOL_BYTES", 300_000)
-    monkeypatch.setattr(delivery, "SETTLED_BYTES", 2**16)
+    """While the server is away the oldest frames stay, and are sent later. The run reports the lost frames."""
+    limits = replace(HASTY, spool_bytes=300_000, settled_bytes=2**16)
     port, folder, model, said = free_port(), tmp_path / "spool", Model(), ""
     optimizers, address = sgd(model), f"http://127.0.0.1:{port}"
-    run = root_dash.watch(
-        model, optimizers, server=address, token=WRITE, spool=folder, cadence=EVERY_STEP, max_overhead=math.inf
-    )
+    run = far(model, optimizers, address, folder, limits, max_overhead=math.inf)
     (path,) = folder.glob("*.db")
     full = f"{path} is full: 0.3 MiB wait for {address}, and frames are lost until some of it is sent"
     while full not in said:
@@ -231,20 +224,17 @@ def test_a_spool_that_is_full_loses_what_comes_and_says_so(
         assert any(event.kind == "queue" and event.text.endswith(full) for event in store.events(1))
 
 
-def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the spool cannot be written all that is in it is sent; what the server has goes when it can be again."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.01)
-    monkeypatch.setattr(delivery, "SETTLED_BYTES", 1)
-    monkeypatch.setattr(delivery, "BATCH_FRAMES", 1)
+def test_a_spool_that_cannot_be_written_is_sent(tmp_path: Path) -> None:
+    """If the spool cannot be written, its frames are sent all the same; they are removed once it can be written."""
     path = tmp_path / f"{'a' * 32}.db"
     with serving(tmp_path / "team.db") as (server, _, _):
-        mail, held = Mail(server, WRITE), hold(path, new=True)
-        assert held is not None
-        spool = Spool.create(path)
+        client, lock = IngestClient(server, WRITE), lock_spool(path, new=True)
+        assert lock is not None
+        spool = Spool.create(path, Limits(lock_seconds=0.01))
         recording = spool.begin(RUN, LAYERS, Attempt("a" * 32, 1.7e9))
         for seq in range(6):
             recording.append(trained(seq))
-        going = Delivery(held, spool, mail)
+        going = Delivery(lock, spool, client, DeliveryLimits(settled_bytes=1, batch_frames=1))
         hog = sqlite3.connect(path, isolation_level=None)
         hog.execute("BEGIN IMMEDIATE")
         while going.advance(ended=False):
@@ -257,7 +247,7 @@ def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: 
             pass
         assert (len(arrived(tmp_path / "team.db")), len(spool.frames(1))) == (7, 1)
         going.close()
-        mail.close()
+        client.close()
 
 
 def taken_by(sink: Sink, frame: Frame) -> bool:
@@ -270,9 +260,9 @@ def taken_by(sink: Sink, frame: Frame) -> bool:
 
 
 def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path) -> None:
-    """Nothing could be let go of in it for want of room: it is deleted, and another one takes the frames that wait."""
+    """Nothing could be removed from it without room. It is deleted, and another spool takes the waiting frames."""
     port, folder = free_port(), tmp_path / "spool"
-    sink = recording._remote(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder)
+    sink = _remote(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder, HASTY)
     (path,) = folder.glob("*.db")
     taken = sink._spool._connection.connection.cursor()  # type: ignore[attr-defined]
     taken.execute("PRAGMA max_page_count=200")  # to SQLite the disk is full then
@@ -282,7 +272,7 @@ def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path
             sink.append(trained(seq))
             seq += 1
     assert seq > 1
-    with pytest.raises(StoreFull):  # nobody has what is in it
+    with pytest.raises(StoreFull):  # the server has none of it
         sink.append(trained(seq))
     with serving(tmp_path / "team.db", port):
         for late in (seq, seq + 1):
@@ -297,31 +287,33 @@ def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path
         assert [run.ended_at for run in store.runs()] == [1.8e9]
 
 
-def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its room is free again, and taken by what comes."""
+def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path) -> None:
+    """Its room is free again for later frames."""
     folder = tmp_path / "spool"
-    sink = recording._remote(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder)
-    sink.append(trained(0))
-    (path,) = folder.glob("*.db")
-    monkeypatch.setattr(sender, "SPOOL_BYTES", path.stat().st_size // 2)
-    with pytest.raises(StoreFull):
-        sink.append(trained(1))
+    limits = replace(HASTY, spool_bytes=left(tmp_path / "other", 0).stat().st_size + 2**15)
+    sink = _remote(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder, limits)
+    seq = 0
+    with suppress(StoreFull):
+        while True:
+            sink.append(trained(seq))
+            seq += 1
+    assert seq > 0
     shutil.rmtree(folder)
-    sink.append(trained(1))
+    sink.append(trained(seq))
     sink.close()
     (other,) = folder.glob("*.db")
-    assert [frame.seq for frame in arrived(other)] == [1]
+    assert [frame.seq for frame in arrived(other)] == [seq]
 
 
 def test_a_spool_that_cannot_be_begun_is_not_left_behind(tmp_path: Path) -> None:
-    """Nor its lock: what is tried again and again would fill the folder."""
+    """The spool and its lock are removed: repeated tries would fill the folder."""
     with pytest.raises(ValueError, match="a position each"):
-        recording._remote(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
+        _remote(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
     assert not list((tmp_path / "spool").iterdir())
 
 
 def test_a_process_that_goes_elsewhere_keeps_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A path that was given as it is seen from one folder stays where it was: database, and spool."""
+    """A relative path keeps its meaning if the process changes its folder: for the database and for the spool."""
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     with serving(tmp_path / "team.db") as (server, _, _):
@@ -340,12 +332,12 @@ def test_a_process_that_goes_elsewhere_keeps_its_files(tmp_path: Path, monkeypat
 
 
 def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where somebody clears the folder while a run trains, it says so and goes on in a new file: later steps arrive."""
+    """If somebody clears the folder while a run trains, the run says so and goes on in a new file."""
     model = Model()
     optimizers = sgd(model)
     folder = tmp_path / "spool"
     with serving(tmp_path / "team.db") as (server, _, _):
-        run = root_dash.watch(model, optimizers, server=server, token=WRITE, spool=folder, cadence=EVERY_STEP)
+        run = far(model, optimizers, server, folder)
         train(model, optimizers, 3, run.log)
         until(lambda: not run.pending and len(arrived(tmp_path / "team.db")) == 3)
         shutil.rmtree(folder)
@@ -362,10 +354,10 @@ def test_a_deleted_spool_is_replaced_by_another(tmp_path: Path, capfd: pytest.Ca
 
 
 def test_a_spool_that_is_deleted_before_layers_come_says_so_in_the_next_frame(tmp_path: Path) -> None:
-    """As where a frame finds it gone; the layers are in the new one."""
+    """The next frame says so, and the layers are in the new spool."""
     folder = tmp_path / "spool"
     with serving(tmp_path / "team.db") as (server, _, _):
-        sink = recording._remote(RUN, LAYERS[:5], server, WRITE, folder)
+        sink = _remote(RUN, LAYERS[:5], server, WRITE, folder, HASTY)
         shutil.rmtree(folder)
         sink.extend(LAYERS[5:])
         sink.append(trained(0))

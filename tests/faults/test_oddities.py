@@ -21,6 +21,7 @@ from root_dash.records import STATISTICS, Run
 from root_dash.store import Store
 from tests.monitor.training import EVERY_STEP, Model, adamw, layers_of, muon, root, sgd, step, train
 from tests.store.frames import make_frame, make_layers
+from tests.store.recorders import impatient
 from tests.waiting import LIMIT_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
@@ -39,13 +40,12 @@ sys.stdin.readline()
 
 @pytest.mark.heavy
 def test_a_lock_held_for_longer_than_the_timeout_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Another process has the database: training goes on, and what waited is stored when it lets go."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.05)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
-    with root_dash.watch(model, optimizers, db=path, max_overhead=math.inf) as run:
+    with impatient(path, model, optimizers, 0.05, max_overhead=math.inf) as run:
         train(model, optimizers, 2, run.log)
         hog = subprocess.Popen([sys.executable, "-c", HOG, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert hog.stdout is not None

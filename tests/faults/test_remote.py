@@ -59,14 +59,14 @@ with serving(Path(sys.argv[1]), int(sys.argv[2])):
 SENDER = """
 import sys
 from pathlib import Path
-from root_dash.monitor import delivery, remote
-from root_dash.watching import sync
-delivery.BATCH_FRAMES = 1  # many requests, to be interrupted anywhere
-remote.PAUSE_SECONDS = (0.05, 0.2)
 from root_dash.delivery.client import Unreachable
-while any(delivery.found(Path(sys.argv[2]))):
+from root_dash.delivery.delivery import find_spools
+from root_dash.delivery.limits import DeliveryLimits
+from root_dash.watching import sync
+limits = DeliveryLimits(batch_frames=1)  # many requests, to be interrupted anywhere
+while find_spools(Path(sys.argv[2])):
     try:
-        for path, frames in sync(sys.argv[2], sys.argv[1], None):
+        for path, frames in sync(sys.argv[2], sys.argv[1], None, limits):
             print(path, frames)
     except Unreachable as error:
         print(error, file=sys.stderr)

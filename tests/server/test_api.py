@@ -12,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from root_dash.exceptions import StoreBusy, StoreError
+from root_dash.plain import plain, strict
 from root_dash.records import STATISTICS, Run
 from root_dash.server.app import create_app
-from root_dash.server.json_records import plain
 from root_dash.settings import Settings
 from root_dash.store import Store
 from tests.store.frames import make_frame, make_layers
@@ -46,7 +46,7 @@ def test_every_record_is_served_as_the_store_holds_it(client: TestClient, store:
         response = client.get(V1 + url)
         assert response.status_code == 200, url
         assert response.headers["content-type"] == "application/json"
-        assert response.json() == plain(record), url
+        assert response.json() == plain(record, strict), url
 
 
 def test_numbers_survive_json(client: TestClient, store: Store) -> None:

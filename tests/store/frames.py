@@ -21,14 +21,14 @@ from root_dash.records import (
     Quantiles,
     Run,
     Spectrum,
-    Tensor,
+    TensorName,
     histogram_edges,
     quantile_positions,
     statistic_names,
 )
-from root_dash.store import Store
+from root_dash.store import Limits, Store
 
-Place = TypeVar("Place", Path, str, Path | str)
+Location = TypeVar("Location", Path, str, Path | str)
 """A SQLite file's path, or the URL of a PostgreSQL database."""
 
 CADENCE: Mapping[Kind, int] = {
@@ -79,7 +79,7 @@ def make_frame(
 
 
 def record(
-    path: Place,
+    path: Location,
     steps: int = 40,
     layers: Sequence[Layer] | None = None,
     *,
@@ -89,13 +89,14 @@ def record(
     seed: int = 0,
     start: int = 0,
     end: bool = True,
-) -> Place:
+    limits: Limits | None = None,
+) -> Location:
     """A run of `steps` steps in the database at `path`, by default finished; every kind at its cadence."""
     layers = make_layers() if layers is None else layers
     rng = np.random.default_rng(seed)
     intervals = {str(kind): every for kind, every in cadence.items()}
     run = Run(uid, name, 1.7e9, {"seed": seed}, intervals, {"name": "ROOT", "outlier_quantile": 0.9})
-    with Store.create(path) as store:
+    with Store.create(path, limits) as store:
         recording = store.begin(run, layers)
         for seq, step in enumerate(range(start, start + steps)):
             kinds = [kind for kind, every in cadence.items() if step % every == 0]
@@ -121,7 +122,7 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
     return levels.astype(np.float32)
 
 
-def _histograms(layer: Layer, rng: np.random.Generator) -> dict[Tensor, Histogram]:
+def _histograms(layer: Layer, rng: np.random.Generator) -> dict[TensorName, Histogram]:
     return {
         tensor: Histogram(
             np.histogram(rng.normal(0, 0.01, layer.size), histogram_edges())[0].astype(np.uint32), nan=0, inf=0
@@ -130,7 +131,7 @@ def _histograms(layer: Layer, rng: np.random.Generator) -> dict[Tensor, Histogra
     }
 
 
-def _quantiles(layer: Layer, rng: np.random.Generator) -> dict[Tensor, Quantiles]:
+def _quantiles(layer: Layer, rng: np.random.Generator) -> dict[TensorName, Quantiles]:
     scale = float(np.exp(rng.normal(0, 0.1)))
     values = (0.01 * scale * quantile_positions() ** 3 / 5).astype(np.float32)
     return {tensor: Quantiles(values, count=layer.size) for tensor in TENSORS}

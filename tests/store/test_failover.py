@@ -13,51 +13,51 @@ import pytest
 
 from root_dash.exceptions import StoreFull, StoreMoved
 from root_dash.records import Attempt, Layer, Run
-from root_dash.store import Store
-from root_dash.store.failover import Lasting
+from root_dash.store import Limits, Store
+from root_dash.store.failover import FailoverRecording
 from tests.store.frames import make_frame, make_layers, record
 
 LAYERS = make_layers(3)
 
 
-def begin(path: Path, said: list[str]) -> Lasting:
-    """A recording of ten frames that goes on."""
-    sink = Lasting(Store.create(path), Run("run-1", "a run", 1.7e9), LAYERS, said.append)
+def begin(path: Path, said: list[str]) -> FailoverRecording:
+    """Begin a recording with ten frames."""
+    sink = FailoverRecording(Store.create(path), Run("run-1", "a run", 1.7e9), LAYERS, said.append)
     append(sink, 0, 10)
     return sink
 
 
-def append(sink: Lasting, start: int, stop: int) -> None:
-    """Frames of these numbers."""
+def append(sink: FailoverRecording, start: int, stop: int) -> None:
+    """Append the frames of these numbers."""
     for seq in range(start, stop):
         sink.append(make_frame(seq, seq + 1, LAYERS, np.random.default_rng(seq)))
 
 
 def delete(path: Path) -> None:
-    """The file alone, as a file manager does."""
+    """Delete the file alone, as a file manager does."""
     path.unlink()
 
 
 def delete_all(path: Path) -> None:
-    """As `rm runs.db*` does."""
+    """Delete the file and its log, as `rm runs.db*` does."""
     for file in path.parent.glob("runs.db*"):
         file.unlink()
 
 
 def replace(path: Path) -> None:
-    """By another database, closed, as `mv other.db runs.db` does."""
+    """Replace the file by another, closed database, as `mv other.db runs.db` does."""
     os.replace(record(path.with_name("other.db"), 3, uid="other"), path)
 
 
 def replace_by_text(path: Path) -> None:
-    """By what is no database."""
+    """Replace the file by a text."""
     path.with_name("text").write_text("my notes")
     os.replace(path.with_name("text"), path)
 
 
 @pytest.mark.parametrize("happen", [delete, delete_all, replace, replace_by_text])
-def test_it_goes_on_beside_with_all_that_was_recorded(happen: Callable[[Path], None], tmp_path: Path) -> None:
-    """What stands at the path now stays as it is; the other file holds every frame, and tells why it is there."""
+def test_a_recording_goes_on_beside_its_file_with_all_frames(happen: Callable[[Path], None], tmp_path: Path) -> None:
+    """The file at the path now stays as it is. The other file holds every frame, and an event says why it is there."""
     path, said = tmp_path / "runs.db", list[str]()
     sink = begin(path, said)
     happen(path)
@@ -81,7 +81,7 @@ def test_it_goes_on_beside_with_all_that_was_recorded(happen: Callable[[Path], N
         assert sentence.endswith(event.text)
 
 
-def test_it_never_takes_away_the_log_of_who_came_after(tmp_path: Path) -> None:
+def test_a_recording_never_removes_the_log_of_a_later_one(tmp_path: Path) -> None:
     """Another trainer records under the same name while the first one, whose file is gone, goes on and ends."""
     path, said = tmp_path / "runs.db", list[str]()
     sink = begin(path, said)
@@ -117,16 +117,14 @@ def test_it_may_happen_again_and_at_the_end(tmp_path: Path) -> None:
         assert [layer.name for layer in store.layers(1)] == [*(layer.name for layer in LAYERS), "late.weight"]
 
 
-def test_a_copy_that_could_not_be_gone_on_in_is_not_left_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_could_not_be_used_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the disk is full once all is copied: it is tried again in a file of the same name, and no copy is lost."""
     path, said = tmp_path / "runs.db", list[str]()
     sink = begin(path, said)
     delete(path)
     create = Store.create
 
-    def fail(path: Path) -> Store:
+    def fail(path: Path, limits: Limits | None = None) -> Store:
         monkeypatch.setattr(Store, "create", create)
         raise StoreFull(f"{path}: database or disk is full")
 
@@ -154,10 +152,10 @@ def test_a_recording_alone_stops_and_says_so(tmp_path: Path) -> None:
             recording.end(2.0)
 
 
-def test_what_may_damage_the_database_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process that records to it, under a SQLite that two can damage; a network's disk; a log that grows."""
+def test_dangers_for_the_database_are_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network's disk, another process under a SQLite that two can damage, and a log that grows are said once each."""
     path, said = tmp_path / "runs.db", list[str]()
-    with Store.create(path) as store:
+    with Store.create(path, Limits(log_bytes=10_000_000)) as store:
         there = Attempt("there", 1.0, pid=os.getppid(), host=platform.node())
         gone = Attempt("gone", 1.0, pid=2**22 + 1, host=platform.node())  # beyond what Linux gives
         far = Attempt("far", 1.0, pid=os.getppid(), host="elsewhere")
@@ -166,13 +164,15 @@ def test_what_may_damage_the_database_is_said_once(tmp_path: Path, monkeypatch: 
         for kind, sqlite_is_old in (("ext4", False), ("nfs4", False), ("ext4", True)):
             monkeypatch.setattr("root_dash.store.failover.filesystem", lambda path, kind=kind: kind)
             monkeypatch.setattr("root_dash.store.failover.sqlite_has_wal_reset_bug", lambda old=sqlite_is_old: old)
-            sink = Lasting(store, Run(f"{kind} {sqlite_is_old}", "run", 1.0), LAYERS, said.append)
+            sink = FailoverRecording(store, Run(f"{kind} {sqlite_is_old}", "run", 1.0), LAYERS, said.append)
             append(sink, 0, 3)
-        monkeypatch.setattr("root_dash.store.failover.WAL_LIMIT", 1000)
-        append(sink, 3, 6)
+    monkeypatch.setattr("root_dash.store.failover.sqlite_has_wal_reset_bug", lambda: False)
+    with Store.create(path, Limits(log_bytes=1000)) as small:
+        sink = FailoverRecording(small, Run("log", "run", 1.0), LAYERS, said.append)
+        append(sink, 0, 6)
         sink.end(2.0)
-        told = [event.text for run in reversed(store.runs()) for event in store.events(run.id)]
-    assert [f"root-dash: {text}" for text in sorted(told)] == sorted(said)
+        events = [event.text for run in reversed(small.runs()) for event in small.events(run.id)]
+    assert [f"root-dash: {text}" for text in sorted(events)] == sorted(said)
     network, twin, log = said
     assert f"{path} is on nfs4" in network
     assert f"process {os.getppid()} records to {path} too" in twin

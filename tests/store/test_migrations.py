@@ -1,13 +1,13 @@
-"""Files of older schemas: migrated with all that they hold, or left as they were."""
+"""Databases that an earlier root-dash wrote, on both engines: read, recorded on, and brought up to date."""
 
 from __future__ import annotations
 
-import gzip
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,62 @@ import numpy as np
 import pytest
 
 from root_dash.exceptions import StoreBusy, StoreForeign
-from root_dash.records import KINDS, TENSORS, statistic_names
-from root_dash.store import Store, migrate
-from root_dash.store.tables.blobs import decode
-from root_dash.store.tables.histogram_codec import unpack
-from root_dash.store.tables.schema import RECORDINGS, SCHEMA_VERSION
-from tests.store.frames import make_layers, record
+from root_dash.records import Attempt, Run
+from root_dash.store import Limits, Revisions, Store, examine, migrate
+from root_dash.store.tables.versions import BASE_VERSION, SCHEMA_VERSION, check_version
+from tests.postgresql import Server
+from tests.store.admin.test_doctor import _bad
+from tests.store.frames import make_frame, make_layers, record
+from tests.store.recorded import answered, answers, restore, same_answers, unpacked
 
-FIXTURES = Path(__file__).parent / "fixtures"
-"""A file of each older schema: two runs, one of them resumed with overlapping steps, stored by the code of then.
+REVISION = """
+import os, signal
+import sqlalchemy as sa
+from alembic import op
 
-Schema 1 at 964f18c, schema 2 at b056774.
+revision = "0004"
+down_revision = "0003"
+
+def upgrade():
+    op.add_column("runs", sa.Column("note", sa.Text))
+    op.execute("UPDATE runs SET note = name")
+    if os.environ.get("KILLED"):
+        op.get_bind().exec_driver_sql("PRAGMA cache_spill=ON")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def downgrade():
+    raise NotImplementedError
 """
+"""A made-up next revision."""
 
 
-@pytest.fixture(params=range(1, SCHEMA_VERSION))
-def version(request: pytest.FixtureRequest) -> int:
-    """Each schema version before this one."""
-    return int(request.param)
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.heavy)])
+def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
+    """A database of schema 3, as a file and on a server."""
+    if request.param == "sqlite":
+        yield unpacked("schema-3.db", tmp_path / "old.db")
+        return
+    server: Server = request.getfixturevalue("postgres")
+    url = restore(server, server.create())
+    yield url
+    server.drop(url)
 
 
 @pytest.fixture
-def old(tmp_path: Path, version: int) -> Path:
-    """A database of that schema."""
-    path = tmp_path / "old.db"
-    path.write_bytes(gzip.decompress((FIXTURES / f"schema-{version}.db.gz").read_bytes()))
-    return path
+def revisions(tmp_path: Path) -> Revisions:
+    """Our revisions and a made-up next one."""
+    folder = tmp_path / "revisions"
+    folder.mkdir()
+    (folder / "schema_4.py").write_text(REVISION)
+    return Revisions(4, (folder,))
 
 
-def _rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+def _rows(place: Path | str, sql: str) -> list[tuple[Any, ...]]:
+    with Store.create(place) as store, store._reader.connect() as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(sql)]
+
+
+def _file_rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(path)
     try:
         return connection.execute(sql).fetchall()
@@ -51,165 +78,173 @@ def _rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-Rows = dict[str, tuple[list[str], list[tuple[Any, ...]]]]
-"""The columns and the rows of tables by name."""
+def _version(place: Path | str, server: Server | None) -> str:
+    query = "SELECT version_num FROM alembic_version"
+    rows = _file_rows(place, query) if isinstance(place, Path) else server.execute(query, place.rpartition("/")[2])  # type: ignore[union-attr]
+    return str(rows[0][0])
 
 
-def _recorded(path: Path, like: Rows | None = None) -> Rows:
-    """Every row of every table that holds what was recorded, in the columns that the file has, or that `like` has."""
-    names = ("runs", "attempts", "layers", "frames", "scalars", "events", *(t.name for t in RECORDINGS.values()))
-    found: Rows = {}
-    for name in names:
-        columns = like[name][0] if like else sorted(row[1] for row in _rows(path, f"PRAGMA table_info({name})"))
-        chosen = ", ".join(f'"{column}"' for column in columns)
-        found[name] = columns, sorted(_rows(path, f"SELECT {chosen} FROM {name}"), key=repr)
-    return found
-
-
-def _shape(path: Path) -> dict[str, Any]:
-    """What SQLite says of every table: columns, keys, references and indices."""
-    tables = [name for (name,) in _rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
-    return {
-        name: [
-            sorted(row[1:] for row in _rows(path, f"PRAGMA {what}({name})"))
-            for what in ("table_info", "index_list", "foreign_key_list")
-        ]
-        + [_rows(path, f"SELECT wr, strict FROM pragma_table_list WHERE name = '{name}'")]
-        for name in tables
-    }
-
-
-def test_an_old_file_is_migrated_with_every_row(old: Path, version: int, tmp_path: Path) -> None:
-    """All rows of an older schema come through, the tables are those of a new file, and a copy is kept."""
-    before = _recorded(old)
-    done = migrate(old)
-    assert done is not None
-    assert (done.path, done.before, done.after) == (old, version, SCHEMA_VERSION)
-    assert _recorded(old, before) == before
-    assert _shape(old) == _shape(record(tmp_path / "new.db", 3))
-    assert _rows(old, "PRAGMA integrity_check") == [("ok",)]
-    assert _rows(old, "PRAGMA foreign_key_check") == []
-    assert _rows(old, "SELECT * FROM alembic_version") == [(f"{SCHEMA_VERSION:04d}",)]
-    assert sorted(path.name for path in tmp_path.glob("old*")) == ["old.db", f"old.db.schema-{version}"]
+def test_an_old_database_reads_equal(old: Path | str) -> None:
+    """Every verb answers what it answered when the database was written, before and after it was opened for writing."""
+    clock = isinstance(old, Path)
+    with Store.open(old) as store:
+        assert same_answers(answers(store), answered(), clock=clock)
+    Store.create(old).close()
     assert migrate(old) is None
-    assert _recorded(done.backup) == before
-    assert _rows(done.backup, "PRAGMA user_version") == [(version,)]
-
-
-def test_what_an_old_file_holds_is_answered(old: Path, version: int) -> None:
-    """Histories, grids and arrays of a migrated file are those of its rows, the resumed attempt's where both have."""
-    newest = {}
-    for name in (*statistic_names("statistics"), *statistic_names("spectra")):
-        table = "spectra" if name.startswith(("sigma", "stable", "effective", "condition", "polar")) else None
-        table = table or "layer_statistics"
-        newest[name] = dict(_rows(old, f"SELECT step, {name} FROM {table} WHERE layer_id = 1 ORDER BY frame_id"))
-    counts = dict(_rows(old, "SELECT step, gradient_counts FROM histograms WHERE layer_id = 1 ORDER BY frame_id"))
-    migrate(old)
     with Store.open(old) as store:
-        assert [(run.name, run.frames) for run in store.runs()] == [("short", 2), ("a run", 56)]
-        for name, by_step in newest.items():
-            history = store.history(1, name)
-            assert history.steps.tolist() == sorted(by_step)
-            expected = np.array([by_step[step] for step in sorted(by_step)], np.float64)
-            assert np.array_equal(history.values, expected, equal_nan=True)
-            assert np.array_equal(store.grid(1, name).values[0], expected, equal_nan=True)
-        histograms = store.histograms(1)
-        assert histograms.steps.tolist() == sorted(counts)
-        for row, step in zip(histograms.counts, histograms.steps.tolist(), strict=True):
-            packed = unpack([counts[step]])[0] if version > 1 else decode(counts[step], "<u4", 515, compressed=True)
-            assert np.array_equal(row, packed)
-        assert store.quantiles(1, 30).step == 24
-        assert store.mask(1).step == 48
-        masks = [store.mask(1, step) for step in store.steps(1, "masks").tolist()]
-        assert store.outlier_counts(1).recorded >= len(masks) > 1
-        assert {tensor: store.histogram(2, 50, tensor).step for tensor in TENSORS} == dict.fromkeys(TENSORS, 48)
+        assert same_answers(answers(store), answered(), clock=clock)
+    assert [found for found in _bad(examine(old)) if found[0] != "note"] == []
 
 
-def test_an_old_file_is_written_on(old: Path, version: int) -> None:
-    """Opening it for writing migrates it; another attempt of its run goes on where it was."""
-    record(old, 10, make_layers(3), start=50, seed=2)
+def test_an_old_database_is_recorded_on(old: Path | str) -> None:
+    """An attempt at a run goes on, a new attempt wins over the steps that it repeats, and a new run begins."""
+    layers, rng = make_layers(4), np.random.default_rng(5)
     with Store.open(old) as store:
-        assert store.history(1, "grad_norm").steps.tolist() == list(range(60))
-        assert set(store.frames(1)[-1].kinds) <= set(KINDS)
-    assert old.with_name(f"old.db.schema-{version}").exists()
+        (run,) = [run for run in store.runs() if run.uid == "resumed-1"]
+        before = store.history(store.layers(run.id)[0].id, "grad_norm")
+    described = Run("resumed-1", "resumed", 1.7e9)
+    with Store.create(old) as store:
+        going_on = store.begin(described, layers, Attempt("a2", 1.7e9 + 7))
+        going_on.append(make_frame(8, 15, layers, rng))
+        going_on.end(1.8e9)
+        again = store.begin(described, layers, Attempt("a3", 1.8e9))
+        frames = [make_frame(seq, step, layers, rng) for seq, step in enumerate(range(14, 18))]
+        for frame in frames:
+            again.append(frame)
+        again.end(1.9e9)
+        history = store.history(store.layers(run.id)[0].id, "grad_norm")
+        assert history.steps.tolist() == [*before.steps.tolist(), 15, 16, 17]
+        assert np.array_equal(history.values[:-4], before.values[:-1])
+        assert history.values[-4:].tolist() == [float(frame.statistics[0, 0]) for frame in frames]
+        assert (store.run(run.id).frames, store.run(run.id).ended_at) == (run.frames + 5, 1.9e9)
+        assert store.outlier_counts(store.layers(run.id)[0].id).recorded == run.frames + 5
+    record(old, 3, uid="new")
+    with Store.open(old) as store:
+        assert len(store.runs()) == 4
+    assert _bad(examine(old)) == []
 
 
-def test_an_old_file_is_not_read_as_it_is(old: Path, version: int) -> None:
-    """A reader says which command brings it up to date, and leaves it alone."""
-    content = old.read_bytes()
-    sentence = rf"has schema {version}, an older one .* `root-dash migrate` brings it up to date"
-    with pytest.raises(StoreForeign, match=sentence):
+def test_a_new_database_and_an_old_one_have_the_same_tables(tmp_path: Path) -> None:
+    """SQLite says the same of every table: columns, keys, references and indices."""
+
+    def shape(path: Path) -> dict[str, Any]:
+        names = [name for (name,) in _file_rows(path, "SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        return {
+            name: [
+                sorted(row[1:] for row in _file_rows(path, f"PRAGMA {what}({name})"))
+                for what in ("table_info", "index_list", "foreign_key_list")
+            ]
+            for name in names
+        }
+
+    assert shape(unpacked("schema-3.db", tmp_path / "old.db")) == shape(record(tmp_path / "new.db", 3))
+
+
+def test_a_migration_keeps_every_row(old: Path | str, revisions: Revisions, request: pytest.FixtureRequest) -> None:
+    """The next revision runs on both engines, once; a file is kept as it was, and this root-dash reads it no longer."""
+    server = None if isinstance(old, Path) else request.getfixturevalue("postgres")
+    tables = ("attempts", "layers", "frames", "layer_statistics", "masks", "pyramid")
+    before = [_rows(old, f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables]
+    names = _rows(old, "SELECT id, name FROM runs ORDER BY id")
+    done = migrate(old, revisions)
+    assert done is not None
+    assert (done.before, done.after) == (3, 4)
+    assert migrate(old, revisions) is None
+    assert _version(old, server) == "0004"
+    with pytest.raises(StoreForeign, match=r"newer root-dash \(schema 4, this one knows 3\): upgrade"):
         Store.open(old)
-    assert old.read_bytes() == content
+    if isinstance(old, Path):
+        assert [_file_rows(old, f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables] == before
+        assert _file_rows(old, "SELECT id, note FROM runs ORDER BY id") == names
+        assert _file_rows(old, "PRAGMA user_version") == [(4,)]
+        assert _file_rows(old, "PRAGMA integrity_check") == [("ok",)]
+        assert done.backup == old.with_name("old.db.schema-3")
+        with Store.open(done.backup) as store:
+            assert same_answers(answers(store), answered())
+    else:
+        assert server is not None
+        name = old.rpartition("/")[2]
+        assert server.execute("SELECT id, note FROM runs ORDER BY id", name) == names
+        assert server.execute("SELECT * FROM frames ORDER BY 1, 2, 3", name) == before[2]
+        assert done.backup is None
 
 
-def test_a_newer_file_is_refused(old: Path) -> None:
-    """The message says both versions and what to do, and the file is left alone."""
-    connection = sqlite3.connect(old)
-    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    connection.close()
-    content = old.read_bytes()
+def test_a_newer_database_is_refused(old: Path | str, request: pytest.FixtureRequest) -> None:
+    """The message says both versions and what to do, and a file is left alone."""
+    if isinstance(old, Path):
+        connection = sqlite3.connect(old)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+        connection.close()
+        shown = str(old)
+    else:
+        server: Server = request.getfixturevalue("postgres")
+        server.execute(f"UPDATE alembic_version SET version_num = '{SCHEMA_VERSION + 1:04d}'", old.rpartition("/")[2])
+        shown = f"postgresql://127.0.0.1:{server.port}/{old.rpartition('/')[2]}"
+    content = old.read_bytes() if isinstance(old, Path) else None
     sentence = (
         f"was written by a newer root-dash (schema {SCHEMA_VERSION + 1}, this one knows {SCHEMA_VERSION}): upgrade"
     )
     for refused in (migrate, Store.open, Store.create):
         with pytest.raises(StoreForeign) as caught:
             refused(old)
-        assert str(caught.value) == f"{old} {sentence}"
-    assert old.read_bytes() == content
-    assert not list(old.parent.glob("*.schema-*"))
+        assert str(caught.value) == f"{shown} {sentence}"
+    if isinstance(old, Path):
+        assert old.read_bytes() == content
+        assert not list(old.parent.glob("*.schema-*"))
 
 
-def test_a_file_that_another_process_has_open_is_not_migrated(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_version_is_refused_with_advice() -> None:
+    """A version that can be brought up to date names the command; a version before the base cannot be."""
+    check_version("runs.db", SCHEMA_VERSION)
+    with pytest.raises(StoreForeign, match=r"has schema 3, an older one .* \(4\): `root-dash migrate` brings it"):
+        check_version("runs.db", 3, newest=4)
+    with pytest.raises(StoreForeign, match=f"has schema 2, but this root-dash reads no schema before {BASE_VERSION}"):
+        check_version("runs.db", 2)
+
+
+def test_a_database_that_another_process_has_open_is_not_migrated(
+    old: Path | str, revisions: Revisions, request: pytest.FixtureRequest
+) -> None:
     """A trainer of the older version would write on into tables that have changed: it must stop first."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.05)
-    other = sqlite3.connect(old)
-    other.execute("PRAGMA journal_mode=WAL")
-    other.execute("SELECT count(*) FROM runs").fetchone()
-    with pytest.raises(StoreBusy, match="must be migrated, but another process has it open: stop that first"):
-        migrate(old)
-    other.close()
-    assert migrate(old) is not None
+    limits = Limits(lock_seconds=0.05)
+    with Store.open(old) as store:
+        assert len(store.runs()) == 3
+        with pytest.raises(StoreBusy, match="must be migrated, but another process has it open: stop that process"):
+            migrate(old, revisions, limits)
+        assert len(store.runs()) == 3
+    assert migrate(old, revisions) is not None
 
 
-def test_a_copy_never_takes_anothers_place(old: Path, version: int) -> None:
+def test_a_copy_never_takes_anothers_place(tmp_path: Path, revisions: Revisions) -> None:
     """A file under the copy's name, and half a copy of a process that was killed, do not stop the migration."""
-    kept, half = old.with_name(f"old.db.schema-{version}"), old.with_name("old.db.part")
+    old = unpacked("schema-3.db", tmp_path / "old.db")
+    kept, half = old.with_name("old.db.schema-3"), old.with_name("old.db.part")
     kept.write_text("mine")
     half.write_bytes(b"half")
-    done = migrate(old)
+    done = migrate(old, revisions)
     assert done is not None
-    assert done.backup.name == f"old.db.schema-{version}.2"
+    assert done.backup == old.with_name("old.db.schema-3.2")
     assert kept.read_text() == "mine"
     assert not half.exists()
 
 
-KILLED = """
-import os, signal, sys
-from root_dash.store import folding, migrate
-rebuild, done = folding.Pyramid.rebuild, []
-def killing(self):
-    self.connection.exec_driver_sql("PRAGMA cache_size=2")  # what was changed is in the write-ahead log
-    rebuild(self)
-    done.append(self)
-    if len(done) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-folding.Pyramid.rebuild = killing
-migrate(sys.argv[1])
-"""
-
-
 @pytest.mark.heavy
-@pytest.mark.parametrize("runs", [2])
-def test_kill_9_in_a_migration_leaves_the_old_file(old: Path, version: int, runs: int) -> None:
+def test_kill_9_in_a_migration_leaves_the_old_file(tmp_path: Path, revisions: Revisions) -> None:
     """Killed after the tables were changed, the file is the old one with every row, and is migrated the next time."""
-    before = _recorded(old)
+    old = unpacked("schema-3.db", tmp_path / "old.db")
+    script = (
+        "import sys; from pathlib import Path; from root_dash.store import Revisions, migrate;"
+        "migrate(sys.argv[1], Revisions(4, (Path(sys.argv[2]),)))"
+    )
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(old), str(runs)], cwd=Path(__file__).parents[2], env=os.environ, check=False
+        [sys.executable, "-c", script, str(old), str(revisions.folders[0])],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"KILLED": "1"},
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    assert _rows(old, "PRAGMA user_version") == [(version,)]
-    assert _recorded(old) == before
-    assert _rows(old, "PRAGMA integrity_check") == [("ok",)]
-    assert migrate(old) is not None
-    assert _recorded(old, before) == before
+    assert _file_rows(old, "PRAGMA user_version") == [(3,)]
+    assert _file_rows(old, "PRAGMA integrity_check") == [("ok",)]
+    with Store.open(old) as store:
+        assert same_answers(answers(store), answered())
+    assert migrate(old, revisions) is not None

@@ -122,11 +122,11 @@ def test_a_frame_stored_twice_is_stored_once(place: Path | str) -> None:
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"masks": {9: make_frame(0, 0, make_layers(1), np.random.default_rng(0)).masks[0]}}, "names layer position 9"),
     ({"statistics": np.zeros((1, 3), np.float32)}, "statistics must have shape"),
-    ({"layers": np.array([1, 1])}, "statistics of a layer once, got one twice"),
+    ({"layers": np.array([1, 1])}, "positions in layers must ascend, each once"),
     ({"histograms": {0: {"gradient": Histogram(np.zeros(3, np.uint32))}}}, "a histogram must have 515 counts"),
     (
         {"histograms": {0: {"gradient": Histogram(np.zeros(515, np.uint32), edges=histogram_edges() * 2)}}},
-        "on the run's edges",
+        "a histogram must have the edges of",
     ),
     ({"quantiles": {0: {"gradient": Quantiles(np.zeros(3, np.float32), 1)}}}, "quantiles must have 65"),
     ({"spectra": {0: (Spectrum(*(np.zeros(2, np.float32),) * 3), {"sigma": 1.0})}}, "no such statistic: sigma"),
@@ -327,7 +327,7 @@ def test_histories_are_thinned_but_keep_their_extremes(place: Path | str) -> Non
 
 
 def test_what_recording_cost_is_kept_by_step(place: Path | str) -> None:
-    """The seconds of all frames of a step are added up, of its newest attempt where it was trained again."""
+    """The seconds of all frames of a step are added up. If it was trained again, the newest attempt counts."""
     layers = make_layers(1)
     with Store.create(place) as store:
         for first, costs in ((0, (1.0, 2.0, 3.0)), (2, (8.0, 9.0))):
@@ -344,7 +344,7 @@ def test_what_recording_cost_is_kept_by_step(place: Path | str) -> None:
 
 
 def test_a_grid_has_a_row_for_every_layer(place: Path | str) -> None:
-    """A grid's rows are the run's layers, NaN where a layer has no such recording; an empty run's has no columns."""
+    """The rows of a grid are the layers of the run, NaN without such a recording. An empty run has no columns."""
     path = record(place, 50, make_layers(5))
     with Store.create(path) as store:
         store.begin(Run("run-2", "empty", 0.0), make_layers(5))

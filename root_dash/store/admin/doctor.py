@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,83 +12,61 @@ from sqlalchemy import Connection, func, select
 
 from root_dash.exceptions import RootDashError
 from root_dash.records import KINDS
-from root_dash.store.backends.engine import open_reader, translated
-from root_dash.store.backends.location import Given, Place, Server, parse
-from root_dash.store.backends.sqlite import connect_reader, log_size, sqlite_has_wal_reset_bug
-from root_dash.store.migrations import older
+from root_dash.store.admin.filesystem import filesystem, is_network
+from root_dash.store.backends.backend import Backend
+from root_dash.store.backends.choose import backend_for
+from root_dash.store.backends.location import LocationLike, parse
+from root_dash.store.backends.sqlite_file import check_file, connect_reader, log_size, sqlite_has_wal_reset_bug
 from root_dash.store.pyramid import run_totals
 from root_dash.store.pyramid.buckets import FOLDED
 from root_dash.store.tables import schema
-
-WAL_LIMIT = 256 * 2**20
-"""Bytes of write-ahead log beyond which a reader must be holding it open."""
-
-_MOUNTS = Path("/proc/self/mountinfo")
-_NETWORK = re.compile(
-    r"(nfs\d*|cifs|smb\d*|smbfs|ncpfs|9p|afs|ceph|glusterfs|lustre|beegfs|gpfs|panfs|orangefs|pvfs2|virtiofs|fuse\..+)"
-)
+from root_dash.store.tables.growth import readable
+from root_dash.store.tables.versions import SCHEMA_VERSION
 
 Level = Literal["ok", "note", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: how bad it is, what it is, and in one sentence what is so."""
+    """One thing that was examined: how bad it is, what it is, and a sentence on its state."""
 
     level: Level
     what: str
     text: str
 
 
-def examine(path: Given, *, thorough: bool = False) -> list[Finding]:
-    """Look at everything, in the order from the file or the server to the runs; nothing is changed.
+def examine(path: LocationLike, *, thorough: bool = False) -> list[Finding]:
+    """Examine a database, in the order from the file or the server to the runs; nothing is changed.
 
-    With `thorough` SQLite compares every index with its table as well, which reads the whole file more than once. A
-    PostgreSQL server looks after its own files, and is asked how; with `thorough` every row is asked for its frame.
-    What cannot be opened at all is one finding of level `"error"`; nothing is raised for it.
+    A database that cannot be opened at all is one finding of level `"error"`; no error is raised for it.
+
+    Args:
+        path: the database.
+        thorough: SQLite compares every index with its table as well, which reads the whole file more than once. A
+            PostgreSQL server looks after its own files; with `thorough` every row is asked for its frame.
 
     Raises:
-        ValueError: it is a URL of something else than PostgreSQL.
+        ValueError: the URL is not of PostgreSQL.
     """
-    place = parse(path)
-    return _file(place, thorough) if isinstance(place, Path) else _of_server(place, thorough)
-
-
-def _file(path: Path, thorough: bool) -> list[Finding]:
-    found = [_sqlite(), *_filesystem(path)]
+    backend = backend_for(parse(path))
+    found: list[Finding] = []
     try:
-        version = older(path)
-        if version is not None:
-            text = f"schema {version}: `root-dash migrate` brings it to {schema.SCHEMA_VERSION} and keeps a copy"
-            return [*found, Finding("warning", "schema", text)]
-        found.append(Finding("ok", "schema", f"version {schema.SCHEMA_VERSION}"))
-        found.append(_log(path))
-        found.extend(_integrity(path, thorough))
-        found.extend(_content(path))
+        if isinstance(backend.location, Path):
+            found += [_sqlite(), *_filesystem(backend.location)]
+            check_file(backend.location)
+        engine = backend.open_reader()
+        try:
+            found.append(Finding("ok", "schema", f"version {SCHEMA_VERSION}"))
+            if isinstance(backend.location, Path):
+                found += [_log(backend), *_integrity(backend, backend.location, thorough)]
+            with backend.translated(), engine.connect() as connection:
+                if not isinstance(backend.location, Path):
+                    found += [*_server(connection), *(_orphans(connection) if thorough else ())]
+                found += [*_runs(connection), *_pyramid(connection)]
+        finally:
+            engine.dispose()
     except RootDashError as error:
         found.append(Finding("error", "database", str(error)))
-    return found
-
-
-def _of_server(server: Server, thorough: bool) -> list[Finding]:
-    try:
-        return _content(server, thorough)
-    except RootDashError as error:
-        return [Finding("error", "database", str(error))]
-
-
-def _content(place: Place, thorough: bool = False) -> list[Finding]:
-    found: list[Finding] = []
-    engine = open_reader(place)
-    try:
-        with translated(place), engine.connect() as connection:
-            if isinstance(place, Server):
-                found.extend(_server(connection))
-                found.extend(_orphans(connection) if thorough else ())
-            found.extend(_runs(connection))
-            found.extend(_pyramid(connection))
-    finally:
-        engine.dispose()
     return found
 
 
@@ -102,44 +79,18 @@ def _server(connection: Connection) -> Iterator[Finding]:
         yield Finding("ok", "PostgreSQL", version)
     else:
         yield Finding("warning", "PostgreSQL", f"{version} runs without fsync: a crash of its machine can damage it")
-    yield Finding("ok", "schema", f"version {schema.SCHEMA_VERSION}")
-    yield Finding("ok", "integrity", f"the server's own affair; its checksums of pages are {checksums}")
+    yield Finding("ok", "integrity", f"the server looks after its files; its checksums of pages are {checksums}")
 
 
 def _orphans(connection: Connection) -> Iterator[Finding]:
-    """Rows whose frame is gone: in SQLite its own check finds them."""
+    """Look for rows whose frame is gone. In SQLite its own check finds them."""
     frames = schema.frames.c
     for table in (*schema.RECORDINGS.values(), schema.scalars):
-        source = table.outerjoin(schema.frames, frames.id == table.c.frame_id)
+        found = readable(connection, table)
+        source = found.outerjoin(schema.frames, frames.id == found.c.frame_id)
         lost = connection.execute(select(func.count()).select_from(source).where(frames.id.is_(None))).scalar_one()
         if lost:
             yield Finding("error", "integrity", f"{lost} rows of {table.name} belong to a row of frames that is gone")
-
-
-def filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:
-    """The type of the filesystem that the path lies on; None where the machine does not say."""
-    try:
-        lines = mounts.read_text(errors="surrogateescape").splitlines()
-        place = path.resolve()
-    except OSError:
-        return None
-    best: tuple[int, str] | None = None
-    for line in lines:
-        fields = line.split()
-        if "-" not in fields[6:]:
-            continue
-        # A space in a mount point is written as an octal escape.
-        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]))
-        depth = len(point.parts)
-        # Of two mounts on one point the later one hides the earlier.
-        if place.is_relative_to(point) and (best is None or depth >= best[0]):
-            best = depth, fields[fields.index("-", 6) + 1]
-    return None if best is None else best[1]
-
-
-def is_network(kind: str) -> bool:
-    """Whether a filesystem of that type may lie on another machine, where a write-ahead log does not work."""
-    return _NETWORK.fullmatch(kind) is not None
 
 
 def _sqlite() -> Finding:
@@ -154,33 +105,33 @@ def _sqlite() -> Finding:
 def _filesystem(path: Path) -> Iterator[Finding]:
     kind = filesystem(path)
     if kind is not None and is_network(kind):
-        text = f"{kind} may be shared between machines, where SQLite's locks cannot be relied on: use a local disk"
+        text = f"{kind} may be shared between machines; SQLite's locks cannot be relied on there: use a local disk"
         yield Finding("warning", "filesystem", text)
     elif kind is not None:
         yield Finding("ok", "filesystem", kind)
 
 
-def _log(path: Path) -> Finding:
-    size = log_size(path)
-    if size > WAL_LIMIT:
-        text = f"{size / 2**20:,.0f} MiB: a reader holds it open; it shrinks when that is closed"
+def _log(backend: Backend) -> Finding:
+    assert isinstance(backend.location, Path)
+    size = log_size(backend.location)
+    if size > backend.limits.log_bytes:
+        text = f"{size / 2**20:,.0f} MiB: a reader holds it open; it shrinks when the reader is closed"
         return Finding("warning", "write-ahead log", text)
     return Finding("ok", "write-ahead log", f"{size / 2**20:,.1f} MiB")
 
 
-def _integrity(path: Path, thorough: bool) -> Iterator[Finding]:
+def _integrity(backend: Backend, path: Path, thorough: bool) -> Iterator[Finding]:
     check = "integrity_check" if thorough else "quick_check"
-    with translated(path):
-        connection = connect_reader(path)
+    with backend.translated():
+        connection = connect_reader(path, backend.limits.lock_seconds)
         try:
-            said = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(5)")]
+            answers = [str(row[0]) for row in connection.execute(f"PRAGMA {check}(5)")]
             lost = connection.execute("PRAGMA foreign_key_check").fetchmany(5)
         finally:
             connection.close()
-    if said != ["ok"]:
-        yield Finding(
-            "error", "integrity", f"the file is damaged: {'; '.join(' '.join(line.split()) for line in said)}"
-        )
+    if answers != ["ok"]:
+        text = "; ".join(" ".join(answer.split()) for answer in answers)
+        yield Finding("error", "integrity", f"the file is damaged: {text}")
     elif lost:
         yield Finding("error", "integrity", f"rows of {lost[0][0]} belong to a row of {lost[0][2]} that is gone")
     else:
@@ -189,7 +140,7 @@ def _integrity(path: Path, thorough: bool) -> Iterator[Finding]:
 
 def _runs(connection: Connection) -> Iterator[Finding]:
     runs, attempts, frames = schema.runs.c, schema.attempts.c, schema.frames.c
-    # What is missing between an attempt's first and last frame; what was pruned lies before the first.
+    # The frames that are missing between an attempt's first and last frame; pruned frames lie before the first.
     spans = (
         select(
             frames.attempt_id,
@@ -229,7 +180,7 @@ def _runs(connection: Connection) -> Iterator[Finding]:
 
 
 def _pyramid(connection: Connection) -> Iterator[Finding]:
-    """Whether every frame is in its run's total, and in the pyramid or in an open bucket."""
+    """Check that every frame is in the total of its run, and in the pyramid or in an open bucket."""
     frames, derived, opened = schema.frames.c, schema.pyramid.c, schema.pyramid_open.c
     listed = run_totals.stored(connection)
     for run_id, name in list(connection.execute(select(schema.runs.c.id, schema.runs.c.name))):

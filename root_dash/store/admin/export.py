@@ -1,10 +1,9 @@
-"""Recordings as files that other tools read, Parquet, CSV and JSON: `root-dash export`."""
+"""Recordings as files for other tools, in Parquet, CSV or JSON: `root-dash export`."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,26 +18,31 @@ from sqlalchemy import ColumnElement, Connection, case, func, select
 
 from root_dash.exceptions import NotRecorded, RootDashError
 from root_dash.extras import missing_extra
+from root_dash.plain import plain, strict
 from root_dash.records import TENSORS, statistic_names
-from root_dash.store.backends.engine import identity, open_reader, translated
-from root_dash.store.backends.location import Given, parse
+from root_dash.store.backends.choose import backend_for
+from root_dash.store.backends.location import LocationLike, parse
+from root_dash.store.backends.sqlite_file import identity
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode
+from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
 What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
-"""What can be exported: one of the run's tables."""
+"""What can be exported: one of the tables."""
 
-Format = Literal["parquet", "csv", "json"]
+FileFormat = Literal["parquet", "csv", "json"]
 
-_BATCH = 5000  # rows at once: a few megabytes of the widest
+_BATCH_ROWS = 5000  # a few megabytes of the widest rows
 _Kind = Literal["integer", "number", "text", "integers", "numbers"]
 _Row = tuple[Any, ...]
+_Source = tuple[list["_Field"], Any, list[Any]]
+"""The fields of a table, what they are selected from, and the order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The file that was written, and its rows."""
+    """The file that was written, and the number of its rows."""
 
     path: Path
     rows: int
@@ -53,43 +57,43 @@ class _Field:
 
 
 def export(
-    path: Given,
+    path: LocationLike,
     to: str | os.PathLike[str],
     what: What = "statistics",
     *,
     run: int | None = None,
-    form: Format | None = None,
+    form: FileFormat | None = None,
 ) -> Exported:
     """Write the rows of all runs, or of one, in the order in which they were recorded.
 
-    A row says its run, attempt, step, time and layer; where a step was recorded by two attempts both are there. Arrays
-    are lists, in CSV as JSON. NaN, "not recorded", is null in Parquet and JSON and empty in CSV; infinities are
-    themselves, in JSON the strings "Infinity" and "-Infinity". The file takes its place when it is whole.
+    A row says its run, attempt, step, time and layer. If two attempts recorded a step, the file has the rows of both.
+    Arrays are lists, in CSV as JSON. NaN, "not recorded", is null in Parquet and JSON and empty in CSV. Infinities stay
+    infinities; in JSON they are the strings "Infinity" and "-Infinity". The file takes its place when it is whole.
 
     Args:
         path: the database; a run may be recording to it.
         to: the file to write.
         what: which recordings.
-        run: the id of the run; all where it is None.
-        form: of the file; else its name's ending says it.
+        run: the id of the run; None for all runs.
+        form: the format of the file; None if the ending of the file's name says the format.
 
     Raises:
-        ValueError: there is nothing of that name to export, or no such format.
+        ValueError: `what` or the format is unknown, or `to` is the database.
         NotRecorded: there is no such run.
-        RootDashError: Parquet is wanted and pyarrow is not installed, or the file cannot be written.
+        RootDashError: Parquet needs pyarrow, which is not installed, or the file cannot be written.
         StoreError: the database cannot be read.
     """
-    place, to = parse(path), Path(to)
+    backend, to = backend_for(parse(path)), Path(to)
     if what not in get_args(What):
         raise ValueError(f"what must be one of {', '.join(get_args(What))}, got {what!r}")
     chosen = form or to.suffix.lstrip(".").lower()
     if chosen not in _WRITERS:
         raise ValueError(f"the format must be one of {', '.join(_WRITERS)}, got {chosen!r}")
-    if isinstance(place, Path) and identity(to) == identity(place) is not None:
+    if identity(to) == backend.identity() is not None:
         raise ValueError(f"to must be another file than the database, got {to}")
-    engine = open_reader(place)
+    engine = backend.open_reader()
     try:
-        with translated(place), engine.connect() as connection:
+        with backend.translated(), engine.connect() as connection:
             if (
                 run is not None
                 and connection.execute(select(schema.runs.c.id).where(schema.runs.c.id == run)).first() is None
@@ -105,9 +109,9 @@ def export(
 
 @contextmanager
 def _whole(to: Path) -> Iterator[Path]:
-    """A file to write to that then takes the place of that one, or goes."""
+    """Yield a file to write to, which then takes the place of the given file, or is removed if writing failed."""
     try:
-        part = _made_beside(to)
+        part = _make_beside(to)
         try:
             yield part
             part.replace(to)
@@ -118,8 +122,8 @@ def _whole(to: Path) -> Iterator[Path]:
         raise RootDashError(f"{to} cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
-def _made_beside(to: Path) -> Path:
-    """An empty file under a name that was free: of two exports at once each has its own, and nobody loses one."""
+def _make_beside(to: Path) -> Path:
+    """Make an empty file under a free name: two exports at once have files of their own, and nobody loses a file."""
     for number in count(1):
         part = to.with_name(f"{to.name}.part{number if number > 1 else ''}")
         try:
@@ -131,13 +135,13 @@ def _made_beside(to: Path) -> Path:
 
 
 def _rows(connection: Connection, what: What, run: int | None) -> tuple[list[_Field], Generator[_Row]]:
-    fields, source, order = _SOURCES[what]()
+    fields, source, order = _SOURCES[what](connection)
     query = select(*(field.column for field in fields)).select_from(source).order_by(*order)
     if run is not None:
         query = query.where(schema.runs.c.id == run)
 
     def decoded() -> Generator[_Row]:
-        with connection.execution_options(yield_per=_BATCH).execute(query) as found:
+        with connection.execution_options(yield_per=_BATCH_ROWS).execute(query) as found:
             for row in found:
                 yield tuple(
                     value if field.decode is None or value is None else field.decode(value)
@@ -147,70 +151,70 @@ def _rows(connection: Connection, what: What, run: int | None) -> tuple[list[_Fi
     return fields, decoded()
 
 
-def _of_run() -> list[_Field]:
+def _run_fields() -> list[_Field]:
     return [_Field("run", "integer", schema.runs.c.id), _Field("run_name", "text", schema.runs.c.name)]
 
 
-def _of_frame(table: Any) -> tuple[list[_Field], Any]:
+def _with_frame(table: Any) -> tuple[list[_Field], Any]:
     frames = schema.frames
     source = table.join(frames, frames.c.id == table.c.frame_id).join(schema.runs, schema.runs.c.id == frames.c.run_id)
     return [
-        *_of_run(),
+        *_run_fields(),
         _Field("attempt", "integer", frames.c.attempt_id),
         _Field("step", "integer", table.c.step),
         _Field("time", "number", frames.c.time),
     ], source
 
 
-def _of_layer(table: Any, fields: Sequence[_Field]) -> tuple[list[_Field], Any, list[Any]]:
-    keys, source = _of_frame(table)
+def _with_layer(table: Any, fields: Sequence[_Field]) -> _Source:
+    keys, source = _with_frame(table)
     source = source.join(schema.layers, schema.layers.c.id == table.c.layer_id)
     return [*keys, _Field("layer", "text", schema.layers.c.name), *fields], source, [table.c.frame_id, table.c.layer_id]
 
 
-def _statistics() -> tuple[list[_Field], Any, list[Any]]:
-    table = schema.layer_statistics
-    return _of_layer(table, [_Field(name, "number", table.c[name]) for name in statistic_names("statistics")])
+def _statistics(connection: Connection) -> _Source:
+    table = readable(connection, schema.layer_statistics)
+    return _with_layer(table, [_Field(name, "number", table.c[name]) for name in statistic_names("statistics")])
 
 
-def _spectra() -> tuple[list[_Field], Any, list[Any]]:
-    table = schema.spectra
+def _spectra(connection: Connection) -> _Source:
+    table = readable(connection, schema.spectra)
     numbers = [_Field(name, "number", table.c[name]) for name in statistic_names("spectra")]
     arrays = [_Field(name, "numbers", table.c[name], _floats) for name in ("momentum", "base", "update")]
-    return _of_layer(table, [*numbers, _Field("estimated", "integer", table.c.estimated), *arrays])
+    return _with_layer(table, [*numbers, _Field("estimated", "integer", table.c.estimated), *arrays])
 
 
-def _histograms() -> tuple[list[_Field], Any, list[Any]]:
-    table = schema.histograms
+def _histograms(connection: Connection) -> _Source:
+    table = readable(connection, schema.histograms)
     fields = []
     for tensor in TENSORS:
         held = table.c[f"{tensor}_counts"].is_not(None)
-        for name in (f"{tensor}_nan", f"{tensor}_inf"):  # none of them is NULL
+        for name in (f"{tensor}_nan", f"{tensor}_inf"):  # a count of 0 is stored as NULL
             fields.append(_Field(name, "integer", case((held, func.coalesce(table.c[name], 0))).label(name)))
         fields.append(_Field(f"{tensor}_counts", "integers", table.c[f"{tensor}_counts"], _counts))
-    return _of_layer(table, fields)
+    return _with_layer(table, fields)
 
 
-def _quantiles() -> tuple[list[_Field], Any, list[Any]]:
-    table = schema.quantiles
+def _quantiles(connection: Connection) -> _Source:
+    table = readable(connection, schema.quantiles)
     fields = []
     for tensor in TENSORS:
         fields.append(_Field(f"{tensor}_count", "integer", table.c[f"{tensor}_count"]))
         fields.append(_Field(f"{tensor}_values", "numbers", table.c[f"{tensor}_values"], _floats))
-    return _of_layer(table, fields)
+    return _with_layer(table, fields)
 
 
-def _scalars() -> tuple[list[_Field], Any, list[Any]]:
-    table = schema.scalars
-    keys, source = _of_frame(table)
+def _scalars(connection: Connection) -> _Source:
+    table = readable(connection, schema.scalars)
+    keys, source = _with_frame(table)
     fields = [*keys, _Field("name", "text", table.c.name), _Field("value", "number", table.c.value)]
     return fields, source, [table.c.run_id, table.c.name, table.c.frame_id]
 
 
-def _events() -> tuple[list[_Field], Any, list[Any]]:
-    table = schema.events
+def _events(connection: Connection) -> _Source:
+    table = readable(connection, schema.events)
     fields = [
-        *_of_run(),
+        *_run_fields(),
         _Field("step", "integer", table.c.step),
         _Field("time", "number", table.c.time),
         _Field("kind", "text", table.c.kind),
@@ -219,7 +223,7 @@ def _events() -> tuple[list[_Field], Any, list[Any]]:
     return fields, table.join(schema.runs, schema.runs.c.id == table.c.run_id), [table.c.id]
 
 
-_SOURCES: dict[What, Callable[[], tuple[list[_Field], Any, list[Any]]]] = {
+_SOURCES: dict[What, Callable[[Connection], _Source]] = {
     "statistics": _statistics,
     "scalars": _scalars,
     "events": _events,
@@ -245,7 +249,7 @@ def _csv(path: Path, fields: Sequence[_Field], rows: Iterator[_Row]) -> int:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields])
         for row in rows:
-            writer.writerow([json.dumps(_plain(value)) if isinstance(value, list) else value for value in row])
+            writer.writerow([json.dumps(plain(value, strict)) if isinstance(value, list) else value for value in row])
             written += 1
     return written
 
@@ -255,24 +259,20 @@ def _json(path: Path, fields: Sequence[_Field], rows: Iterator[_Row]) -> int:
     with path.open("w", encoding="utf-8") as file:
         file.write("[")
         for row in rows:
-            line = json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False, allow_nan=False)
+            line = json.dumps(
+                dict(zip(names, (plain(value, strict) for value in row), strict=True)),
+                ensure_ascii=False,
+                allow_nan=False,
+            )
             file.write(f"{',' if written else ''}\n{line}")
             written += 1
         file.write("\n]\n")
     return written
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
 def _parquet(path: Path, fields: Sequence[_Field], rows: Iterator[_Row]) -> int:
     try:
-        pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")  # they ship no types
+        pa, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")  # pyarrow ships no types
     except ImportError:
         raise RootDashError(missing_extra("Parquet", "pyarrow", "export")) from None
     types: dict[_Kind, Any] = {
@@ -285,7 +285,7 @@ def _parquet(path: Path, fields: Sequence[_Field], rows: Iterator[_Row]) -> int:
     layout = pa.schema([(field.name, types[field.kind]) for field in fields])
     written = 0
     with parquet.ParquetWriter(path, layout, compression="zstd") as writer:
-        while batch := list(islice(rows, _BATCH)):
+        while batch := list(islice(rows, _BATCH_ROWS)):
             columns = [
                 pa.array(column, kind) for column, kind in zip(zip(*batch, strict=True), layout.types, strict=True)
             ]

@@ -1,4 +1,4 @@
-"""Retention: what of the recordings is removed when a user says so, and never otherwise: `root-dash prune`."""
+"""Retention: recordings are removed when a user says so, and never otherwise: `root-dash prune`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from sqlalchemy import ColumnElement, Connection, Select, Table, delete, func, s
 
 from root_dash.exceptions import NotRecorded, StoreError
 from root_dash.records import KINDS, Kind
-from root_dash.store.backends.engine import give_space_back, lock, open_reader, open_writer, size, translated
-from root_dash.store.backends.location import Given, parse
-from root_dash.store.migrations import migrate
+from root_dash.store.backends.choose import backend_for
+from root_dash.store.backends.location import LocationLike, parse
+from root_dash.store.migrations import migrate_backend
 from root_dash.store.pyramid import run_totals
 from root_dash.store.pyramid.buckets import FOLDED
 from root_dash.store.pyramid.fold import Pyramid
 from root_dash.store.tables import schema
+from root_dash.store.tables.growth import readable
 
 _TABLES: dict[Kind, Table] = {**schema.RECORDINGS, "scalars": schema.scalars}
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed, or with `dry_run` what would be: frames as a whole, and rows by kind."""
+    """The frames and the rows by kind that were removed, or with `dry_run` would be removed."""
 
     dry_run: bool
     frames: int
@@ -33,7 +34,7 @@ class Pruned:
 
 
 def prune(
-    path: Given,
+    path: LocationLike,
     *,
     before: float | None = None,
     keep_steps: int | None = None,
@@ -42,21 +43,21 @@ def prune(
     dry_run: bool = True,
     vacuum: bool = False,
 ) -> Pruned:
-    """Remove what is older than all rules allow, in one transaction; by default only say how much that is.
+    """Remove what is older than all rules allow, in one transaction; by default, only count it.
 
     Args:
         path: the database; a run may be recording to it.
-        before: frames taken before that time, in seconds since the epoch, are removed.
-        keep_steps: of each run the frames are removed that are at least so many steps before its last one.
-        kinds: with kinds only the rows of these are removed, and the frames stay; without, the frames with all.
-        runs: the ids of the runs that are pruned; without, all are.
-        dry_run: only count: nothing is written, and nobody who writes waits.
-        vacuum: give the space back to the disk as well, which writes the whole file anew, in PostgreSQL every table.
+        before: remove frames that were taken before this time, in seconds since the epoch.
+        keep_steps: remove a run's frames that are at least this number of steps before its last step.
+        kinds: remove only the rows of these kinds and keep the frames; if there are none, remove whole frames.
+        runs: the ids of the runs that are pruned; if there are none, all runs.
+        dry_run: only count. Nothing is written, and nobody who writes has to wait.
+        vacuum: give the space back to the disk as well, which writes the whole file, or every table, anew.
 
     Raises:
-        ValueError: there is no rule: neither an age, nor steps, nor kinds.
+        ValueError: there is no rule: no age, no steps and no kinds.
         NotRecorded: there is no such run.
-        StoreForeign: it is of an older schema, and nothing is to be written.
+        StoreForeign: the database has an older schema, and `dry_run` forbids to bring it up to date.
         StoreError: the database cannot be written.
     """
     chosen = tuple(dict.fromkeys(kinds))
@@ -70,51 +71,53 @@ def prune(
     if before is not None and not math.isfinite(before):
         # PostgreSQL takes every time for less than NaN.
         raise ValueError(f"before must be finite, got {before}")
-    place = parse(path)
+    backend = backend_for(parse(path))
     if not dry_run:
-        migrate(place)
-    engine = open_reader(place) if dry_run else open_writer(place)
+        migrate_backend(backend)
+    engine = backend.open_reader() if dry_run else backend.open_writer()
     rows, frames = dict[Kind, int](), 0
     try:
-        before_bytes = size(engine, place)
-        with translated(place), engine.begin() as connection:
+        before_bytes = backend.size(engine)
+        with backend.translated(), engine.begin() as connection:
             for run_id in _runs(connection, runs):
                 if not dry_run:
-                    lock(connection, run_id)
+                    backend.lock(connection, run_id)
                 condition = _condition(connection, run_id, before, keep_steps)
                 if condition is None:
                     continue
                 for kind in chosen or KINDS:
-                    rows[kind] = rows.get(kind, 0) + _count(connection, _TABLES[kind], condition)
+                    rows[kind] = rows.get(kind, 0) + _count(connection, kind, condition)
                 if not chosen:
                     frames += connection.execute(select(func.count()).where(condition)).scalar_one()
                 if not dry_run:
                     _remove(connection, run_id, condition, chosen)
         if vacuum and not dry_run:
             try:
-                give_space_back(engine, place)
+                backend.compact(engine)
             except StoreError as error:
-                raise type(error)(f"{error}: it was removed, but its room was not given back to the disk") from error
-        after_bytes = size(engine, place)
+                raise type(error)(
+                    f"{error}: the frames were removed, but their room was not given back to the disk"
+                ) from error
+        after_bytes = backend.size(engine)
     finally:
         engine.dispose()
     return Pruned(dry_run, frames, rows, before_bytes, after_bytes)
 
 
-def repair(path: Given) -> int:
-    """Make the views of every run anew from its rows, and return how many runs there are.
+def repair(path: LocationLike) -> int:
+    """Make the pyramid and the total of every run anew from its rows, and return the number of runs.
 
     Raises:
         StoreError: the database cannot be written.
     """
-    place = parse(path)
-    migrate(place)
-    engine = open_writer(place)
+    backend = backend_for(parse(path))
+    migrate_backend(backend)
+    engine = backend.open_writer()
     try:
-        with translated(place), engine.begin() as connection:
+        with backend.translated(), engine.begin() as connection:
             found = _runs(connection, ())
             for run_id in found:
-                lock(connection, run_id)
+                backend.lock(connection, run_id)
                 Pyramid(connection, run_id).rebuild()
                 run_totals.recount(connection, run_id)
     finally:
@@ -133,7 +136,7 @@ def _runs(connection: Connection, wanted: Sequence[int]) -> list[int]:
 def _condition(
     connection: Connection, run_id: int, before: float | None, keep_steps: int | None
 ) -> ColumnElement[bool] | None:
-    """Which of the run's frames the rules leave no place for; None where it has none at all."""
+    """Return the condition of the frames that the rules remove from a run; None if the run has no frames."""
     columns = schema.frames.c
     last = connection.execute(select(func.max(columns.step)).where(columns.run_id == run_id)).scalar()
     if last is None:
@@ -146,19 +149,20 @@ def _condition(
     return condition
 
 
-def _of(condition: ColumnElement[bool]) -> Select[int]:
+def _frame_ids(condition: ColumnElement[bool]) -> Select[int]:
     return select(schema.frames.c.id).where(condition)
 
 
-def _count(connection: Connection, table: Table, condition: ColumnElement[bool]) -> int:
-    query = select(func.count()).select_from(table).where(table.c.frame_id.in_(_of(condition)))
+def _count(connection: Connection, kind: Kind, condition: ColumnElement[bool]) -> int:
+    table = readable(connection, _TABLES[kind])
+    query = select(func.count()).select_from(table).where(table.c.frame_id.in_(_frame_ids(condition)))
     return int(connection.execute(query).scalar_one())
 
 
 def _remove(connection: Connection, run_id: int, condition: ColumnElement[bool], kinds: tuple[Kind, ...]) -> None:
     for kind in kinds or KINDS:
         table = _TABLES[kind]
-        connection.execute(delete(table).where(table.c.frame_id.in_(_of(condition))))
+        connection.execute(delete(table).where(table.c.frame_id.in_(_frame_ids(condition))))
     if kinds:
         mask = (1 << len(KINDS)) - 1
         for kind in kinds:

@@ -1,1 +1,1 @@
-"""SQLite and PostgreSQL: where a database is, how it is opened, what its errors mean."""
+"""The two databases, SQLite and PostgreSQL, behind one protocol."""

@@ -1,4 +1,4 @@
-"""Where a database is: a SQLite file by its path, or a PostgreSQL server's by its URL."""
+"""Where a database is: the path of a SQLite file, or the URL of a PostgreSQL database."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _SCHEMES = ("postgresql", "postgresql+psycopg", "postgres")  # the last is libpq's other name
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")  # of one letter it is a drive of Windows
-_MARKED = "://"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+):/")  # a single letter is a drive of Windows
+_AFTER_SCHEME = "://"
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A database of a PostgreSQL server. Its text is safe to show: without password, user and parameters."""
+    """A database of a PostgreSQL server. Its text is safe to show: it has no password, user or parameters."""
 
     url: URL = field(repr=False)
 
@@ -27,23 +27,23 @@ class Server:
         return f"postgresql://{self.url.host or ''}{port}/{self.url.database or ''}"
 
     def secret(self) -> str:
-        """The whole URL, password and all: for who connects, and for nobody to see."""
+        """Return the whole URL with its password: for connecting, never for showing."""
         return self.url.render_as_string(hide_password=False)
 
     def __repr__(self) -> str:
         return f"Server({self})"
 
 
-Place: TypeAlias = Path | Server
-Given: TypeAlias = str | os.PathLike[str] | Server
+Location: TypeAlias = Path | Server
+LocationLike: TypeAlias = str | os.PathLike[str] | Server
 """What a user may name a database by."""
 
 
-def parse(given: Given) -> Place:
-    """The place that a path or a URL names.
+def parse(given: LocationLike) -> Location:
+    """Return the location that a path or a URL names.
 
     Raises:
-        ValueError: it is a URL, but none of PostgreSQL; the password in it is not repeated.
+        ValueError: the text is a URL, but not of PostgreSQL. The message does not repeat the password.
     """
     if isinstance(given, Server):
         return given
@@ -56,8 +56,8 @@ def parse(given: Given) -> Place:
         raise ValueError(
             f"db must be the path of a SQLite file or a URL postgresql://user:password@host/database, got one of {name}"
         )
-    if _MARKED not in text:
-        raise ValueError("db must be given as text where it is a URL: a Path has lost one of its slashes")
+    if _AFTER_SCHEME not in text:
+        raise ValueError("a URL must be given to db as text: a Path has lost one of its slashes")
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):  # their text may hold the password

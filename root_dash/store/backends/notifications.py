@@ -1,4 +1,4 @@
-"""Waiting until a run has grown: PostgreSQL says when, SQLite is asked again after a while."""
+"""Waiting until a run has grown: PostgreSQL notifies its listeners, a SQLite file is asked again after a while."""
 
 from __future__ import annotations
 
@@ -12,44 +12,42 @@ from sqlalchemy import Engine
 
 from root_dash.exceptions import StoreError
 from root_dash.store.backends import postgres
-from root_dash.store.backends.location import Server
+from root_dash.store.backends.backend import Backend
 
-QUIET_SECONDS = 1.0
-"""After so long it is asked for even where nothing was heard: a notification may be lost with its connection."""
-
-_PATIENCE = 0.25
-"""Seconds until the thread that listens looks whether anybody still wants to hear."""
+_IDLE_CHECK_SECONDS = 0.25
+"""How often the thread that listens looks whether anybody still follows a run."""
 
 
 class Follower:
     """Waits, in an event loop, until one run may have grown."""
 
-    def __init__(self, seconds: float | None = None) -> None:
-        self._seconds = seconds
+    def __init__(self, quiet_seconds: float | None = None) -> None:
+        """Make a follower of a run; one without `quiet_seconds` hears of nothing and only waits for a while."""
+        self._quiet_seconds = quiet_seconds
         self._grown = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     async def wait(self, interval: float) -> None:
-        """Until the run may have grown: where nothing is heard of that, for so many seconds."""
-        if self._seconds is None:
+        """Wait until the run may have grown; a follower that hears of nothing waits for `interval` seconds."""
+        if self._quiet_seconds is None:
             await asyncio.sleep(interval)
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._seconds):  # wait_for may swallow that its task is cancelled
+            async with asyncio.timeout(self._quiet_seconds):  # wait_for may swallow that its task is cancelled
                 await self._grown.wait()
-        self._grown.clear()  # what comes from here on is heard of again, and what came before is there to be read
+        self._grown.clear()  # later frames are heard of again, and the earlier ones are there to be read
 
     def wake(self) -> None:
-        """Say so, from any thread."""
-        with suppress(RuntimeError):  # its loop has ended
+        """End the wait, from any thread."""
+        with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._grown.set)
 
 
 class Listener:
     """One connection to a PostgreSQL server, open while anybody follows a run, and the thread that listens to it."""
 
-    def __init__(self, server: Server, engine: Engine) -> None:
-        self._server = server
+    def __init__(self, backend: Backend, engine: Engine) -> None:
+        self._backend = backend
         self._engine = engine
         self._followers: dict[Follower, int] = {}
         self._lock = threading.Lock()
@@ -58,8 +56,8 @@ class Listener:
 
     @contextmanager
     def following(self, run_id: int) -> Iterator[Follower]:
-        """One who is woken whenever a frame of the run is stored."""
-        follower = Follower(QUIET_SECONDS)
+        """Yield a follower that is woken whenever a frame of the run is stored."""
+        follower = Follower(self._backend.limits.quiet_seconds)
         with self._lock:
             self._followers[follower] = run_id
             if self._thread is None:
@@ -72,17 +70,17 @@ class Listener:
                 del self._followers[follower]
 
     def close(self) -> None:
-        """End the thread; followers are woken no more."""
+        """End the thread. Followers are not woken any more."""
         self._closing.set()
         with self._lock:
             thread = self._thread
         if thread is not None:
-            thread.join(QUIET_SECONDS)
+            thread.join(2 * _IDLE_CHECK_SECONDS)
 
-    def _idle(self) -> bool:
+    def _is_idle(self) -> bool:
         return not self._followers or self._closing.is_set()
 
-    def _tell(self, run_id: int | None) -> None:
+    def _wake(self, run_id: int | None) -> None:
         with self._lock:
             found = [follower for follower, run in self._followers.items() if run_id in (run, None)]
         for follower in found:
@@ -91,23 +89,24 @@ class Listener:
     def _listen(self) -> None:
         while True:
             with self._lock:
-                if self._idle():
+                if self._is_idle():
                     self._thread = None
                     return
             try:
-                with postgres.translated(self._server):
+                with self._backend.translated():
                     self._hear()
             except StoreError:
-                self._closing.wait(QUIET_SECONDS)  # its followers ask meanwhile, and are told what is wrong
+                # The followers ask meanwhile, and get the error.
+                self._closing.wait(self._backend.limits.quiet_seconds)
 
     def _hear(self) -> None:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             raw: Any = connection.connection.driver_connection
             try:
                 connection.exec_driver_sql(f"LISTEN {postgres.CHANNEL}")
-                self._tell(None)  # what came before it listened
-                while not self._idle():
-                    for heard in raw.notifies(timeout=_PATIENCE):
-                        self._tell(int(heard.payload) if heard.payload.isdecimal() else None)
+                self._wake(None)  # frames may have come before the connection listened
+                while not self._is_idle():
+                    for heard in raw.notifies(timeout=_IDLE_CHECK_SECONDS):
+                        self._wake(int(heard.payload) if heard.payload.isdecimal() else None)
             finally:
-                connection.invalidate()  # it listens, and nobody else is to have it
+                connection.invalidate()  # it listens, and nobody else may get it from the pool

@@ -1,54 +1,51 @@
-"""PostgreSQL: connections, the tables, rows by COPY, locks and notifications, and what its errors mean."""
+"""PostgreSQL behind the verbs of a backend: engines, the tables, locks and notifications, and what the errors mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     LargeBinary,
     QueuePool,
     Table,
+    UpdateBase,
     create_engine,
     event,
     func,
     insert,
-    inspect,
+    literal_column,
     select,
 )
+from sqlalchemy.dialects.postgresql import Insert
+from sqlalchemy.dialects.postgresql import insert as insert_into
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import DropConstraint
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
 from root_dash.extras import missing_extra
 from root_dash.records import IntArray
+from root_dash.store.backends import postgres_rows
+from root_dash.store.backends.backend import Executed
 from root_dash.store.backends.location import Server
-from root_dash.store.tables.schema import (
-    APPLICATION_ID,
-    RECORDINGS,
-    SCHEMA_VERSION,
-    alembic_version,
-    layer_statistics,
-    metadata,
-    pyramid_cells,
-    revision,
-    scalars,
-)
-
-LOCK_TIMEOUT = 5.0  # seconds that a statement waits for another's lock
-CONNECT_TIMEOUT = 5  # seconds until a server that does not answer counts as gone
+from root_dash.store.backends.postgres_rows import quoted
+from root_dash.store.limits import Limits
+from root_dash.store.tables import schema
+from root_dash.store.tables.growth import grow
+from root_dash.store.tables.versions import SCHEMA_VERSION, check_version, revision
 
 CHANNEL = "root_dash"
-"""Where notifications go; what they say is the run's id."""
+"""The channel of the notifications. Their payload is the id of a run."""
 
 _SETTINGS: dict[str, Any] = {
     "application_name": "root-dash",
-    "connect_timeout": CONNECT_TIMEOUT,
     # A server whose machine is gone answers nothing at all: without these a writer would wait for it for hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -56,263 +53,248 @@ _SETTINGS: dict[str, Any] = {
     "tcp_user_timeout": 30_000,
 }
 
-_FEW = 4
-"""Rows up to which an INSERT, one round trip, is quicker than a COPY, which is two."""
-
-_COPY_START = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_END = b"\xff\xff"
-_VALUE = np.dtype([("size", ">i4"), ("x", ">f4")])
-
 _BUSY = ("55P03", "40001", "40P01", "53300", "57P01", "57P02", "57P03")
-"""Of locks, deadlocks, too many connections, and a server that starts or stops: all of them pass."""
+"""SQLSTATEs of locks, deadlocks, too many connections, and a server that starts or stops: all of them pass."""
+
+_COLUMNS = (
+    "SELECT c.relname, a.attname FROM pg_class c"
+    " JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid"
+    " WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped"
+)
+
+_CLUSTERED = (*schema.RECORDINGS.values(), schema.scalars)
 
 
-def open_reader(server: Server) -> Engine:
-    """An engine of read-only connections to a database of ours, whose transactions see one moment of it."""
-    engine = _engine(server, "REPEATABLE READ", read_only=True)
-    try:
-        with translated(server), engine.connect() as connection:
-            check_schema(connection, server)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+@dataclass(frozen=True, slots=True)
+class PostgresBackend:
+    """One database of a PostgreSQL server."""
 
+    location: Server
+    limits: Limits = field(default_factory=Limits)
 
-def open_writer(server: Server) -> Engine:
-    """An engine for writing, the tables made where the database has none."""
-    # What another has committed while this one waited for its lock is to be seen.
-    engine = _engine(server, "READ COMMITTED", read_only=False)
-    try:
-        with translated(server), engine.begin() as connection:
-            lock(connection)  # of two trainers that start at once one creates and the other finds
-            if not inspect(connection).get_table_names():
-                _create_schema(connection)
-            check_schema(connection, server)
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+    # Opening
 
+    def open_reader(self) -> Engine:
+        """Return an engine of read-only connections whose transactions see one moment of the database."""
+        engine = self.engine("REPEATABLE READ", read_only=True)
+        try:
+            with self.translated(), engine.connect() as connection:
+                check_version(self.location, self.version(connection))
+        except BaseException:
+            engine.dispose()
+            raise
+        return engine
 
-def _engine(server: Server, isolation: Any, *, read_only: bool) -> Engine:
-    try:
+    def open_writer(self) -> Engine:
+        """Return an engine for writing; make the tables and columns that the database lacks."""
+        # A writer must see what another one committed while this one waited for the lock of the other.
+        engine = self.engine("READ COMMITTED", read_only=False)
+        try:
+            with self.translated(), engine.begin() as connection:
+                self.lock(connection)  # if two trainers start at once, one makes the tables and the other finds them
+                found = self.columns(connection)
+                if not found:
+                    self.make_tables(connection, schema.metadata.sorted_tables)
+                    connection.execute(insert(schema.alembic_version), {"version_num": revision(SCHEMA_VERSION)})
+                else:
+                    check_version(self.location, self.version(connection))
+                    grow(connection, found, self.make_tables)
+        except BaseException:
+            engine.dispose()
+            raise
+        return engine
+
+    def engine(self, isolation: Any, *, read_only: bool, application: str = "root-dash") -> Engine:
+        """Return an engine whose connections read rows in binary.
+
+        Raises:
+            StoreError: psycopg is not installed.
+        """
+        try:
+            import psycopg
+        except ImportError:
+            raise StoreError(missing_extra("PostgreSQL", "psycopg", "postgres")) from None
+
+        class BinaryCursor(psycopg.Cursor[Any]):
+            """A cursor that reads rows in binary: arrays need no parsing, and numbers keep their bits."""
+
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                self.format = psycopg.pq.Format.BINARY
+
+        class BinaryServerCursor(psycopg.ServerCursor[Any]):
+            """A cursor that reads many rows part by part, in binary."""
+
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **options)
+                self.format = psycopg.pq.Format.BINARY
+
+        query = self.location.url.query
+        settings = {
+            **_SETTINGS,
+            "application_name": application,
+            "connect_timeout": self.limits.connect_seconds,
+        }
+        # No JIT: to compile one of our queries takes longer than to answer it.
+        options = f"{query.get('options', '')} -c jit=off -c lock_timeout={int(1e3 * self.limits.lock_seconds)}"
+        engine = create_engine(
+            self.location.url,
+            connect_args={name: value for name, value in settings.items() if name not in query} | {"options": options},
+            isolation_level=isolation,
+            poolclass=QueuePool,
+            pool_size=8,
+            max_overflow=-1,  # a request for a connection would wait behind requests that wait for the disk
+            pool_pre_ping=True,  # a server that was restarted is no error for whoever asks next
+        )
+        engine.update_execution_options(backend=self)
+
+        @event.listens_for(engine, "connect")
+        def on_connect(connection: psycopg.Connection[Any], record: object) -> None:
+            connection.cursor_factory = BinaryCursor
+            connection.server_cursor_factory = BinaryServerCursor
+            connection.read_only = read_only
+
+        return engine
+
+    def version(self, connection: Connection) -> int:
+        """Return the schema version of the database; 0 if its text is not a number.
+
+        Raises:
+            StoreForeign: the database is empty, or holds the tables of somebody else.
+        """
+        names = self.columns(connection).keys()
+        if not names:
+            raise StoreForeign(f"{self.location} is empty")
+        if not names >= {schema.alembic_version.name, "runs", "layer_statistics"}:
+            raise StoreForeign(f"{self.location} holds tables that are not of root-dash: give it a database of its own")
+        text = connection.execute(select(schema.alembic_version.c.version_num)).scalar() or ""
+        return int(text) if text.isdecimal() else 0
+
+    def make_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
+        """Make tables that the database lacks, and tune how the server stores them."""
+        schema.metadata.create_all(connection, tables=tables)
+        for table in tables:
+            name = quoted(connection, table.name)
+            blobs = [column.name for column in table.c if isinstance(column.type, LargeBinary)]
+            if blobs:
+                # BLOBs are compressed already: the server must not try again.
+                changes = ", ".join(f"ALTER COLUMN {quoted(connection, blob)} SET STORAGE EXTERNAL" for blob in blobs)
+                connection.exec_driver_sql(f"ALTER TABLE {name} {changes}")
+            if table in _CLUSTERED:
+                # The frame of a row is stored in the same transaction, and layers stay: to look both up again for every
+                # row took the server 1.1 ms of the 2.1 ms that it worked on a frame of 150 layers.
+                # `root-dash doctor --thorough` looks for rows without a frame.
+                for key in table.foreign_key_constraints:
+                    connection.execute(DropConstraint(key))
+            if table is schema.pyramid_cells:
+                # A bucket is made anew together with every bucket that covers it: in the room of its old rows.
+                connection.exec_driver_sql(f"ALTER TABLE {name} SET (fillfactor = 50)")
+            if table is schema.layer_statistics:
+                connection.execute(DropConstraint(table.primary_key))
+            elif table in schema.RECORDINGS.values():
+                # Rows come in the order of their keys: room between the entries would stay empty.
+                index = quoted(connection, str(table.primary_key.name))
+                connection.exec_driver_sql(f"ALTER INDEX {index} SET (fillfactor = 100)")
+
+    def columns(self, connection: Connection) -> dict[str, set[str]]:
+        """Return the names of all columns that the database has, by table."""
+        found: dict[str, set[str]] = {}
+        for table, column in connection.exec_driver_sql(_COLUMNS):
+            found.setdefault(table, set()).add(column)
+        return found
+
+    # The database
+
+    def identity(self) -> None:
+        """Return None: a server's database has no file of ours."""
+
+    def state(self, engine: Engine) -> None:
+        """Return None: a server's connections always see what there is."""
+
+    def size(self, engine: Engine) -> int:
+        """Return the bytes of our tables, with their indices and arrays."""
+        sizes = [func.pg_total_relation_size(table.name) for table in schema.metadata.sorted_tables]
+        with self.translated(), engine.connect() as connection:
+            known = self.columns(connection)
+            sizes = [
+                size for size, table in zip(sizes, schema.metadata.sorted_tables, strict=True) if table.name in known
+            ]
+            return sum(connection.execute(select(*sizes)).one())
+
+    def compact(self, engine: Engine) -> None:
+        """Write our tables anew without removed rows. Nobody can use a table meanwhile."""
+        with self.translated(), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for table in schema.metadata.sorted_tables:
+                connection.exec_driver_sql(f"VACUUM (FULL, ANALYZE) {quoted(connection, table.name)}")
+
+    # Statements
+
+    def insert_rows(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert rows of all our columns of a table, in the order of the columns; NaN is stored as NULL."""
+        postgres_rows.insert_rows(connection, table, rows)
+
+    def insert_numbers(
+        self, connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]
+    ) -> None:
+        """Copy rows of a table that holds integers, (rows, keys), and then numbers of 32 bits."""
+        postgres_rows.insert_numbers(connection, table, keys, values)
+
+    def execute(self, connection: Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> Executed:
+        """Execute a statement that every frame needs."""
+        found: Executed = connection.execute(statement, parameters)
+        return found
+
+    def insert(self, table: Table) -> Insert:
+        """Return an INSERT that can say what happens if the row exists already."""
+        return insert_into(table)
+
+    def lock(self, connection: Connection, run_id: int | None = None, *, notify: bool = False) -> None:
+        """Be the only one that writes to a run, or without a run the only one that begins one, until the commit.
+
+        With `notify`, listeners are notified at the commit: in the same round trip.
+        """
+        query = select(func.pg_advisory_xact_lock(schema.APPLICATION_ID << 32 | (run_id or 0) % 2**32))
+        connection.execute(query.add_columns(func.pg_notify(CHANNEL, str(run_id))) if notify else query)
+
+    def frame_ids(self) -> ColumnElement[int]:
+        """Return the ids of the frames in a form for which the server uses the index of the run.
+
+        If the plain ids are ordered, PostgreSQL takes the frames of a run for evenly spread over all frames, and goes
+        through the frames of later runs: 80 ms for the newest frame of the first of two runs of 1,000,000.
+        """
+        return schema.frames.c.id + literal_column("0")
+
+    def durable(self, connection: Connection) -> AbstractContextManager[None]:
+        """Do nothing: PostgreSQL writes every commit through to the disk."""
+        return nullcontext()
+
+    # Errors
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn errors of SQLAlchemy and psycopg inside the block into the store's own errors."""
         import psycopg
-    except ImportError:
-        raise StoreError(missing_extra("PostgreSQL", "psycopg", "postgres")) from None
 
-    class Binary(psycopg.Cursor[Any]):
-        """A cursor that takes rows in binary: arrays need no parsing then, and numbers are what they were."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.format = psycopg.pq.Format.BINARY
-
-    class BinaryOfServer(psycopg.ServerCursor[Any]):
-        """So does one that takes many rows bit by bit."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.format = psycopg.pq.Format.BINARY
-
-    said = server.url.query
-    # No JIT: to compile a query of ours takes longer than to answer it.
-    options = f"{said.get('options', '')} -c jit=off -c lock_timeout={int(1e3 * LOCK_TIMEOUT)}"
-    engine = create_engine(
-        server.url,
-        connect_args={name: value for name, value in _SETTINGS.items() if name not in said} | {"options": options},
-        isolation_level=isolation,
-        poolclass=QueuePool,
-        pool_size=8,
-        max_overflow=-1,  # a request that waits for a connection would wait behind requests that wait for the disk
-        pool_pre_ping=True,  # a server that was restarted is no error to who asks next
-    )
-
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: psycopg.Connection[Any], record: object) -> None:
-        connection.cursor_factory = Binary
-        connection.server_cursor_factory = BinaryOfServer
-        connection.read_only = read_only
-
-    return engine
-
-
-def check_schema(connection: Connection, server: Server) -> None:
-    """Raise StoreForeign where the tables are not those of a database that this version reads."""
-    names = set(inspect(connection).get_table_names())
-    if not names:
-        raise StoreForeign(f"{server} is empty")
-    if not names >= {alembic_version.name, "runs", "layer_statistics"}:
-        raise StoreForeign(f"{server} holds tables that are not of root-dash: give it a database of its own")
-    said = connection.execute(select(alembic_version.c.version_num)).scalar() or ""
-    version = int(said) if said.isdecimal() else 0
-    if version > SCHEMA_VERSION:
-        raise StoreForeign(
-            f"{server} was written by a newer root-dash (schema {version}, this one knows {SCHEMA_VERSION}): upgrade"
-        )
-    if version < SCHEMA_VERSION:
-        raise StoreForeign(
-            f"{server} has schema {said or 'none'}, which no root-dash ever kept in PostgreSQL: "
-            f"record to a database of its own"
-        )
-
-
-def _create_schema(connection: Connection) -> None:
-    metadata.create_all(connection)
-    for table in metadata.sorted_tables:
-        blobs = [column.name for column in table.c if isinstance(column.type, LargeBinary)]
-        if blobs:
-            # They are compressed already: the server is not to try again.
-            changes = ", ".join(f"ALTER COLUMN {_quoted(connection, name)} SET STORAGE EXTERNAL" for name in blobs)
-            connection.exec_driver_sql(f"ALTER TABLE {_quoted(connection, table.name)} {changes}")
-    for table in (*RECORDINGS.values(), scalars):
-        # Their frame is stored in the same transaction, and layers stay: to look both up again for every row took the
-        # server 1.1 ms of the 2.1 ms that it worked on a frame of 150 layers. `root-dash doctor --thorough` looks.
-        for key in table.foreign_key_constraints:
-            connection.execute(DropConstraint(key))
-    # Buckets are made anew with every one that they cover: in the room that the ones before leave on their pages.
-    connection.exec_driver_sql(f"ALTER TABLE {_quoted(connection, pyramid_cells.name)} SET (fillfactor = 50)")
-    connection.execute(DropConstraint(layer_statistics.primary_key))
-    for table in RECORDINGS.values():
-        if table is not layer_statistics:
-            # Rows come in the order of their keys: room between them would stay empty.
-            name = _quoted(connection, str(table.primary_key.name))
-            connection.exec_driver_sql(f"ALTER INDEX {name} SET (fillfactor = 100)")
-    connection.execute(insert(alembic_version), {"version_num": revision(SCHEMA_VERSION)})
-
-
-def lock(connection: Connection, run_id: int | None = None, *, telling: bool = False) -> None:
-    """Until the transaction ends be the only one that writes to the run, or that begins one.
-
-    With `telling` those who listen are notified, once the transaction is through: in the same round trip.
-    """
-    query = select(func.pg_advisory_xact_lock(APPLICATION_ID << 32 | (run_id or 0) % 2**32))
-    connection.execute(query.add_columns(func.pg_notify(CHANNEL, str(run_id))) if telling else query)
-
-
-def size(engine: Engine, server: Server) -> int:
-    """The bytes of our tables, with their indices and arrays."""
-    sizes = [func.pg_total_relation_size(table.name) for table in metadata.sorted_tables]
-    with translated(server), engine.connect() as connection:
-        return sum(connection.execute(select(*sizes)).one())
-
-
-def give_space_back(engine: Engine, server: Server) -> None:
-    """Write our tables anew without the rows that are gone. Nobody can use a table meanwhile."""
-    with translated(server), engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for table in metadata.sorted_tables:
-            connection.exec_driver_sql(f"VACUUM (FULL, ANALYZE) {_quoted(connection, table.name)}")
-
-
-# Rows
-
-
-def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows of all the columns that the table has here, in the order of that; NaN as NULL."""
-    if len(rows) <= _FEW:
-        cursor: Any = connection.connection.cursor()
-        places = ", ".join(["%b"] * len(table.c))
         try:
-            cursor.executemany(
-                f"INSERT INTO {_columns(connection, table)} VALUES ({places})",  # noqa: S608 (of our own names)
-                [[None if value != value else value for value in row] for row in rows],
-            )
-        finally:
-            cursor.close()
-        return
-    types = list(_types(connection, table))
-    with _copying(connection, table) as copy:
-        copy.set_types(types)
-        for row in rows:
-            copy.write_row([None if value != value else value for value in row])
+            yield
+        except (DBAPIError, psycopg.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            state, operational = getattr(cause, "sqlstate", None), isinstance(cause, psycopg.OperationalError)
+            self._raise(error, state, str(cause), operational)
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.location}: {error}") from error
 
-
-def insert_numbers(connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]) -> None:
-    """Copy rows of a table that holds integers and then numbers of 32 bits; NaN as NULL."""
-    types = _types(connection, table)[: keys.shape[1]]
-    kinds = [np.dtype(">i4" if name == "int4" else ">i8") for name in types]
-    with _copying(connection, table) as copy:
-        copy.write(_packed(keys, kinds, values))
-
-
-def _packed(keys: IntArray, kinds: Sequence[np.dtype[Any]], values: NDArray[np.floating[Any]]) -> bytes:
-    """Rows as COPY reads them in binary: the number of fields, and of each its length and its bytes."""
-    rows, narrow = values.shape
-    places = [(f"key {at}", [("size", ">i4"), ("n", kind)]) for at, kind in enumerate(kinds)]
-    content = np.empty(rows, [("fields", ">i2"), *places, ("values", _VALUE, narrow)])
-    content["fields"] = len(kinds) + narrow
-    for at, ((place, _), kind) in enumerate(zip(places, kinds, strict=True)):
-        content[place]["size"], content[place]["n"] = kind.itemsize, keys[:, at]
-    missing = np.isnan(values)
-    content["values"]["size"], content["values"]["x"] = np.where(missing, -1, 4), values
-    packed = content.view(np.uint8).reshape(rows, -1)
-    if missing.any():
-        kept = np.ones(packed.shape, np.bool_)
-        kept[:, -narrow * _VALUE.itemsize :].reshape(rows, narrow, 8)[:, :, 4:] = ~missing[:, :, None]  # NULL: no bytes
-        packed = packed[kept]
-    return _COPY_START + packed.tobytes() + _COPY_END
-
-
-@contextmanager
-def _copying(connection: Connection, table: Table) -> Iterator[Any]:
-    cursor: Any = connection.connection.cursor()  # psycopg's own: SQLAlchemy has no COPY
-    try:
-        with cursor.copy(f"COPY {_columns(connection, table)} FROM STDIN (FORMAT BINARY)") as copy:
-            yield copy
-    finally:
-        cursor.close()
-
-
-def _columns(connection: Connection, table: Table) -> str:
-    names = ", ".join(_quoted(connection, name) for name in table.c.keys())
-    return f"{_quoted(connection, table.name)} ({names})"
-
-
-def _types(connection: Connection, table: Table) -> tuple[str, ...]:
-    """The types of the table's columns, in our order, as the database has them: some were made with wider ids."""
-    known: dict[Table, tuple[str, ...]] = connection.info.setdefault("root_dash_types", {})
-    if table not in known:
-        cursor: Any = connection.connection.cursor()
-        try:
-            names = ", ".join(_quoted(connection, name) for name in table.c.keys())
-            cursor.execute(f"SELECT {names} FROM {_quoted(connection, table.name)} LIMIT 0")  # noqa: S608
-            known[table] = tuple(column.type_display.partition("(")[0] for column in cursor.description)
-        finally:
-            cursor.close()
-    return known[table]
-
-
-def _quoted(connection: Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote(name)
-
-
-# Errors
-
-
-@contextmanager
-def translated(server: Server) -> Iterator[None]:
-    """Turn what SQLAlchemy and psycopg raise inside into the store's own errors."""
-    import psycopg
-
-    try:
-        yield
-    except (DBAPIError, psycopg.Error) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        _raise(server, error, getattr(cause, "sqlstate", None), str(cause), isinstance(cause, psycopg.OperationalError))
-    except SQLAlchemyError as error:
-        raise StoreError(f"{server}: {error}") from error
-
-
-def _raise(server: Server, error: Exception, state: str | None, text: str, operational: bool) -> NoReturn:
-    said = " ".join(text.split()).removeprefix("connection failed: ")
-    if server.url.password:
-        said = said.replace(str(server.url.password), "***")
-    if state == "22003":
-        raise ValueError("ids and steps must be integers of 64 bits") from error
-    if state in _BUSY:
-        raise StoreBusy(f"{server} is busy: {said}") from error
-    if (state is None and operational) or (state or "").startswith(("08", "28", "3D")):
-        raise StoreNotFound(f"{server} cannot be reached: {said}") from error
-    if state == "53100":
-        raise StoreFull(f"{server}: {said}") from error
-    raise StoreError(f"{server}: {said}") from error
+    def _raise(self, error: Exception, state: str | None, text: str, operational: bool) -> NoReturn:
+        server = self.location
+        reason = " ".join(text.split()).removeprefix("connection failed: ")
+        if server.url.password:
+            reason = reason.replace(str(server.url.password), "***")
+        if state == "22003":
+            raise ValueError("ids and steps must be integers of 64 bits") from error
+        if state in _BUSY:
+            raise StoreBusy(f"{server} is busy: {reason}") from error
+        if (state is None and operational) or (state or "").startswith(("08", "28", "3D")):
+            raise StoreNotFound(f"{server} cannot be reached: {reason}") from error
+        if state == "53100":
+            raise StoreFull(f"{server}: {reason}") from error
+        raise StoreError(f"{server}: {reason}") from error

@@ -1,7 +1,8 @@
-"""From an older schema to this one: a copy first, then everything in one transaction.
+"""From an older schema to this one, on SQLite and on PostgreSQL: every revision in one transaction.
 
-`versions/` holds Alembic's revisions, one for each schema version. They change the tables that hold what was recorded;
-what is derived from it, the pyramid, they leave empty, and it is made anew at the end of the same transaction.
+`versions/` holds Alembic's revisions, one for each schema version. Schema 3 is the base. A process that is killed
+during a migration leaves the database either as it was or as it is to be. A new statistic or table needs no revision:
+see `tables/growth.py`.
 """
 
 from __future__ import annotations
@@ -11,134 +12,186 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, select
+from sqlalchemy import Connection, Engine
 
 from root_dash.exceptions import StoreBusy
-from root_dash.store.backends.engine import open_reader
-from root_dash.store.backends.location import Given, parse
-from root_dash.store.backends.sqlite import (
-    check_file,
-    check_writable,
-    connect,
-    connect_reader,
-    make_engine,
-    refuse_schema,
-    translated,
+from root_dash.store.backends.backend import Backend
+from root_dash.store.backends.choose import backend_for
+from root_dash.store.backends.location import Location, LocationLike, parse
+from root_dash.store.backends.postgres import PostgresBackend
+from root_dash.store.backends.sqlite import SqliteBackend, check_header
+from root_dash.store.backends.sqlite_file import check_file, check_writable, connect_reader, primary_code
+from root_dash.store.limits import Limits
+from root_dash.store.tables.schema import APPLICATION_ID
+from root_dash.store.tables.versions import BASE_VERSION, SCHEMA_VERSION, check_version
+
+_MIGRATING = "root-dash migrate"
+_OTHERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = 'root-dash' AND pid <> pg_backend_pid()"
 )
-from root_dash.store.pyramid import run_totals
-from root_dash.store.pyramid.fold import Pyramid
-from root_dash.store.tables import schema
+
+
+@dataclass(frozen=True, slots=True)
+class Revisions:
+    """The revisions that a database is brought up to date by."""
+
+    newest: int = SCHEMA_VERSION
+    """The schema version after the last of them."""
+    folders: tuple[Path, ...] = ()
+    """Folders of more revisions beside our own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """That a database was brought from one schema version to another; `backup` is the copy of what it was."""
+    """What a migration did: the schema versions before and after, and the copy that was kept of a file."""
 
-    path: Path
+    location: Location
     before: int
     after: int
-    backup: Path
+    backup: Path | None
+    """The copy of the file as it was. None for a server: its administrator makes the backups."""
 
 
-def migrate(given: Given) -> Migration | None:
-    """Bring a database of an older schema up to date; None where it is. A copy is kept beside it.
+def migrate(given: LocationLike, revisions: Revisions | None = None, limits: Limits | None = None) -> Migration | None:
+    """Bring a database of an older schema up to date; return None if there is nothing to do.
 
-    PostgreSQL's begin at schema 3, and there is none that is older.
-
-    What a process that is killed meanwhile leaves is the database as it was, or as it is to be.
+    A copy of a SQLite file is kept beside the file.
 
     Raises:
-        StoreNotFound: the file is missing, a directory, or cannot be written.
-        StoreForeign: it is no database of ours, or of a newer schema version.
-        StoreBusy: another process has it open.
+        StoreNotFound: the file is missing, a directory, or cannot be written; the server cannot be reached.
+        StoreForeign: the database is not one of root-dash, or has a schema version that cannot be brought up to date.
+        StoreBusy: another process has the database open. A trainer of the older version would go on writing what it
+            knows into tables that have changed.
     """
-    path = parse(given)
-    if not isinstance(path, Path):
-        open_reader(path).dispose()
-        return None
-    version = older(path)
-    if version is None:
+    return migrate_backend(backend_for(parse(given), limits), revisions)
+
+
+def migrate_backend(backend: Backend, revisions: Revisions | None = None) -> Migration | None:
+    """Bring the database of a backend up to date, as `migrate` does."""
+    revisions = Revisions() if revisions is None else revisions
+    if isinstance(backend, SqliteBackend):
+        return _migrate_file(backend, revisions)
+    assert isinstance(backend, PostgresBackend)
+    return _migrate_server(backend, revisions)
+
+
+def _migrate_file(backend: SqliteBackend, revisions: Revisions) -> Migration | None:
+    path = backend.location
+    before = _file_version(backend)
+    if before == revisions.newest or not _is_older(path, before, revisions.newest):
         return None
     check_writable(path)
-    engine = make_engine(lambda: connect(path, "mode=rw", "PRAGMA synchronous=NORMAL"), "BEGIN IMMEDIATE")
+    engine = backend.writing_engine("mode=rw")
     try:
-        with translated(path):
-            _be_alone(engine, path)
-            backup = _back_up(engine, path, version)
+        with backend.translated():
+            _require_no_other_connection(engine, path)
+            backup = _back_up(engine, path, before)
             with engine.begin() as connection:
-                # Under the write lock: of two that migrate at once one does and the other finds.
-                if connection.exec_driver_sql("PRAGMA user_version").scalar_one() == version:
-                    _upgrade(connection, version)
-                    connection.exec_driver_sql(f"PRAGMA user_version={schema.SCHEMA_VERSION}")
+                # Under the write lock: if two processes migrate at once, one does and the other finds it done.
+                if connection.exec_driver_sql("PRAGMA user_version").scalar_one() == before:
+                    _upgrade(connection, revisions)
+                    connection.exec_driver_sql(f"PRAGMA user_version={revisions.newest}")
     finally:
         engine.dispose()
-    return Migration(path, version, schema.SCHEMA_VERSION, backup)
+    return Migration(path, before, revisions.newest, backup)
 
 
-def older(path: Path) -> int | None:
-    """The schema version of a database of ours where it is an older one.
+def _migrate_server(backend: PostgresBackend, revisions: Revisions) -> Migration | None:
+    server = backend.location
+    engine = backend.engine("READ COMMITTED", read_only=False, application=_MIGRATING)
+    try:
+        with backend.translated(), engine.begin() as connection:
+            if not backend.columns(connection):
+                return None  # an empty database: opening for writing makes the tables
+            if backend.version(connection) == revisions.newest:
+                return None
+            backend.lock(connection)  # if two processes migrate at once, one does and the other finds it done
+            before = backend.version(connection)
+            if not _is_older(server, before, revisions.newest):
+                return None
+            if connection.exec_driver_sql(_OTHERS).scalar_one():
+                raise _busy(server)
+            _upgrade(connection, revisions)
+    finally:
+        engine.dispose()
+    return Migration(server, before, revisions.newest, None)
+
+
+def _is_older(location: Location, version: int, newest: int) -> bool:
+    """Return whether a version can be brought up to date.
+
+    Raises:
+        StoreForeign: the version is newer, or too old.
+    """
+    if BASE_VERSION <= version < newest:
+        return True
+    check_version(location, version, newest)
+    return False
+
+
+def _file_version(backend: SqliteBackend) -> int:
+    """Return the schema version of a file of root-dash.
 
     Raises:
         StoreNotFound: the file is missing, a directory, or cannot be read.
-        StoreForeign: it is no database of ours, or of a newer schema version.
+        StoreForeign: the file is not a database of root-dash.
     """
+    path = backend.location
     check_file(path)
-    with translated(path):
-        connection = connect_reader(path)
+    with backend.translated():
+        connection = connect_reader(path, backend.limits.lock_seconds)
         try:
             application, version = (
                 int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version")
             )
         finally:
             connection.close()
-    if application == schema.APPLICATION_ID and 1 <= version < schema.SCHEMA_VERSION:
-        return version
-    refuse_schema(application, version, path)
-    return None
+    if application != APPLICATION_ID:
+        check_header(path, application, version)
+    return version
 
 
-def _upgrade(connection: Connection, version: int) -> None:
-    # Only here: a trainer whose database is up to date need not wait for Alembic.
+def _upgrade(connection: Connection, revisions: Revisions) -> None:
+    # Imported only here: a trainer whose database is up to date need not wait for Alembic.
     from alembic import command
     from alembic.config import Config
 
-    if not inspect(connection).has_table(schema.alembic_version.name):
-        schema.alembic_version.create(connection)
-        connection.execute(schema.alembic_version.insert(), {"version_num": schema.revision(version)})
     config = Config()
     config.set_main_option("script_location", "root_dash.store:migrations")
     config.set_main_option("path_separator", "os")
+    if revisions.folders:
+        own = Path(__file__).parent / "versions"
+        config.set_main_option("version_locations", ":".join(str(folder) for folder in (own, *revisions.folders)))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    for run_id in list(connection.scalars(select(schema.runs.c.id))):
-        Pyramid(connection, run_id).rebuild()
-        run_totals.recount(connection, run_id)
 
 
-def _be_alone(engine: Engine, path: Path) -> None:
-    """Raise StoreBusy where another connection has the database open.
-
-    A trainer of the older version would go on writing what it knows into tables that have changed.
-    """
+def _require_no_other_connection(engine: Engine, path: Path) -> None:
+    """Raise StoreBusy if another connection has the file open."""
     raw = engine.raw_connection()
     try:
         cursor = raw.cursor()
         try:
-            # SQLite leaves the write-ahead log only when nobody else has the database open.
+            # SQLite leaves the write-ahead log only if nobody else has the database open.
             mode = cursor.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if primary_code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise
             mode = "wal"
         if mode != "delete":
-            raise StoreBusy(f"{path} must be migrated, but another process has it open: stop that first")
+            raise _busy(path)
         cursor.execute("PRAGMA journal_mode=WAL").fetchone()
     finally:
         raw.close()
 
 
+def _busy(location: Location) -> StoreBusy:
+    return StoreBusy(f"{location} must be migrated, but another process has it open: stop that process first")
+
+
 def _back_up(engine: Engine, path: Path, version: int) -> Path:
-    """A whole copy of the database, under a name that was free."""
+    """Write a whole copy of the file under a name that is free, and return its path."""
     endings = chain([""], (f".{number}" for number in count(2)))
     names = (path.with_name(f"{path.name}.schema-{version}{ending}") for ending in endings)
     backup = next(name for name in names if not name.exists())

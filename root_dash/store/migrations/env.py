@@ -1,4 +1,4 @@
-"""What Alembic runs: the revisions, over the connection and inside the transaction that `upgrade` hands it."""
+"""What Alembic runs: the revisions, over the connection and inside the transaction that `migrate` hands to Alembic."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Summaries over buckets of steps: a view costs the same at any length of a run."""
+"""The pyramid: summaries over buckets of steps. A view then costs the same at any length of a run."""

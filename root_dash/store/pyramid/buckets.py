@@ -1,4 +1,4 @@
-"""The pyramid as it stands in the database: one run's buckets, folded and open, read over one connection."""
+"""The pyramid in the database: one run's buckets, folded and open, read over one connection."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import numpy as np
 from sqlalchemy import ColumnElement, Connection, Select, bindparam, func, select
 
 from root_dash.records import KINDS, IntArray, Kind, statistic_names
+from root_dash.store.backends.backend import backend_of
 from root_dash.store.pyramid import summary
 from root_dash.store.pyramid.summary import Summary, Tile, Values
 from root_dash.store.tables import schema
+from root_dash.store.tables.growth import readable
 
 FOLDED: tuple[Kind, ...] = tuple(schema.RECORDINGS)
-"""The kinds that have a pyramid; of those without statistics it holds only which frames hold them."""
+"""The kinds that have a pyramid. For a kind without statistics it holds only which frames hold the kind."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of one kind in a range of steps; `values` has a row per statistic."""
+class BucketRows:
+    """The rows of one kind in a range of steps. `values` has a row for each statistic."""
 
     frames: IntArray
     attempts: IntArray
@@ -31,10 +33,11 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Buckets of one level: their numbers, first and last steps, distinct steps; buckets x slots, and summaries.
+class LevelBuckets:
+    """Buckets of one level: their numbers, first steps, last steps, and numbers of distinct steps.
 
-    `counts` says at how many steps each slot was recorded; `summaries` are buckets x statistics x slots.
+    `counts`, (buckets, slots), says at how many steps each slot was recorded. The arrays of `summaries` are (buckets,
+    statistics, slots).
     """
 
     buckets: list[int]
@@ -45,7 +48,7 @@ class Parts:
     summaries: Summary
 
 
-# Made once, since it is asked at every frame: to make it took longer than to answer it.
+# Made once, since every frame asks this query: to make it took longer than to answer it.
 _OPEN = (
     select(schema.pyramid_open.c.kind, schema.pyramid_open.c.bucket)
     .where(schema.pyramid_open.c.run_id == bindparam("run"))
@@ -56,12 +59,13 @@ _OPEN = (
 class Buckets:
     """One run's pyramid.
 
-    A layer's slot is the place of its id among the run's: layers that are added later come after it.
+    A layer's slot is the place of its id among the ids of the run's layers. Later layers come after it.
     """
 
     def __init__(self, connection: Connection, run_id: int) -> None:
         self.connection = connection
         self.run_id = run_id
+        self.shape = backend_of(connection).limits.pyramid
         row = connection.execute(select(schema.runs.c.cadence).where(schema.runs.c.id == run_id)).first()
         cadence = None if row is None else _mapping(row[0])
         self.intervals: dict[Kind, int] = {kind: summary.interval_of(kind, cadence) for kind in FOLDED}
@@ -73,20 +77,22 @@ class Buckets:
         return np.array(list(self.connection.scalars(query)), np.int64)
 
     def slot(self, layer_id: int) -> int:
-        """The layer's slot."""
+        """Return the slot of a layer."""
         return int(np.searchsorted(self.layers, layer_id))
 
     def open_buckets(self) -> dict[Kind, list[int]]:
-        """The buckets of level 0 whose rows are not in the pyramid, ascending."""
+        """Return the buckets of level 0 whose rows are not in the pyramid yet, ascending."""
         found: dict[Kind, list[int]] = {}
         for kind, bucket in self.connection.execute(_OPEN, {"run": self.run_id}):
             found.setdefault(KINDS[kind], []).append(bucket)
         return found
 
-    def rows(self, kind: Kind, bucket: int, names: tuple[str, ...] | None = None, layer: int | None = None) -> Rows:
-        """The rows of a bucket of level 0 as they were recorded, with the named statistics, or all."""
-        table, frames = schema.RECORDINGS[kind], schema.frames.c
-        wide = summary.width(0, self.intervals[kind])
+    def rows(
+        self, kind: Kind, bucket: int, names: tuple[str, ...] | None = None, layer: int | None = None
+    ) -> BucketRows:
+        """Return the rows of a bucket of level 0 as they were recorded, with the named statistics, or all."""
+        table, frames = readable(self.connection, schema.RECORDINGS[kind]), schema.frames.c
+        wide = self.shape.width(0, self.intervals[kind])
         names = statistic_names(kind) if names is None else names
         query = (
             select(frames.id, frames.attempt_id, frames.step, table.c.layer_id, *(table.c[name] for name in names))
@@ -98,15 +104,15 @@ class Buckets:
             query = query.where(table.c.layer_id == layer)
         cursor = self.connection.execute(query).cursor
         assert cursor is not None
-        found = cursor.fetchall()  # the driver's own tuples: a Row of each would take longer than reading it
+        found = cursor.fetchall()  # the driver's own tuples: to make a Row of each would take longer than to read it
         columns = list(zip(*found, strict=True)) or [()] * (4 + len(names))
         form = np.dtype(summary.value_format(kind)).newbyteorder("=")
         keys = [np.array(column, np.int64) for column in columns[:4]]
         values = np.array(columns[4:], np.float64).astype(form).reshape(len(names), len(found))
-        return Rows(keys[0], keys[1], keys[2], np.searchsorted(self.layers, keys[3]), values)
+        return BucketRows(keys[0], keys[1], keys[2], np.searchsorted(self.layers, keys[3]), values)
 
     def tiles(self, kind: Kind, first: int | None = None, last: int | None = None) -> list[tuple[int, Tile]]:
-        """The folded buckets of level 0 in that range, by ascending bucket."""
+        """Return the folded buckets of level 0 in a range, by ascending bucket."""
         columns = schema.pyramid.c
         query = self._of_level(select(columns.bucket, columns.content, columns.frames, columns.layers), kind, 0)
         if first is not None:
@@ -115,13 +121,13 @@ class Buckets:
             query = query.where(columns.bucket <= last)
         rows = self.connection.execute(query.order_by(columns.bucket)).all()
         found: dict[int, Tile] = {}
-        for (frames, layers), places in summary.alike([(row.frames, row.layers) for row in rows]):
+        for (frames, layers), places in summary.by_size([(row.frames, row.layers) for row in rows]):
             tiles = Tile.decode([rows[place].content for place in places], frames, layers)
             found |= {rows[place].bucket: tile for place, tile in zip(places, tiles, strict=True)}
         return [(row.bucket, found[row.bucket]) for row in rows]
 
     def numbers(self, kind: Kind) -> dict[int, int]:
-        """How many buckets each level has."""
+        """Return how many buckets each level has."""
         columns = schema.pyramid.c
         query = select(columns.level, func.count()).where(
             columns.run_id == self.run_id, columns.kind == KINDS.index(kind)
@@ -129,7 +135,7 @@ class Buckets:
         return {level: number for level, number in self.connection.execute(query.group_by(columns.level))}
 
     def buckets(self, kind: Kind, *, descending: bool = False) -> Iterator[int]:
-        """The folded buckets of level 0, a few look-ups at a time."""
+        """Yield the folded buckets of level 0, a few look-ups at a time."""
         column = schema.pyramid.c.bucket
         query = self._of_level(select(column), kind, 0).order_by(column.desc() if descending else column).limit(8)
         page = list(self.connection.scalars(query))
@@ -141,7 +147,7 @@ class Buckets:
     def values(
         self, kind: Kind, name: str, block: int | None = None, bucket: int | None = None
     ) -> dict[int, dict[int, bytes]]:
-        """The BLOBs of a statistic's values, by bucket of level 0 and block."""
+        """Return the BLOBs of a statistic's values, by bucket of level 0 and block."""
         columns = schema.pyramid_cells.c
         query = self._of_level(select(columns.bucket, columns.block, columns.content), kind, 0, schema.pyramid_cells)
         if block is not None:
@@ -161,10 +167,18 @@ class Buckets:
         within: tuple[int, int] | None = None,
         block: int | None = None,
         counted: bool = True,
-    ) -> Parts | None:
-        """The buckets of a level above 0, by ascending bucket, with the named statistics; None where there is none.
+    ) -> LevelBuckets | None:
+        """Return the buckets of a level above 0 by ascending bucket; None if there is no bucket.
 
-        With a block, of that block's layers alone; the counts are 0 where they are not asked for.
+        A statistic that was unknown when a bucket was folded is NaN in it.
+
+        Args:
+            kind: the kind of recording.
+            level: the level.
+            names: the statistics whose summaries are read.
+            within: the first bucket, and the first one after the last.
+            block: the block of layers that is read; all blocks if it is None.
+            counted: whether the counts are read; otherwise they are 0.
         """
         columns, cells = schema.pyramid.c, schema.pyramid_cells.c
         query = self._of_level(
@@ -192,11 +206,11 @@ class Buckets:
             return None
         place = {row.bucket: i for i, row in enumerate(found)}
         total = len(self.layers)
-        shown = summary.blocks(total) if block is None else [summary.blocks(total)[block]]
+        shown = self.shape.blocks(total) if block is None else [self.shape.blocks(total)[block]]
         left, form = shown[0].start, summary.value_format(kind)
         merged = summary.blank((len(found), len(names), shown[-1].stop - left), form)
         counts = np.zeros((len(found), total), np.int64)
-        # All of one shape at once: layers may have come later, and then the BLOBs of before hold fewer.
+        # All BLOBs of one shape in one call. If layers came later, earlier BLOBs hold fewer layers.
         alike: dict[int, list[int]] = {}
         for i, row in enumerate(found):
             alike.setdefault(row.layers, []).append(i)
@@ -207,11 +221,11 @@ class Buckets:
             i = place[bucket]
             blobs.setdefault((name, number, found[i].layers), []).append((i, blob))
         for (name, number, layers), held in blobs.items():
-            span = summary.blocks(layers)[number]
+            span = self.shape.blocks(layers)[number]
             part = Summary.decode([blob for _, blob in held], span.stop - span.start, form)
             at = ([i for i, _ in held], names.index(name), slice(span.start - left, span.stop - left))
             summary.put(merged, at, part)
-        return Parts(
+        return LevelBuckets(
             [row.bucket for row in found],
             np.array([row.first_step for row in found], np.int64),
             np.array([row.last_step for row in found], np.int64),

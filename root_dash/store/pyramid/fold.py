@@ -1,7 +1,7 @@
-"""The pyramid in the database: opening buckets for new rows, and folding those that are done with.
+"""Writing the pyramid: opening buckets for new rows, and folding the buckets that no new row is expected in.
 
-Every function is called inside the transaction that adds or removes the rows, so that the pyramid and the rows are
-never at odds: a bucket is either folded, or open, and then its rows are read as they were recorded.
+Every function is called inside the transaction that adds or removes the rows, so that the pyramid and the rows always
+agree. A bucket is either folded or open; the rows of an open bucket are read as they were recorded.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 from sqlalchemy import Connection, Table, delete, func, insert, select
 
 from root_dash.records import KINDS, Float32Array, IntArray, Kind, statistic_names
-from root_dash.store.backends.engine import insert_or_ignore
+from root_dash.store.backends.backend import backend_of
 from root_dash.store.pyramid import summary as pyramid
-from root_dash.store.pyramid.buckets import FOLDED, Buckets, Rows
+from root_dash.store.pyramid.buckets import FOLDED, BucketRows, Buckets
 from root_dash.store.pyramid.summary import Summary, Tile
 from root_dash.store.tables import schema
 
 _KEPT_BYTES = 2**25
-"""What is kept of one bucket's statistics, at most."""
+"""Bytes of one bucket's statistics that are kept in memory, at most."""
 
 
 class Pyramid(Buckets):
@@ -29,44 +29,45 @@ class Pyramid(Buckets):
     def __init__(self, connection: Connection, run_id: int, attempt_id: int | None = None) -> None:
         super().__init__(connection, run_id)
         self._attempt = attempt_id
-        # Of the open buckets the attempt's own statistics by frame, so that folding need not read them back.
+        # The attempt's own statistics in the open buckets, by frame: folding need not read them back.
         self._kept: dict[int, dict[int, tuple[int, IntArray, Float32Array]]] = {}
+        self._unknown: dict[Kind, list[str]] = {}
 
     def add(self, step: int, kinds: Iterable[Kind]) -> None:
-        """Open the buckets of a frame that was just stored, and fold those that no frame is expected in any more."""
+        """Open the buckets of a frame that was just stored, and fold the buckets that expect no more frames."""
         folded = [kind for kind in kinds if kind in FOLDED]
         opened = self.open_buckets() if folded else {}
         for kind in folded:
-            bucket = step // pyramid.width(0, self.intervals[kind])
+            bucket = step // self.shape.width(0, self.intervals[kind])
             known = opened.get(kind, [])
             if bucket in known:
                 continue
             self._open(kind, bucket)
-            # One stays open beside the newest: steps may arrive a little out of order.
+            # One bucket stays open beside the newest: steps may arrive a little out of order.
             for done in known[: -1 if len(known) and not self._full(kind, known[-1]) else None]:
                 self.fold(kind, done)
 
     def keep(self, frame_id: int, step: int, layer_ids: IntArray, statistics: Float32Array) -> None:
-        """Remember the statistics of a frame that was just stored: layers x statistics."""
-        kept = self._kept.setdefault(step // pyramid.width(0, self.intervals["statistics"]), {})
-        kept.pop(frame_id, None)  # of a frame that was rolled back: its id is given again
+        """Remember the statistics (layers, statistics) of a frame that was just stored."""
+        kept = self._kept.setdefault(step // self.shape.width(0, self.intervals["statistics"]), {})
+        kept.pop(frame_id, None)  # the id of a frame that was rolled back is given again
         if statistics.nbytes * (len(kept) + 1) <= _KEPT_BYTES:
             kept[frame_id] = step, layer_ids, statistics.copy()  # its owner may use the memory again
 
-    def _remembered(self, bucket: int) -> Rows | None:
-        """The statistics of a bucket where all of it was kept."""
+    def _remembered(self, bucket: int) -> BucketRows | None:
+        """Return the statistics of a bucket if all of them were kept, else None."""
         kept, columns = self._kept.pop(bucket, {}), schema.frames.c
-        wide = pyramid.width(0, self.intervals["statistics"])
+        wide = self.shape.width(0, self.intervals["statistics"])
         query = select(columns.id, columns.attempt_id).where(
             self._in_steps(bucket * wide, (bucket + 1) * wide),
             columns.kinds.bitwise_and(1 << KINDS.index("statistics")) != 0,
         )
         stored = {(row.id, row.attempt_id) for row in self.connection.execute(query)}
         if not kept or stored != {(frame, self._attempt) for frame in kept}:
-            return None  # others wrote to it too, or what was kept was rolled back or removed
+            return None  # others wrote to the bucket too, or kept frames were rolled back or removed
         sizes = [len(ids) for _, ids, _ in kept.values()]
         frames = np.repeat(np.array(list(kept), np.int64), sizes)
-        return Rows(
+        return BucketRows(
             frames,
             np.full_like(frames, self._attempt),
             np.repeat(np.array([step for step, _, _ in kept.values()], np.int64), sizes),
@@ -75,20 +76,20 @@ class Pyramid(Buckets):
         )
 
     def finish(self) -> None:
-        """Fold all that is open."""
+        """Fold all open buckets."""
         for kind, buckets in self.open_buckets().items():
             for bucket in buckets:
                 self.fold(kind, bucket)
 
     def rebuild(self, kinds: Iterable[Kind] = FOLDED) -> None:
-        """Derive the pyramid anew from all rows that there are."""
+        """Derive the pyramid anew from all rows of the run."""
         columns = schema.frames.c
         for kind in kinds:
             for table in (schema.pyramid, schema.pyramid_cells, schema.pyramid_open):
                 self.connection.execute(
                     delete(table).where(table.c.run_id == self.run_id, table.c.kind == KINDS.index(kind))
                 )
-            wide = pyramid.width(0, self.intervals[kind])
+            wide = self.shape.width(0, self.intervals[kind])
             held = columns.kinds.bitwise_and(1 << KINDS.index(kind)) != 0
             query = select(columns.step).where(columns.run_id == self.run_id, held)
             for bucket in sorted({int(step) // wide for step in self.connection.scalars(query)}):
@@ -99,14 +100,14 @@ class Pyramid(Buckets):
         row = {"run_id": self.run_id, "kind": KINDS.index(kind), "bucket": bucket}
         self.connection.execute(insert(schema.pyramid_open).values(row))
         if self._delete(kind, 0, bucket):
-            self.layers = self._layers()  # another attempt of the run may have added some
-            # It was folded before, and what it was is in all that cover it: they are made anew without it.
-            for level in range(1, pyramid.LEVELS + 1):
-                self._join(kind, level, bucket // pyramid.FACTOR ** (level - 1))
+            self.layers = self._layers()  # another attempt at the run may have added some
+            # The bucket was folded before, and is part of all buckets that cover it: they are made anew without it.
+            for level in range(1, self.shape.levels + 1):
+                self._join(kind, level, bucket // self.shape.factor ** (level - 1))
 
     def _full(self, kind: Kind, bucket: int) -> bool:
-        """Whether a step of each interval of an open bucket was recorded."""
-        columns, wide = schema.frames.c, pyramid.width(0, self.intervals[kind])
+        """Return whether every interval of an open bucket has a recorded step."""
+        columns, wide = schema.frames.c, self.shape.width(0, self.intervals[kind])
         query = select(func.count(columns.step.distinct())).where(
             self._in_steps(bucket * wide, (bucket + 1) * wide),
             columns.kinds.bitwise_and(1 << KINDS.index(kind)) != 0,
@@ -121,7 +122,7 @@ class Pyramid(Buckets):
                 open_.c.run_id == self.run_id, open_.c.kind == KINDS.index(kind), open_.c.bucket == bucket
             )
         )
-        self.layers = self._layers()  # another attempt of the run may have added some
+        self.layers = self._layers()  # another attempt at the run may have added some
         remembered = self._remembered(bucket) if kind == "statistics" else None
         rows = self.rows(kind, bucket) if remembered is None else remembered
         if not len(rows.frames):
@@ -140,27 +141,27 @@ class Pyramid(Buckets):
         )
         if not statistic_names(kind):
             return
-        start = bucket * pyramid.width(0, self.intervals[kind])
+        start = bucket * self.shape.width(0, self.intervals[kind])
         counts = _presence_counts(tile)
         self._store(kind, 1, bucket, distinct, len(distinct), counts, pyramid.summarize(values, distinct, start))
-        for level in range(2, pyramid.LEVELS + 1):
-            self._join(kind, level, bucket // pyramid.FACTOR ** (level - 1))
+        for level in range(2, self.shape.levels + 1):
+            self._join(kind, level, bucket // self.shape.factor ** (level - 1))
 
     def _blocks(self) -> list[slice]:
-        return pyramid.blocks(len(self.layers))
+        return self.shape.blocks(len(self.layers))
 
     def _join(self, kind: Kind, level: int, bucket: int) -> None:
-        """Make a bucket of a level above 0 from those below it; from none, remove it."""
+        """Make a bucket of a level above 0 from the buckets below it; remove it if there are none."""
         if not statistic_names(kind):
             return
-        first = bucket * pyramid.FACTOR
-        parts = None  # of level 1 the only one is the tile that was just opened
+        first = bucket * self.shape.factor
+        parts = None  # below level 1 there is only the tile that was just opened
         if level > 1:
-            parts = self.summaries(kind, level - 1, statistic_names(kind), (first, first + pyramid.FACTOR))
+            parts = self.summaries(kind, level - 1, statistic_names(kind), (first, first + self.shape.factor))
         if parts is None:
             self._delete(kind, level, bucket)
             return
-        below, start = (pyramid.width(at, self.intervals[kind]) for at in (level - 1, level))
+        below, start = (self.shape.width(at, self.intervals[kind]) for at in (level - 1, level))
         summary = pyramid.join(parts.summaries, [at * below for at in parts.buckets], bucket * start)
         ends = np.array([parts.first[0], parts.last[-1]])
         self._store(kind, level, bucket, ends, int(parts.steps.sum()), parts.counts.sum(axis=0), summary)
@@ -190,6 +191,8 @@ class Pyramid(Buckets):
 
     def _insert_cells(self, kind: Kind, level: int, bucket: int, cells: Sequence[Sequence[bytes]]) -> None:
         key = self._key(kind, level, bucket)
+        if unknown := self._unknown_statistics(kind):
+            self._delete_cells(kind, level, bucket, unknown)  # they are no longer those of the bucket's frames
         rows = [
             key | {"statistic": name, "block": block, "content": content}
             for name, of_blocks in zip(statistic_names(kind), cells, strict=True)
@@ -198,29 +201,47 @@ class Pyramid(Buckets):
         self._put(schema.pyramid_cells, *rows)
 
     def _put(self, table: Table, *rows: dict[str, Any]) -> None:
-        """Insert rows, in the place of those of the same keys: PostgreSQL finds room for one where the other was."""
+        """Insert rows, or replace the rows of the same keys: PostgreSQL uses the room of the old rows for the new."""
         if rows:
-            into, keys = insert_or_ignore(self.connection, table), table.primary_key.columns
+            into, keys = backend_of(self.connection).insert(table), table.primary_key.columns
             values = {name: column for name, column in into.excluded.items() if name not in keys}
             self.connection.execute(into.on_conflict_do_update(index_elements=list(keys), set_=values), list(rows))
 
     def _delete(self, kind: Kind, level: int, bucket: int) -> bool:
-        """Whether there was such a bucket."""
-        found = 0
-        for table in (schema.pyramid, schema.pyramid_cells):
-            keys = (table.c[name] == value for name, value in self._key(kind, level, bucket).items())
-            condition = delete(table).where(*keys)
-            if table is schema.pyramid_cells:
-                condition = condition.where(table.c.statistic.in_(statistic_names(kind)))
-            found += self.connection.execute(condition).rowcount
-        return found > 0
+        """Delete a bucket, and return whether there was one."""
+        keys = (schema.pyramid.c[name] == value for name, value in self._key(kind, level, bucket).items())
+        if not self.connection.execute(delete(schema.pyramid).where(*keys)).rowcount:
+            return False
+        self._delete_cells(kind, level, bucket, (*statistic_names(kind), *self._unknown_statistics(kind)))
+        return True
+
+    def _delete_cells(self, kind: Kind, level: int, bucket: int, names: Sequence[str]) -> None:
+        columns = schema.pyramid_cells.c
+        keys = (columns[name] == value for name, value in self._key(kind, level, bucket).items())
+        # With the names the key of the table finds the rows; without them every row of the kind would be read.
+        self.connection.execute(delete(schema.pyramid_cells).where(*keys, columns.statistic.in_(names)))
+
+    def _unknown_statistics(self, kind: Kind) -> list[str]:
+        """Return the statistics in the pyramid of the run that the vocabulary lacks: another root-dash knew them."""
+        if kind not in self._unknown:
+            columns = schema.pyramid_cells.c
+            query = select(func.min(columns.statistic)).where(
+                columns.run_id == self.run_id, columns.kind == KINDS.index(kind)
+            )
+            found = []
+            name = self.connection.scalar(query)
+            while name is not None:  # from name to name: one look-up for each
+                found.append(name)
+                name = self.connection.scalar(query.where(columns.statistic > name))
+            self._unknown[kind] = [name for name in found if name not in statistic_names(kind)]
+        return self._unknown[kind]
 
     def _key(self, kind: Kind, level: int, bucket: int) -> dict[str, Any]:
         return {"run_id": self.run_id, "kind": KINDS.index(kind), "level": level, "bucket": bucket}
 
 
 def _presence_counts(tile: Tile) -> IntArray:
-    """At how many steps each layer was recorded."""
+    """Return at how many steps each layer was recorded."""
     counts = np.zeros(tile.presence.shape[1], np.int64)
     if len(tile.steps):
         starts = np.flatnonzero(np.append(True, np.diff(tile.steps) != 0))

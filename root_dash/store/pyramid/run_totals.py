@@ -1,7 +1,7 @@
-"""How many frames a run has and how far it is, kept as they are stored: listing runs then counts nothing.
+"""The total of a run: how many frames it has and how far it is. Listing the runs then counts nothing.
 
-A run's total is a row of the pyramid's: derived, and made anew from the frames at any time. It changes in the
-transaction that adds or removes frames, in which nobody else writes to the run.
+A total is a row of the pyramid's table. It is derived, and can be made anew from the frames at any time. It changes in
+the transaction that adds or removes frames; nobody else writes to the run meanwhile.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 from sqlalchemy import BigInteger, Connection, bindparam, cast, delete, func, insert, select, update
 
 from root_dash.records import Frame
-from root_dash.store.backends.engine import execute
+from root_dash.store.backends.backend import backend_of
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode, encode
 
-_KIND = -1  # in the place of a kind: of all of them
+_KIND = -1  # stands in the place of a kind
 _columns = schema.pyramid.c
 
 _addition = (
@@ -33,7 +33,7 @@ _addition = (
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """The number of a run's frames and of those lost before one of them; the newest one's step and time."""
+    """The number of a run's frames, the number of lost frames, and the step and time of the newest frame."""
 
     frames: int = 0
     lost: int = 0
@@ -42,7 +42,7 @@ class Total:
 
 
 def stored(connection: Connection, run_id: int | None = None) -> dict[int, Total]:
-    """The totals of all runs that have one, or of that run, by the run's id."""
+    """Return the totals by the run's id, of all runs that have a total, or only of one run."""
     query = select(schema.runs.c.id, _columns.frames, _columns.steps, _columns.last_step, _columns.content)
     query = query.join_from(
         schema.runs, schema.pyramid, (_columns.run_id == schema.runs.c.id) & (_columns.kind == _KIND)
@@ -58,12 +58,12 @@ def stored(connection: Connection, run_id: int | None = None) -> dict[int, Total
 def add(connection: Connection, run_id: int, frame: Frame) -> None:
     """Count a frame that was just stored."""
     row = {"run": run_id, "lost": frame.lost, "step": frame.step, "time": _encoded(frame.time)}
-    if not execute(connection, _addition, row).rowcount:
+    if not backend_of(connection).execute(connection, _addition, row).rowcount:
         recount(connection, run_id)
 
 
 def recount(connection: Connection, run_id: int) -> None:
-    """Count all of the run's frames: some were removed, or the database had no total."""
+    """Count all frames of a run anew, if some were removed or the run has no total yet."""
     connection.execute(delete(schema.pyramid).where(_columns.run_id == run_id, _columns.kind == _KIND))
     total = counted(connection, run_id)
     if total.last_step is None or total.last_time is None:
@@ -74,7 +74,7 @@ def recount(connection: Connection, run_id: int) -> None:
 
 
 def counted(connection: Connection, run_id: int) -> Total:
-    """The total as the run's frames say it."""
+    """Return the total, counted from the run's frames."""
     frames = schema.frames.c
     lost = cast(func.coalesce(func.sum(frames.lost), 0), BigInteger)  # PostgreSQL sums to decimals
     found = connection.execute(select(func.count(), lost, func.max(frames.id)).where(frames.run_id == run_id)).one()

@@ -1,8 +1,10 @@
-"""The pyramid: what the store derives from a run's rows, so that a view costs the same at any length. Pure.
+"""What the buckets of the pyramid hold, as arrays and as BLOBs: pure functions.
 
-A bucket of level 0 is a range of 64 intervals of a kind (64 steps for what is recorded at each) and holds every value
-of each statistic, side by side. Level 1 covers the same ranges and holds of each layer and statistic the extremes,
-where they were, and the mean; each further level joins eight buckets of the one below.
+The pyramid is derived from a run's rows. A view then costs the same at any length of a run.
+
+A bucket of level 0 is a range of 64 intervals of a kind (64 steps for a kind that is recorded at every step). It holds
+every value of each statistic, side by side. A bucket of level 1 covers the same range; for each layer and statistic it
+holds the extremes, the steps of the extremes, and the mean. Each further level joins eight buckets of the level below.
 """
 
 from __future__ import annotations
@@ -17,47 +19,32 @@ from numpy.typing import NDArray
 from root_dash.exceptions import StoreError
 from root_dash.records import IntArray, Kind
 from root_dash.store.pyramid.downsampling import newest
-from root_dash.store.tables.blobs import Format, decompress, encode
+from root_dash.store.tables.blobs import ArrayFormat, decompress, encode
 
-TILE = 64
-"""Intervals in a bucket of the levels 0 and 1."""
-
-FACTOR = 8
-LEVELS = 4
-"""The highest level: its buckets hold 32,768 intervals."""
-
-BLOCK = 256
-"""Layers whose values share a BLOB."""
-
-_MAX_INTERVAL = 2**16  # so that a step within the widest bucket fits 32 bits
-_AT_ONCE = 2**20  # values that are unpacked together, some megabytes
-_LIMIT = 2**27  # values in one BLOB: a damaged size must not ask for more memory than the machine has
+_MAX_INTERVAL = 2**16  # a step within the widest bucket fits 32 bits then
+_VALUES_UNPACKED_TOGETHER = 2**20  # some megabytes
+_VALUE_LIMIT = 2**27  # values in one BLOB: a damaged size must not ask for more memory than the machine has
 
 Values = NDArray[np.floating[Any]]
 Presence = NDArray[np.bool_]
 
 
 def interval_of(kind: Kind, cadence: Any) -> int:
-    """The steps between two recordings of the kind, as the run's cadence says, or 1."""
+    """Return the steps between two recordings of a kind: what the run's cadence says, or 1."""
     every = cadence.get(kind) if isinstance(cadence, dict) else None
     return int(min(max(every, 1), _MAX_INTERVAL)) if isinstance(every, int | float) and every == every else 1
 
 
-def width(level: int, interval: int) -> int:
-    """The steps that a bucket of the level covers."""
-    return int(TILE * interval * FACTOR ** max(level - 1, 0))
-
-
-def value_format(kind: Kind) -> Format:
-    """How the kind's statistics are kept: those of every step are float32 where they are computed."""
+def value_format(kind: Kind) -> ArrayFormat:
+    """Return the format of a kind's statistics. The statistics of every step are computed in float32."""
     return "<f4" if kind == "statistics" else "<f8"
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Which rows a bucket of level 0 holds: of frame `frames[i]`, at `steps[i]`, of the layers of `presence[i]`.
+    """The rows that a bucket of level 0 holds: frame `frames[i]`, at `steps[i]`, has the layers of `presence[i]`.
 
-    Ordered by step, then by attempt, then by frame: of a step and layer the last row counts.
+    The order is by step, then by attempt, then by frame. If a step and layer have several rows, the last one counts.
     """
 
     frames: IntArray
@@ -70,20 +57,20 @@ class Tile:
         return self.steps[np.append(np.diff(self.steps) != 0, True)] if len(self.steps) else self.steps
 
     def of_layer(self, slot: int) -> tuple[IntArray, IntArray]:
-        """Steps, each once, and frames of the layer's rows that count."""
+        """Return the steps, each once, and the frames of a layer's rows that count."""
         held = self.presence[:, slot] if slot < self.presence.shape[1] else np.zeros(len(self.steps), np.bool_)
         steps, frames = self.steps[held], self.frames[held]
         last = np.append(np.diff(steps) != 0, True)[: len(steps)]
         return steps[last], frames[last]
 
     def encode(self) -> bytes:
-        """As one BLOB."""
+        """Return the tile as one BLOB."""
         bits = np.packbits(self.presence).tobytes()
         return encode(_shuffled(self.frames) + _shuffled(self.steps) + bits, "|u1", compress=True)
 
     @classmethod
     def decode(cls, contents: Sequence[bytes], frames: int, layers: int) -> list[Self]:
-        """The tiles of so many frames and layers each that were encoded."""
+        """Return the encoded tiles; each has that number of frames and layers."""
         _within(frames, layers)
         plain = _unpacked(contents, 16 * frames + -(-frames * layers // 8), frames, layers)
         bits = np.unpackbits(plain[:, 16 * frames :], axis=1, count=frames * layers).view(np.bool_)
@@ -99,7 +86,7 @@ class Tile:
 
     @classmethod
     def joined(cls, tiles: Sequence[Self], slot: int) -> Self:
-        """Tiles of ascending buckets as one, of a single layer, whose slot is then 0."""
+        """Join tiles of ascending buckets into one tile of a single layer. The slot of the layer in it is 0."""
         held = [
             tile.presence[:, slot] if slot < tile.presence.shape[1] else np.zeros(len(tile.steps), np.bool_)
             for tile in tiles
@@ -114,9 +101,9 @@ class Tile:
 def tile_of(
     frames: IntArray, attempts: IntArray, steps: IntArray, slots: IntArray, values: Values, layers: int
 ) -> tuple[Tile, Values]:
-    """The tile of rows in any order, and its values as statistics x layers x distinct steps.
+    """Return the tile of rows in any order, and the values as an array (statistics, layers, distinct steps).
 
-    `values` has a row per statistic; NaN where nothing counts.
+    The argument `values` has a row for each statistic. A value that no row counts for is NaN.
     """
     known, place = np.unique(frames, return_index=True)
     order = np.lexsort((known, attempts[place], steps[place]))
@@ -134,10 +121,11 @@ def tile_of(
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a bucket keeps of the values of any number of cells, all arrays of one shape.
+    """What a bucket keeps of the values of any number of cells: arrays of one shape.
 
-    The extremes are those of all values that are not NaN, the earliest of equals, NaN where there is none; the mean is
-    that of the `finite` values. `least_at` and `greatest_at` count steps from the bucket's start.
+    The extremes are taken over all values that are not NaN; the earliest of equal values counts; an extreme is NaN if
+    there is no such value. The mean is the mean of the `finite` values. `least_at` and `greatest_at` count steps from
+    the start of the bucket.
     """
 
     least: Values
@@ -156,13 +144,13 @@ class Summary:
         return np.where(self.greatest >= -self.least, self.greatest, self.least)
 
     def encode(self) -> bytes:
-        """The summary of one statistic as one BLOB, each number's bytes by significance: they compress better so."""
+        """Return the summary of one statistic as one BLOB, with the bytes by significance: they compress better so."""
         arrays = (_stored(getattr(self, field.name)) for field in fields(self))
         return encode(b"".join(map(_shuffled, arrays)), "|u1", compress=True)
 
     @classmethod
-    def decode(cls, contents: Sequence[bytes], layers: int, form: Format) -> Summary:
-        """The summaries of so many layers each that were encoded: arrays of contents x layers."""
+    def decode(cls, contents: Sequence[bytes], layers: int, form: ArrayFormat) -> Summary:
+        """Return the encoded summaries, each of that number of layers: arrays (contents, layers)."""
         kinds = [np.dtype(form)] * 3 + [np.dtype("<u4")] * 3
         sizes = [layers * kind.itemsize for kind in kinds]
         plain = _unpacked(contents, sum(sizes), layers)
@@ -171,11 +159,12 @@ class Summary:
 
 
 def summarize(values: Values, steps: IntArray, start: int) -> Summary:
-    """Of the last axis of values recorded at those steps, in a bucket that begins at `start`."""
+    """Summarize the last axis of values that were recorded at `steps`, in a bucket that begins at `start`."""
     offsets = (steps - start).astype(np.uint32)
     missing, finite = np.isnan(values), np.isfinite(values)
     lowest, highest = np.where(missing, np.inf, values), np.where(missing, -np.inf, values)
-    # An extreme may be that very infinity: then no place is below it, and the first that is not missing is it.
+    # An extreme may be the infinity that fills the gaps. No value is beyond it, and the first value that is not missing
+    # is the extreme.
     at_least = np.where(missing, 2, lowest != lowest.min(axis=-1, keepdims=True)).argmin(axis=-1)
     at_greatest = np.where(missing, 2, highest != highest.max(axis=-1, keepdims=True)).argmin(axis=-1)
     number = finite.sum(axis=-1)
@@ -193,7 +182,7 @@ def summarize(values: Values, steps: IntArray, start: int) -> Summary:
 
 
 def join(parts: Summary, starts: Sequence[int], start: int) -> Summary:
-    """The summary of a bucket that begins at `start`, of its parts along the first axis, by ascending `starts`."""
+    """Join the summaries along the first axis, of parts that begin at ascending `starts`, for a bucket from `start`."""
     shifts = np.array(starts, np.int64).reshape(-1, *[1] * (parts.least.ndim - 1)) - start
     least, greatest, finite = parts.least, parts.greatest, parts.finite.astype(np.int64)
     missing = np.isnan(least)
@@ -217,32 +206,32 @@ def join(parts: Summary, starts: Sequence[int], start: int) -> Summary:
     )
 
 
-def blank(shape: tuple[int, ...], form: Format) -> Summary:
-    """Summaries of nothing at all."""
+def blank(shape: tuple[int, ...], form: ArrayFormat) -> Summary:
+    """Return summaries of no values at all."""
     kind = np.dtype(form).newbyteorder("=")
     numbers = [np.full(shape, np.nan, kind) for _ in range(3)]
     return Summary(*numbers, *(np.zeros(shape, np.uint32) for _ in range(3)))
 
 
 def put(into: Summary, key: Any, part: Summary) -> None:
-    """Set some cells of a summary."""
+    """Set some cells of a summary to those of another one."""
     for field in fields(part):
         getattr(into, field.name)[key] = getattr(part, field.name)
 
 
-def encode_values(values: Values, form: Format) -> bytes:
-    """Layers x steps of one statistic as one BLOB."""
+def encode_values(values: Values, form: ArrayFormat) -> bytes:
+    """Return the values (layers, steps) of one statistic as one BLOB."""
     return encode(_shuffled(np.ascontiguousarray(values.astype(form))), "|u1", compress=True)
 
 
-def decode_values(content: bytes, steps: int, layers: int, form: Format) -> Values:
-    """The layers x steps that were encoded."""
+def decode_values(content: bytes, steps: int, layers: int, form: ArrayFormat) -> Values:
+    """Return the encoded values (layers, steps)."""
     plain = _unpacked([content], steps * layers * np.dtype(form).itemsize, steps, layers)
     return _unshuffled(plain, np.dtype(form)).reshape(layers, steps)
 
 
-def decode_rows(contents: Sequence[bytes], steps: int, layers: int, row: int, form: Format) -> Values:
-    """One layer's steps of each content of so many layers x steps that was encoded: contents x steps."""
+def decode_rows(contents: Sequence[bytes], steps: int, layers: int, row: int, form: ArrayFormat) -> Values:
+    """Return one row of the encoded values (layers, steps) of each content: an array (contents, steps)."""
     kind = np.dtype(form)
     plain = _unpacked(contents, steps * layers * kind.itemsize, steps, layers)
     of_layer = plain.reshape(len(contents), kind.itemsize, layers, steps)[:, :, row]
@@ -250,27 +239,22 @@ def decode_rows(contents: Sequence[bytes], steps: int, layers: int, row: int, fo
 
 
 def encode_counts(counts: IntArray) -> bytes:
-    """At how many steps of a bucket each layer was recorded, as one BLOB."""
+    """Return as one BLOB at how many steps of a bucket each layer was recorded."""
     return encode(_shuffled(counts), "|u1", compress=True)
 
 
 def decode_counts(contents: Sequence[bytes], layers: int) -> IntArray:
-    """The counts of so many layers each that were encoded: contents x layers."""
+    """Return the encoded counts, each of that number of layers: an array (contents, layers)."""
     return _unshuffled(_unpacked(contents, 8 * layers, layers), np.dtype("<i8"))
 
 
-def blocks(layers: int) -> list[slice]:
-    """The slots of each block of the run's layers."""
-    return [slice(start, min(start + BLOCK, layers)) for start in range(0, layers, BLOCK)]
-
-
-def alike(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """The places of equal sizes, as many at once as are to be unpacked together: the cost is in the calls."""
+def by_size(sizes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Yield the places of equal sizes, as many as are unpacked together: the cost of unpacking is in the calls."""
     groups: dict[tuple[int, int], list[int]] = {}
     for place, size in enumerate(sizes):
         groups.setdefault(size, []).append(place)
     for size, places in groups.items():
-        many = max(1, _AT_ONCE // max(1, size[0] * size[1]))
+        many = max(1, _VALUES_UNPACKED_TOGETHER // max(1, size[0] * size[1]))
         yield from ((size, places[start : start + many]) for start in range(0, len(places), many))
 
 
@@ -284,19 +268,19 @@ def _shuffled(array: NDArray[Any]) -> bytes:
 
 
 def _unshuffled(content: NDArray[np.uint8], item: np.dtype[Any]) -> NDArray[Any]:
-    """Of each row of bytes, or of the only one, the numbers."""
+    """Return the numbers of each row of bytes, or of the only row."""
     many = content.reshape(*content.shape[:-1], item.itemsize, -1)
     plain: NDArray[Any] = np.ascontiguousarray(np.moveaxis(many, -2, -1)).view(item)[..., 0]
     return plain.astype(item.newbyteorder("="))
 
 
 def _unpacked(contents: Sequence[bytes], size: int, *sizes: int) -> NDArray[np.uint8]:
-    """So many bytes from each content, a row each."""
+    """Return a row of `size` bytes from each content."""
     _within(len(contents), *sizes)
     plain = b"".join(decompress(content, size) for content in contents)
     return np.frombuffer(plain, np.uint8).reshape(len(contents), size)
 
 
 def _within(*sizes: int) -> None:
-    if min(sizes) < 0 or int(np.prod([max(size, 1) for size in sizes], dtype=object)) > _LIMIT:
+    if min(sizes) < 0 or int(np.prod([max(size, 1) for size in sizes], dtype=object)) > _VALUE_LIMIT:
         raise StoreError(f"the pyramid in the database is damaged: {' x '.join(map(str, sizes))} values")

@@ -1,4 +1,4 @@
-"""What the verbs read from the pyramid: histories, grids, and which frames hold a layer's recordings."""
+"""What the verbs read from the pyramid: histories, grids, and the frames that hold a layer's recordings."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.records import Float64Array, IntArray, Kind
+from root_dash.store.limits import PyramidShape
 from root_dash.store.pyramid import downsampling
 from root_dash.store.pyramid import summary as pyramid
-from root_dash.store.pyramid.buckets import Buckets, Rows
+from root_dash.store.pyramid.buckets import BucketRows, Buckets
 from root_dash.store.pyramid.summary import Summary, Tile
-
-_TILES = 512
-"""Buckets of level 0 that a thinned history is read from: beyond, the level above is as good and quicker."""
-
-_PARTS = 4
-"""Buckets of a level that are read for each point of a view, at most: a view then has at least half of its points."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """A grid's columns: their first and last steps, the values by slot, and how many steps were recorded."""
+    """The columns of a grid: their first and last steps, the values by slot, and how many steps were recorded."""
 
     starts: IntArray
     ends: IntArray
@@ -34,7 +29,7 @@ class Cells:
 
 
 def recorded(source: Buckets, kind: Kind, layer_id: int) -> tuple[IntArray, IntArray]:
-    """The steps, ascending and each once, at which the kind was recorded for the layer, and the frames that count."""
+    """Return the steps, ascending and each once, at which a layer's kind was recorded, and the frames that count."""
     folded = Tile.joined([tile for _, tile in source.tiles(kind)], source.slot(layer_id))
     found = [folded.of_layer(0)]
     for bucket in source.open_buckets().get(kind, []):
@@ -44,23 +39,23 @@ def recorded(source: Buckets, kind: Kind, layer_id: int) -> tuple[IntArray, IntA
 
 
 def holds(source: Buckets, kind: Kind, layer_id: int) -> bool:
-    """Whether the kind was recorded for the layer at all."""
+    """Return whether a kind was recorded for a layer at all."""
     slot = source.slot(layer_id)
     for bucket in source.open_buckets().get(kind, []):
         if len(source.rows(kind, bucket, (), layer_id).steps):
             return True
     for bucket in source.buckets(kind, descending=True):
-        for _, tile in source.tiles(kind, bucket, bucket):  # none where an index is damaged
+        for _, tile in source.tiles(kind, bucket, bucket):  # there are none if an index is damaged
             if slot < tile.presence.shape[1] and tile.presence[:, slot].any():
                 return True
     return False
 
 
 def history(source: Buckets, kind: Kind, layer_id: int, name: str) -> tuple[IntArray, Float64Array]:
-    """Steps, ascending and each once, and values of a statistic of one layer."""
+    """Return the steps, ascending and each once, and the values of a statistic of one layer."""
     slot = source.slot(layer_id)
-    contents = source.values(kind, name, slot // pyramid.BLOCK)
-    found = [_folded(kind, slot, source.tiles(kind), contents)]
+    contents = source.values(kind, name, slot // source.shape.block)
+    found = [_folded(source, kind, slot, source.tiles(kind), contents)]
     for bucket in source.open_buckets().get(kind, []):
         rows = _newest(source.rows(kind, bucket, (name,), layer_id))
         found.append((rows.steps, rows.values[0].astype(np.float64)))
@@ -70,19 +65,22 @@ def history(source: Buckets, kind: Kind, layer_id: int, name: str) -> tuple[IntA
 def thinned(
     source: Buckets, kind: Kind, layer_id: int, name: str, max_points: int
 ) -> tuple[IntArray, Float64Array, int]:
-    """At most `max_points` points of a history, the extremes of it all and of its parts among them, and their total."""
+    """Return at most `max_points` points of a history, and the number of all.
+
+    The extremes of the history and of its parts are among the points.
+    """
     numbers = source.numbers(kind)
-    if numbers.get(0, 0) <= _TILES or max_points < 8:
+    if numbers.get(0, 0) <= source.shape.fine_buckets or max_points < 8:
         steps, values = history(source, kind, layer_id, name)
         kept = downsampling.decimate(values, max_points)
         return steps[kept], values[kept], len(steps)
     slot, groups = source.slot(layer_id), (max_points - 2) // 2
-    block, interval = slot // pyramid.BLOCK, source.intervals[kind]
-    level = _level(numbers, groups)
+    block, interval = slot // source.shape.block, source.intervals[kind]
+    level = _level(source.shape, numbers, groups)
     parts = source.summaries(kind, level, (name,), block=block)
     assert parts is not None
-    wide, at = pyramid.width(level, interval), slot - block * pyramid.BLOCK
-    summaries = _Buckets(parts.buckets, parts.summaries[:, 0, at : at + 1], level, interval)
+    wide, at = source.shape.width(level, interval), slot - block * source.shape.block
+    summaries = _MergedLevel(source.shape, parts.buckets, parts.summaries[:, 0, at : at + 1], level, interval)
     total = int(parts.counts[:, slot].sum())
     for bucket in source.open_buckets().get(kind, []):
         rows = _newest(source.rows(kind, bucket, (name,), layer_id))
@@ -102,7 +100,7 @@ def thinned(
 
 
 def grid(source: Buckets, kind: Kind, name: str, buckets: int) -> Cells:
-    """A statistic of all slots in at most `buckets` columns.
+    """Return a statistic of all slots in at most `buckets` columns.
 
     Raises:
         ValueError: `buckets` is less than 1.
@@ -113,10 +111,10 @@ def grid(source: Buckets, kind: Kind, name: str, buckets: int) -> Cells:
     opened = [(bucket, source.rows(kind, bucket, (name,))) for bucket in source.open_buckets().get(kind, [])]
     if numbers.get(0, 0) <= buckets:
         return _fine(source, kind, name, buckets, opened)
-    level, interval = _level(numbers, buckets), source.intervals[kind]
+    level, interval = _level(source.shape, numbers, buckets), source.intervals[kind]
     parts = source.summaries(kind, level, (name,), counted=False)
     assert parts is not None
-    summaries = _Buckets(parts.buckets, parts.summaries[:, 0], level, interval)
+    summaries = _MergedLevel(source.shape, parts.buckets, parts.summaries[:, 0], level, interval)
     spans = {b: (f, t) for b, f, t in zip(parts.buckets, parts.first.tolist(), parts.last.tolist(), strict=True)}
     total = int(parts.steps.sum())
     for bucket, rows in opened:
@@ -136,16 +134,18 @@ def grid(source: Buckets, kind: Kind, name: str, buckets: int) -> Cells:
     return Cells(firsts[starts], lasts[ends], values, total)
 
 
-def _fine(source: Buckets, kind: Kind, name: str, buckets: int, opened: list[tuple[int, Rows]]) -> Cells:
-    """The grid from every value: columns of the same whole number of recorded steps."""
+def _fine(source: Buckets, kind: Kind, name: str, buckets: int, opened: list[tuple[int, BucketRows]]) -> Cells:
+    """Return the grid from every value: each column has the same whole number of recorded steps."""
     height, form = len(source.layers), pyramid.value_format(kind)
     contents = source.values(kind, name)
     found: list[tuple[IntArray, Float64Array]] = []
     for bucket, tile in source.tiles(kind):
-        distinct, spans = tile.distinct, pyramid.blocks(tile.presence.shape[1])
+        distinct, spans = tile.distinct, source.shape.blocks(tile.presence.shape[1])
         values = np.full((height, len(distinct)), np.nan)
         for block, span in enumerate(spans):
-            values[span] = pyramid.decode_values(contents[bucket][block], len(distinct), span.stop - span.start, form)
+            content = contents.get(bucket, {}).get(block)
+            if content is not None:  # None: the statistic was unknown when the bucket was folded
+                values[span] = pyramid.decode_values(content, len(distinct), span.stop - span.start, form)
         found.append((distinct, values))
     for _, rows in opened:
         if len(rows.steps):
@@ -161,7 +161,10 @@ def _fine(source: Buckets, kind: Kind, name: str, buckets: int, opened: list[tup
 
 
 def _columns(values: Float64Array, width: int) -> tuple[IntArray, Float64Array]:
-    """Where each column of so many begins, and of each the value of largest magnitude, of equals the positive one."""
+    """Return where each column of `width` steps begins, and its value of largest magnitude.
+
+    If two values have the same magnitude, the positive one counts.
+    """
     starts = np.arange(0, values.shape[1], width)
     if width == 1:
         return starts, values
@@ -172,26 +175,25 @@ def _columns(values: Float64Array, width: int) -> tuple[IntArray, Float64Array]:
     return starts, np.where(np.logical_and.reduceat(missing, starts, axis=1), np.nan, worst)
 
 
-def _level(numbers: dict[int, int], points: int) -> int:
-    """The lowest level above 0 with few enough buckets for so many points, or the highest."""
-    return next(
-        (level for level in range(1, pyramid.LEVELS) if numbers.get(level, 0) <= _PARTS * points), pyramid.LEVELS
-    )
+def _level(shape: PyramidShape, numbers: dict[int, int], points: int) -> int:
+    """Return the lowest level above 0 with few enough buckets for that number of points, or the highest level."""
+    most = shape.buckets_per_point * points
+    return next((level for level in range(1, shape.levels) if numbers.get(level, 0) <= most), shape.levels)
 
 
-class _Buckets:
-    """Summaries of one level, buckets x slots, into which the open buckets' rows are taken."""
+class _MergedLevel:
+    """Summaries (buckets, slots) of one level, into which the rows of the open buckets are merged."""
 
-    def __init__(self, buckets: list[int], summaries: Summary, level: int, interval: int) -> None:
+    def __init__(self, shape: PyramidShape, buckets: list[int], summaries: Summary, level: int, interval: int) -> None:
         self._place = {bucket: i for i, bucket in enumerate(buckets)}
         self._folded = summaries
         self._recent: dict[int, Summary] = {}
-        self._level = level
-        self._wide = pyramid.width(level, interval)
+        self._covered: int = shape.factor ** (level - 1)
+        self._wide = shape.width(level, interval)
 
     def merge(self, bucket: int, values: pyramid.Values, steps: IntArray) -> int:
-        """Take in slots x steps of an open bucket of level 0; the number of the bucket that covers it."""
-        at = bucket // int(pyramid.FACTOR ** (self._level - 1))
+        """Merge the values (slots, steps) of an open bucket of level 0; return the number of the covering bucket."""
+        at = bucket // self._covered
         part = pyramid.summarize(values, steps, at * self._wide)
         known = self._recent.get(at)
         if known is None and at in self._place:
@@ -203,7 +205,7 @@ class _Buckets:
         return at
 
     def joined(self) -> tuple[list[int], Summary]:
-        """The buckets, ascending, and their summaries."""
+        """Return the buckets, ascending, and their summaries."""
         kept = [bucket for bucket in self._place if bucket not in self._recent]
         folded = self._folded[[self._place[bucket] for bucket in kept]]
         recent = (np.stack(column) for column in zip(*map(_arrays, self._recent.values()), strict=True))
@@ -219,7 +221,7 @@ def _arrays(summary: Summary) -> list[NDArray[Any]]:
 
 
 def _extremes(merged: Summary, groups: int) -> tuple[IntArray, IntArray]:
-    """Where the least and the largest of each of at most so many groups of neighbours are."""
+    """Return the places of the least and the largest value in each of at most `groups` groups of neighbours."""
     count = len(merged.least)
     bounds = np.arange(min(groups, count) + 1) * count // max(min(groups, count), 1)
     missing = np.isnan(merged.least)
@@ -231,21 +233,22 @@ def _extremes(merged: Summary, groups: int) -> tuple[IntArray, IntArray]:
 
 
 def _folded(
-    kind: Kind, slot: int, tiles: Sequence[tuple[int, Tile]], contents: dict[int, dict[int, bytes]]
+    source: Buckets, kind: Kind, slot: int, tiles: Sequence[tuple[int, Tile]], contents: dict[int, dict[int, bytes]]
 ) -> tuple[IntArray, Float64Array]:
-    """Steps and values of one layer in folded buckets, which ascend."""
-    block, form = slot // pyramid.BLOCK, pyramid.value_format(kind)
-    held = [
-        (tile, contents[bucket][block])
-        for bucket, tile in tiles
-        if slot < tile.presence.shape[1] and block in contents.get(bucket, {})
-    ]
-    found: dict[int, pyramid.Values] = {}
-    spans = [pyramid.blocks(tile.presence.shape[1])[block] for tile, _ in held]
-    sizes = [(len(tile.distinct), span.stop - span.start) for (tile, _), span in zip(held, spans, strict=True)]
-    for (steps, layers), places in pyramid.alike(sizes):
-        rows = pyramid.decode_rows([held[at][1] for at in places], steps, layers, slot - block * pyramid.BLOCK, form)
-        found |= zip(places, rows, strict=True)
+    """Return the steps and values of one layer in folded buckets, which ascend.
+
+    A statistic that was unknown when a bucket was folded is NaN in it.
+    """
+    block, form = slot // source.shape.block, pyramid.value_format(kind)
+    held = [(tile, contents.get(bucket, {}).get(block)) for bucket, tile in tiles if slot < tile.presence.shape[1]]
+    found = {at: np.full(len(tile.distinct), np.nan) for at, (tile, content) in enumerate(held) if content is None}
+    known = [(at, tile, content) for at, (tile, content) in enumerate(held) if content is not None]
+    spans = [source.shape.blocks(tile.presence.shape[1])[block] for _, tile, _ in known]
+    sizes = [(len(tile.distinct), span.stop - span.start) for (_, tile, _), span in zip(known, spans, strict=True)]
+    for (steps, layers), places in pyramid.by_size(sizes):
+        of_block = [known[at][2] for at in places]
+        rows = pyramid.decode_rows(of_block, steps, layers, slot - block * source.shape.block, form)
+        found |= zip((known[at][0] for at in places), rows, strict=True)
     joined = Tile.joined([tile for tile, _ in held], slot)
     at = np.searchsorted(joined.distinct, joined.of_layer(0)[0])
     values = np.concatenate([np.empty(0), *(found[place] for place in range(len(held)))])
@@ -253,7 +256,7 @@ def _folded(
 
 
 def _ends(source: Buckets, kind: Kind, layer_id: int, name: str) -> list[tuple[int, float]]:
-    """The first and the last point of the layer's history."""
+    """Return the first and the last point of a layer's history."""
     slot, opened, found = source.slot(layer_id), source.open_buckets().get(kind, []), []
     for place in (0, -1):
         folded = source.buckets(kind, descending=place == -1)
@@ -263,17 +266,17 @@ def _ends(source: Buckets, kind: Kind, layer_id: int, name: str) -> list[tuple[i
                 rows = _newest(source.rows(kind, bucket, (name,), layer_id))
                 steps, values = rows.steps, rows.values[0].astype(np.float64)
             else:
-                contents = source.values(kind, name, slot // pyramid.BLOCK, bucket)
-                steps, values = _folded(kind, slot, source.tiles(kind, bucket, bucket), contents)
+                contents = source.values(kind, name, slot // source.shape.block, bucket)
+                steps, values = _folded(source, kind, slot, source.tiles(kind, bucket, bucket), contents)
             if len(steps):
                 found.append((int(steps[place]), float(values[place])))
                 break
     return found
 
 
-def _newest(rows: Rows) -> Rows:
+def _newest(rows: BucketRows) -> BucketRows:
     kept = downsampling.newest(rows.slots, rows.steps, rows.attempts, rows.frames)
-    return Rows(rows.frames[kept], rows.attempts[kept], rows.steps[kept], rows.slots[kept], rows.values[:, kept])
+    return BucketRows(rows.frames[kept], rows.attempts[kept], rows.steps[kept], rows.slots[kept], rows.values[:, kept])
 
 
 def _joined(parts: Sequence[tuple[IntArray, NDArray[Any]]]) -> tuple[IntArray, NDArray[Any]]:

@@ -1,1 +1,1 @@
-"""Queries, and rows back to records."""
+"""Reading: queries, and rows to records."""

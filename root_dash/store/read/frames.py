@@ -1,4 +1,4 @@
-"""Whole frames out: the rows of a frame put together again, as they were appended."""
+"""Whole frames out: the rows of a frame put together again, as the frame was appended."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from root_dash.records import (
     Kind,
     Quantiles,
     Spectrum,
-    Tensor,
+    TensorName,
     statistic_names,
 )
 from root_dash.store.read import queries
 from root_dash.store.read.queries import Fields
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode
+from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
 
 def frame(connection: Connection, cursor: int) -> Frame:
-    """The frame of that cursor: positions are those of the run's layers, and each record says the frame's step.
+    """Return the frame of a cursor.
 
-    A statistic that came without a value is NaN.
+    Positions are those of the run's layers, and each record says the frame's step. A statistic without a value is NaN.
 
     Raises:
-        NotRecorded: there is none of that cursor.
+        NotRecorded: there is no frame of that cursor.
     """
     row = connection.execute(select(schema.frames).where(schema.frames.c.id == cursor)).first()
     if row is None:
@@ -47,7 +48,7 @@ def frame(connection: Connection, cursor: int) -> Frame:
         step=row.step,
         time=row.time,
         layers=np.array([found.position for found in rows["statistics"]], np.int64),
-        statistics=np.array(values, np.float32).reshape(-1, len(names)),  # NULL as NaN
+        statistics=np.array(values, np.float32).reshape(-1, len(names)),  # NULL becomes NaN
         histograms=_histograms(rows["histograms"]),
         quantiles={found.position: _quantiles(found) for found in rows["quantiles"]},
         spectra={found.position: (_spectrum(found), _named(found, "spectra")) for found in rows["spectra"]},
@@ -60,8 +61,8 @@ def frame(connection: Connection, cursor: int) -> Frame:
 
 
 def _rows(connection: Connection, kind: Kind, cursor: int) -> list[Fields]:
-    """The frame's rows of one kind with their layers' positions, which ascend; the statistics are the last columns."""
-    table = schema.RECORDINGS[kind]
+    """Return the frame's rows of one kind by ascending position; the statistics are the last columns."""
+    table = readable(connection, schema.RECORDINGS[kind])
     names = statistic_names(kind)
     columns = [*(column for column in table.c if column.name not in names), *(table.c[name] for name in names)]
     query = select(schema.layers.c.position, *columns)
@@ -73,10 +74,10 @@ def _named(row: Fields, kind: Kind) -> dict[str, float]:
     return {name: queries.number(row._mapping[name]) for name in statistic_names(kind)}
 
 
-def _histograms(rows: Sequence[Fields]) -> dict[int, dict[Tensor, Histogram]]:
-    found: dict[int, dict[Tensor, Histogram]] = {row.position: {} for row in rows}
+def _histograms(rows: Sequence[Fields]) -> dict[int, dict[TensorName, Histogram]]:
+    found: dict[int, dict[TensorName, Histogram]] = {row.position: {} for row in rows}
     held = [(row, tensor) for row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
-    # All of a frame at once: the cost of unpacking is in its calls.
+    # All histograms of a frame in one call: the cost of unpacking is in its calls.
     counts = unpack([row._mapping[f"{tensor}_counts"] for row, tensor in held])
     for (row, tensor), of_tensor in zip(held, counts, strict=True):
         nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))
@@ -84,7 +85,7 @@ def _histograms(rows: Sequence[Fields]) -> dict[int, dict[Tensor, Histogram]]:
     return found
 
 
-def _quantiles(row: Fields) -> dict[Tensor, Quantiles]:
+def _quantiles(row: Fields) -> dict[TensorName, Quantiles]:
     return {
         tensor: Quantiles(decode(values, "<f4", QUANTILE_COUNT), int(row._mapping[f"{tensor}_count"]), row.step)
         for tensor in TENSORS
@@ -93,7 +94,7 @@ def _quantiles(row: Fields) -> dict[Tensor, Quantiles]:
 
 
 def _spectrum(row: Fields) -> Spectrum:
-    return queries.to_spectrum([row.step, row.momentum, row.base, row.update, row.estimated])
+    return queries.to_spectrum([row.step, *(row._mapping[name] for name in queries.SPECTRUM)])
 
 
 def _scalars(connection: Connection, cursor: int) -> dict[str, float]:

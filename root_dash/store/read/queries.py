@@ -24,27 +24,31 @@ from root_dash.records import (
     Notice,
     Run,
     Spectrum,
-    Tensor,
+    TensorName,
     statistic,
 )
-from root_dash.store.backends.engine import cursors
+from root_dash.store.backends.backend import backend_of
 from root_dash.store.pyramid import downsampling, run_totals, views
 from root_dash.store.pyramid.buckets import Buckets
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode
+from root_dash.store.tables.growth import readable
 
 Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
 
-SPECTRUM = [schema.spectra.c[name] for name in ("momentum", "base", "update", "estimated")]
-"""What `to_spectrum` takes beside the step."""
+SPECTRUM = ("momentum", "base", "update", "estimated")
+"""The columns that `to_spectrum` takes beside the step."""
 
-_AT_ONCE = 500  # values in one statement: SQLite binds a limited number of them
-_MASK_LIMIT = 2**31  # entries: a damaged size must not ask for more memory than the machine has
+_BOUND_VALUES = 500
+"""Values in one statement: SQLite binds a limited number of values."""
+
+_MASK_LIMIT = 2**31
+"""Entries of a mask: a damaged size must not ask for more memory than the machine has."""
 
 
 def runs(connection: Connection, run_id: int | None = None) -> list[Run]:
-    """All runs, the newest first, or the one of that id."""
+    """Return all runs, the newest first, or only the run of that id."""
     columns, attempts = schema.runs.c, schema.attempts.c
     sum_lost = cast(func.sum(attempts.lost), BigInteger)  # PostgreSQL sums to decimals
     lost_last = select(sum_lost).where(attempts.run_id == columns.id).scalar_subquery()
@@ -52,7 +56,7 @@ def runs(connection: Connection, run_id: int | None = None) -> list[Run]:
     if run_id is not None:
         query = query.where(columns.id == run_id)
     known = run_totals.stored(connection, run_id)
-    # A run without a total has no frames, or was recorded before there were any totals.
+    # A run without a total has no frames, or its total was removed.
     return [
         _run(row, known.get(row.id) or run_totals.counted(connection, row.id))
         for row in connection.execute(query).all()
@@ -78,13 +82,13 @@ def _run(row: Fields, total: run_totals.Total) -> Run:
 
 
 def require_run(connection: Connection, run_id: int) -> None:
-    """Raise NotRecorded where there is no such run."""
+    """Raise NotRecorded if there is no run of that id."""
     if connection.execute(select(schema.runs.c.id).where(schema.runs.c.id == run_id)).first() is None:
         raise NotRecorded(f"there is no run {run_id}")
 
 
 def run_of(connection: Connection, layer_id: int) -> int:
-    """The layer's run; raises NotRecorded where there is no such layer."""
+    """Return the id of a layer's run; raise NotRecorded if there is no such layer."""
     run_id = connection.execute(select(schema.layers.c.run_id).where(schema.layers.c.id == layer_id)).scalar()
     if run_id is None:
         raise NotRecorded(f"there is no layer {layer_id}")
@@ -92,7 +96,7 @@ def run_of(connection: Connection, layer_id: int) -> int:
 
 
 def layers_of(connection: Connection, run_id: int) -> list[Layer]:
-    """The run's layers in the model's order; raises NotRecorded where there is no such run."""
+    """Return a run's layers in the order of the model; raise NotRecorded if there is no such run."""
     columns = schema.layers.c
     query = select(schema.layers).where(columns.run_id == run_id).order_by(columns.position, columns.id)
     layers = [to_layer(row) for row in connection.execute(query)]
@@ -102,12 +106,12 @@ def layers_of(connection: Connection, run_id: int) -> list[Layer]:
 
 
 def to_layer(row: Fields) -> Layer:
-    """The layer of a row of the layers table."""
+    """Return the layer of a row of the layers table."""
     return Layer(row.name, _shape(row.shape), row.algorithm, row.position, row.id)
 
 
 def notices_query(run_id: int) -> Query:
-    """The run's frames, in no order yet."""
+    """Return the query of a run's frames, without an order."""
     columns = schema.frames.c
     return select(columns.id, columns.run_id, columns.seq, columns.step, columns.time, columns.kinds).where(
         columns.run_id == run_id
@@ -115,25 +119,21 @@ def notices_query(run_id: int) -> Query:
 
 
 def to_notice(row: Fields) -> Notice:
-    """The notice of a row of `notices_query`."""
+    """Return the notice of a row of `notices_query`."""
     kinds = tuple(kind for bit, kind in enumerate(KINDS) if row.kinds & (1 << bit))
     return Notice(row.id, row.run_id, row.seq, row.step, row.time, kinds)
 
 
-def table_of(statistic_name: str) -> Table:
-    """The table that holds the statistic.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+def statistic_kind(name: str) -> Kind:
+    """Return the kind that a statistic comes with; raise ValueError if there is no such statistic."""
     try:
-        return schema.RECORDINGS[statistic(statistic_name).kind]
+        return statistic(name).kind
     except KeyError:
-        raise ValueError(f"there is no statistic of the name {statistic_name!r}") from None
+        raise ValueError(f"there is no statistic of the name {name!r}") from None
 
 
-def checked_tensor(tensor: Tensor) -> Tensor:
-    """The same; raises ValueError where it is none."""
+def checked_tensor(tensor: TensorName) -> TensorName:
+    """Return `tensor`; raise ValueError if it is not in TENSORS."""
     if tensor not in TENSORS:
         raise ValueError(f"tensor must be one of {', '.join(TENSORS)}, got {tensor!r}")
     return tensor
@@ -142,47 +142,57 @@ def checked_tensor(tensor: Tensor) -> Tensor:
 def series(
     connection: Connection, run_id: int, table: Table, value: ColumnElement[Any], where: ColumnElement[bool]
 ) -> tuple[IntArray, Float64Array]:
-    """Steps, ascending and each once, and values of one scalar."""
+    """Return the steps, ascending and each once, and the values of one scalar."""
     query = select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
-    frames, steps, values = columns_of(connection, query, np.int64, np.int64, np.float64)
+    frames, steps, values = fetch_columns(connection, query, np.int64, np.int64, np.float64)
     keys = np.zeros_like(steps)
     if not downsampling.in_order(keys, steps):
         columns = schema.frames.c
         attempts = select(columns.id, columns.attempt_id).where(columns.run_id == run_id).order_by(columns.id)
-        known, of_attempt = columns_of(connection, attempts, np.int64, np.int64)
+        known, of_attempt = fetch_columns(connection, attempts, np.int64, np.int64)
         kept = downsampling.newest(keys, steps, of_attempt[np.searchsorted(known, frames)], frames)
         steps, values = steps[kept], values[kept]
     return steps, values
 
 
 def costs(connection: Connection, run_id: int) -> tuple[IntArray, Float64Array]:
-    """Steps, ascending, and the seconds that recording took at each: a step may have several frames."""
+    """Return the steps, ascending, and the seconds that recording took at each. A step may have several frames."""
     columns = schema.frames.c
     query = select(columns.attempt_id, columns.step, columns.cost).where(columns.run_id == run_id)
-    attempts, steps, seconds = columns_of(connection, query, np.int64, np.int64, np.float64)
+    attempts, steps, seconds = fetch_columns(connection, query, np.int64, np.int64, np.float64)
     found, place = np.unique(steps, return_inverse=True)
     newest, total = np.zeros(len(found), np.int64), np.zeros(len(found))
     np.maximum.at(newest, place, attempts)
-    counted = attempts == newest[place]  # a step that was trained again cost what it cost the last time
+    counted = attempts == newest[place]  # the cost of a step that was trained again is the cost of the last time
     np.add.at(total, place[counted], seconds[counted])
     return found, total
 
 
 def at_step(
     connection: Connection,
-    table: Table,
+    kind: Kind,
     layer_id: int,
     step: int | None,
-    columns: Sequence[ColumnElement[Any]],
-    held: ColumnElement[bool] | None = None,
+    names: Sequence[str],
+    required: str | None = None,
 ) -> Fields | None:
-    """The step and the columns of the layer's latest row at or before the step, or of the newest row."""
-    frames, kind = schema.frames.c, kind_of(table)
+    """Return the step and some columns of a layer's latest row at or before a step, or of the newest row.
+
+    Args:
+        connection: a connection inside a transaction.
+        kind: the kind of recording.
+        layer_id: the id of the layer.
+        step: the step; the newest row counts if it is None.
+        names: the names of the columns.
+        required: a column that must not be NULL.
+    """
+    frames = schema.frames.c
     run_id = run_of(connection, layer_id)
     if not views.holds(Buckets(connection, run_id), kind, layer_id):
-        return None  # else the search would go through every frame of the run
+        return None  # otherwise the search would go through every frame of the run
+    table = readable(connection, schema.RECORDINGS[kind])
     query = (
-        select(table.c.step, *columns)
+        select(table.c.step, *(table.c[name] for name in names))
         .select_from(schema.frames.join(table, table.c.frame_id == frames.id))
         .where(
             frames.run_id == run_id,
@@ -190,36 +200,34 @@ def at_step(
             table.c.layer_id == layer_id,
         )
     )
-    if held is not None:
-        query = query.where(held)
+    if required is not None:
+        query = query.where(table.c[required].is_not(None))
     if step is None:
-        return connection.execute(query.order_by(cursors(connection).desc()).limit(1)).first()
+        newest = backend_of(connection).frame_ids().desc()
+        return connection.execute(query.order_by(newest).limit(1)).first()
     order = (frames.step.desc(), frames.attempt_id.desc(), frames.id.desc())
     return connection.execute(query.where(frames.step <= step).order_by(*order).limit(1)).first()
 
 
 def over_steps(
-    connection: Connection,
-    run_id: int,
-    table: Table,
-    layer_id: int,
-    max_points: int,
-    columns: Sequence[ColumnElement[Any]],
+    connection: Connection, run_id: int, kind: Kind, layer_id: int, max_points: int, names: Sequence[str]
 ) -> tuple[list[Sequence[Any]], int]:
-    """At most `max_points` of the layer's rows, by ascending step, evenly apart: the step, the columns and the frame.
+    """Return at most `max_points` of a layer's rows, by ascending step and evenly apart, and the number of all.
 
-    With the number of steps that there are.
+    A row is the step, the named columns, and the id of the frame.
     """
-    _, frames = views.recorded(Buckets(connection, run_id), kind_of(table), layer_id)
+    _, frames = views.recorded(Buckets(connection, run_id), kind, layer_id)
     chosen = frames[downsampling.spread(len(frames), max_points)]
-    query = select(table.c.step, *columns, table.c.frame_id).where(table.c.layer_id == layer_id)
-    if len(chosen) > _AT_ONCE and len(chosen) == len(frames):
-        # All of them: by the run's frames, which says less to the database than so many numbers.
+    table = readable(connection, schema.RECORDINGS[kind])
+    query = select(table.c.step, *(table.c[name] for name in names), table.c.frame_id)
+    query = query.where(table.c.layer_id == layer_id)
+    if len(chosen) > _BOUND_VALUES and len(chosen) == len(frames):
+        # All rows, found by the run's frames: the statement is shorter than with so many ids.
         join = schema.frames.join(table, table.c.frame_id == schema.frames.c.id)
-        held = schema.frames.c.kinds.bitwise_and(1 << KINDS.index(kind_of(table))) != 0
+        held = schema.frames.c.kinds.bitwise_and(1 << KINDS.index(kind)) != 0
         queries = [query.select_from(join).where(schema.frames.c.run_id == run_id, held)]
     else:
-        parts = (chosen[start : start + _AT_ONCE].tolist() for start in range(0, len(chosen), _AT_ONCE))
+        parts = (chosen[start : start + _BOUND_VALUES].tolist() for start in range(0, len(chosen), _BOUND_VALUES))
         queries = [query.where(table.c.frame_id.in_(part)) for part in parts]
     found: list[Sequence[Any]] = []
     for wanted in queries:
@@ -230,39 +238,34 @@ def over_steps(
     return sorted((row for row in found if row[-1] in counted), key=itemgetter(0)), len(frames)
 
 
-def kind_of(table: Table) -> Kind:
-    """The kind whose rows the table holds."""
-    return next(kind for kind, of_kind in schema.RECORDINGS.items() if of_kind is table)
-
-
-def columns_of(connection: Connection, query: Query, *types: type[np.generic]) -> list[NDArray[Any]]:
-    """The columns of integers and floats that the query answers with, as arrays of those types; NULL as NaN."""
+def fetch_columns(connection: Connection, query: Query, *types: type[np.generic]) -> list[NDArray[Any]]:
+    """Return the columns of integers and floats that a query answers with, as arrays of those types; NULL is NaN."""
     cursor = connection.execute(query).cursor
     assert cursor is not None
-    # The driver's own tuples: making a Row of each would take longer than reading them from the file.
+    # The driver's own tuples: to make a Row of each would take longer than to read them from the file.
     columns = list(zip(*cursor.fetchall(), strict=True)) or [()] * len(types)
     return [np.array(column, kind) for column, kind in zip(columns, types, strict=True)]
 
 
-def nothing(what: str, layer_id: int, step: int | None) -> NotRecorded:
-    """The error that says so."""
+def not_recorded(what: str, layer_id: int, step: int | None) -> NotRecorded:
+    """Return the error for a recording of a layer that is missing."""
     when = "yet" if step is None else f"at or before step {step}"
     return NotRecorded(f"layer {layer_id} has no {what} {when}")
 
 
 def number(value: float | None) -> float:
-    """NULL as NaN."""
+    """Return a number of the database: NULL is NaN."""
     return math.nan if value is None else float(value)
 
 
 def to_spectrum(row: Sequence[Any]) -> Spectrum:
-    """The spectrum of a row that begins with step, momentum, base, update and estimated."""
+    """Return the spectrum of a row that begins with the step and the columns of `SPECTRUM`."""
     momentum, base, update = (decode(content, "<f4") for content in row[1:4])
     return Spectrum(momentum, base, update, step=row[0], estimated=bool(row[4]))
 
 
 def to_mask(row: Fields) -> Mask:
-    """The mask of a row of the masks table."""
+    """Return the mask of a row of the masks table."""
     rows, cols, height, width = row.rows, row.cols, row.pooled_rows, row.pooled_cols
     if min(rows, cols, height, width) < 0 or rows * cols > _MASK_LIMIT or height * width > _MASK_LIMIT:
         raise StoreError(f"a mask in the database is damaged: {rows} x {cols} entries")

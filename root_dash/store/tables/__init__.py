@@ -1,1 +1,1 @@
-"""The tables, and how arrays are kept in them."""
+"""The tables, their versions and growth, and how arrays are kept in them."""

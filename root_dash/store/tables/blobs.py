@@ -1,13 +1,13 @@
-"""Arrays to BLOBs and back: little-endian, optionally compressed, never trusted when read.
+"""Arrays to BLOBs and back: little-endian, optionally compressed, and never trusted when they are read.
 
 `encode` and `decode` are each other's inverse bit for bit. A database may come from anyone, so `decode` checks every
-size before it allocates.
+size before it allocates memory.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import zstandard
@@ -15,19 +15,18 @@ from numpy.typing import NDArray
 
 from root_dash.exceptions import StoreError
 
-Scalar = TypeVar("Scalar", bound=np.generic)
+ArrayFormat = Literal["<f4", "<f8", "<u4", "|u1"]
+"""NumPy's name of the type of an array's entries."""
 
-Format = Literal["<f4", "<f8", "<u4", "|u1"]
-
-_ZSTD_LEVEL = 3  # of levels 1 to 19 the counts of a histogram differ by less than a tenth in size
+_ZSTD_LEVEL = 3  # between the levels 1 and 19 the size of a histogram differs by less than a tenth
 _local = threading.local()  # (de)compressors are costly to build and not safe to share
 
 
-def encode(values: NDArray[Any] | bytes, form: Format, *, compress: bool = False) -> bytes:
-    """The array's entries in C order as bytes, as one zstd frame with `compress`.
+def encode(values: NDArray[Any] | bytes, form: ArrayFormat, *, compress: bool = False) -> bytes:
+    """Return an array's entries in C order as bytes; with `compress`, as one zstd frame.
 
     Raises:
-        TypeError: the array's type does not fit the form.
+        TypeError: the type of the array does not fit the format.
     """
     if isinstance(values, bytes):
         content = values
@@ -58,11 +57,11 @@ def decode(
 def decode(
     content: bytes, form: Literal["|u1"], count: int | None = None, *, compressed: bool = False
 ) -> NDArray[np.uint8]: ...
-def decode(content: bytes, form: Format, count: int | None = None, *, compressed: bool = False) -> NDArray[Any]:
-    """The array that was encoded: flat, in the machine's own byte order.
+def decode(content: bytes, form: ArrayFormat, count: int | None = None, *, compressed: bool = False) -> NDArray[Any]:
+    """Return the array that was encoded: flat, in the machine's own byte order.
 
-    `count` is the number of entries that must be there; without it, whatever is there in whole entries. A compressed
-    array is only read with its count.
+    `count` is the number of entries that there must be. Without a count, any number of whole entries is read; a
+    compressed array is only read with a count.
 
     Raises:
         StoreError: the content is not such an array.
@@ -73,7 +72,7 @@ def decode(content: bytes, form: Format, count: int | None = None, *, compressed
             raise StoreError("a compressed array is read with its number of entries")
         content = decompress(content, count * item.itemsize)
     if not isinstance(content, bytes):
-        raise StoreError("an array in the database is damaged: it is no BLOB")
+        raise StoreError("an array in the database is damaged: it is not a BLOB")
     if len(content) % item.itemsize or (count is not None and len(content) != count * item.itemsize):
         expected = "whole entries" if count is None else f"{count} entries"
         raise StoreError(
@@ -83,13 +82,13 @@ def decode(content: bytes, form: Format, count: int | None = None, *, compressed
 
 
 def decompress(content: bytes, size: int) -> bytes:
-    """The bytes of one zstd frame, which must be so many.
+    """Return the bytes of one zstd frame, which must unpack to `size` bytes.
 
     Raises:
-        StoreError: the content is not that.
+        StoreError: the content is not such a zstd frame.
     """
     if not isinstance(content, bytes):
-        raise StoreError("an array in the database is damaged: it is no BLOB")
+        raise StoreError("an array in the database is damaged: it is not a BLOB")
     decompressor = getattr(_local, "decompressor", None)
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()
@@ -103,7 +102,7 @@ def decompress(content: bytes, size: int) -> bytes:
 
 
 def text(given: str) -> str:
-    """The text as a database takes it: lone surrogates and NUL have no place in UTF-8 columns, and are written out.
+    """Return a text as a database takes it: lone surrogates and NUL, which UTF-8 columns refuse, are escaped.
 
     A name must never stop a training run.
     """

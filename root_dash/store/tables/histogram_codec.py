@@ -1,11 +1,11 @@
-"""Histograms to BLOBs and back: each octave's eight counts as bit planes, as many as its largest count needs.
+"""Histograms to BLOBs and back: the eight counts of each octave are bit planes, as many as the largest count needs.
 
-A gradient's counts fall by half from octave to octave, so that a bit width shared by the four bins of an octave and by
-the four that mirror them wastes little: 65,536 entries of Student's t take 144 bytes, where zstd takes 346.
+The counts of a gradient fall by half from octave to octave. So one bit width for the four bins of an octave and for
+their four mirror images wastes little: 65,536 entries of Student's t take 144 bytes, while zstd takes 346.
 
-The layout: one byte each of form (1: widths of 4 bits, 2: of 8), the first octave held, the number of octaves, and the
-width of the group of the two outermost bins and the middle one; then the octaves' widths; then the planes of that group
-and of each octave, from the lowest bit on, a byte a plane.
+A BLOB begins with four bytes: the form (1: widths of 4 bits, 2: widths of 8 bits), the first octave held, the number of
+octaves, and the width of the group of the two outermost bins and the middle bin. Then come the widths of the octaves,
+and then the planes of that group and of each octave, from the lowest bit on, one byte for each plane.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 
 from root_dash.exceptions import StoreError
 from root_dash.records import HISTOGRAM_BINS_PER_OCTAVE, HISTOGRAM_OCTAVES, CountArray
-from root_dash.store.tables.blobs import decode
 
 _OCTAVES = HISTOGRAM_OCTAVES[1] - HISTOGRAM_OCTAVES[0]
 _BINS = 2 * _OCTAVES * HISTOGRAM_BINS_PER_OCTAVE + 3
 _GROUPS = _OCTAVES + 1
 _HEADER = 4
-_AT_ONCE = 500  # histograms whose planes and groups stay in a core's cache
-_ZSTD = 0x28  # the first byte of a zstd frame: what schema 1 stored
+_UNPACKED_TOGETHER = 500  # histograms whose planes and groups stay in a core's cache
 
 
 @cache
 def _bins() -> NDArray[np.intp]:
-    """The bins of each group, `_GROUPS` x 8; `_BINS` where a place is unused."""
+    """Return the bins of each group, (_GROUPS, 8). An unused place is `_BINS`."""
     bins = np.full((_GROUPS, 8), _BINS, np.intp)
     middle = _BINS // 2
     bins[0, :3] = 0, middle, _BINS - 1
@@ -42,14 +40,14 @@ def _bins() -> NDArray[np.intp]:
 
 @cache
 def _places() -> NDArray[np.intp]:
-    """Where each bin stands in the flattened groups."""
+    """Return the place of each bin in the flattened groups."""
     places = np.empty(_BINS + 1, np.intp)
     places[_bins().ravel()] = np.arange(_GROUPS * 8)
     return places[:_BINS]
 
 
 def _transpose(groups: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each 8 x 8 matrix of bits turned over: of eight bytes the eight planes, and back. `n` x 8 both ways."""
+    """Transpose each 8 x 8 matrix of bits, (n, 8) bytes: eight bytes become their eight planes, and back."""
     words = np.ascontiguousarray(groups).view("<u8")[..., 0]
     for shift, mask in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
         moved = (words ^ (words >> np.uint64(shift))) & np.uint64(mask)
@@ -58,7 +56,7 @@ def _transpose(groups: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def pack(counts: CountArray) -> list[bytes]:
-    """The BLOB of each row of `n` x 515 counts."""
+    """Return the BLOB of each row of counts, (n, 515)."""
     if not len(counts):
         return []
     padded = np.zeros((len(counts), _BINS + 1), "<u4")
@@ -86,20 +84,16 @@ def pack(counts: CountArray) -> list[bytes]:
 
 
 def unpack(blobs: Sequence[bytes]) -> CountArray:
-    """The counts of each BLOB, `n` x 515.
+    """Return the counts of each BLOB, (n, 515).
 
     Raises:
-        StoreError: one of them is no histogram.
+        StoreError: a BLOB is not a histogram.
     """
     if not all(isinstance(blob, bytes) and len(blob) >= _HEADER for blob in blobs):
         raise _damaged()
-    if any(blob[0] == _ZSTD for blob in blobs):
-        return np.stack(
-            [decode(blob, "<u4", _BINS, compressed=True) if blob[0] == _ZSTD else unpack([blob])[0] for blob in blobs]
-        )
     counts = np.empty((len(blobs), _BINS), np.uint32)
-    for start in range(0, len(blobs), _AT_ONCE):
-        _unpack(blobs[start : start + _AT_ONCE], counts[start : start + _AT_ONCE])
+    for start in range(0, len(blobs), _UNPACKED_TOGETHER):
+        _unpack(blobs[start : start + _UNPACKED_TOGETHER], counts[start : start + _UNPACKED_TOGETHER])
     return counts
 
 
@@ -121,7 +115,7 @@ def _unpack(blobs: Sequence[bytes], counts: CountArray) -> None:
     if (widths > 32).any() or (heads + widths.sum(axis=1) != sizes).any():
         raise _damaged()
     begins = (starts + heads)[:, None] + np.cumsum(widths, axis=1) - widths
-    # The widest first, so that the groups that have a plane are a slice.
+    # The widest groups come first, so that the groups that have a plane are a slice.
     order = np.argsort((32 - widths).astype(np.uint8).ravel(), kind="stable")  # a radix sort
     order = order[: np.count_nonzero(widths)]
     wide, begin = widths.ravel()[order], begins.ravel()[order]
@@ -134,8 +128,9 @@ def _unpack(blobs: Sequence[bytes], counts: CountArray) -> None:
     for part in range(parts.shape[1]):
         values[:, :, part] = parts[:, part]
     groups[order] = values.view("<u4")[..., 0]
-    groups.reshape(len(blobs), _GROUPS * 8).take(_places(), axis=1, out=counts, mode="clip")  # else it is buffered
+    # Without a mode NumPy buffers the output.
+    groups.reshape(len(blobs), _GROUPS * 8).take(_places(), axis=1, out=counts, mode="clip")
 
 
 def _damaged() -> StoreError:
-    return StoreError("an array in the database is damaged: it is no histogram")
+    return StoreError("an array in the database is damaged: it is not a histogram")

@@ -1,4 +1,4 @@
-"""The tables: a row per layer and recorded step, a table per kind, arrays as BLOBs, and the pyramid over them."""
+"""The tables: a table for each kind with a row for each layer and recorded step, and the pyramid over them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,8 @@ from sqlalchemy import (
 
 from root_dash.records import TENSORS, Kind, statistic_names
 
-APPLICATION_ID = 0x526F6F74  # "Root": in the file's header, so that `file` and we can tell whose database it is
-SCHEMA_VERSION = 3
-
-
-def revision(version: int) -> str:
-    """Alembic's name of a schema version."""
-    return f"{version:04d}"
-
+APPLICATION_ID = 0x526F6F74
+""""Root" in ASCII: the header of a file says so whose database it is."""
 
 metadata = MetaData(
     naming_convention={
@@ -42,7 +36,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows only where the column's type is exactly INTEGER; PostgreSQL needs 64 bits said.
+# SQLite numbers rows only if the type of the column is exactly INTEGER; in PostgreSQL 64 bits must be asked for.
 _Id = BigInteger().with_variant(Integer(), "sqlite")
 
 
@@ -50,8 +44,8 @@ def _key() -> Column[Any]:
     return Column("id", _Id, primary_key=True)
 
 
-def _of(table: str, of_type: BigInteger | Integer = _Id, **options: Any) -> Column[Any]:
-    return Column(f"{table.removesuffix('s')}_id", of_type, ForeignKey(f"{table}.id"), nullable=False, **options)
+def _reference(table: str, id_type: BigInteger | Integer = _Id, **options: Any) -> Column[Any]:
+    return Column(f"{table.removesuffix('s')}_id", id_type, ForeignKey(f"{table}.id"), nullable=False, **options)
 
 
 runs = Table(
@@ -73,11 +67,11 @@ attempts = Table(
     "attempts",
     metadata,
     _key(),
-    _of("runs", index=True),
+    _reference("runs", index=True),
     Column("uid", Text, nullable=False, unique=True),
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
-    Column("lost", BigInteger, nullable=False, server_default="0"),  # frames lost after the last that was stored
+    Column("lost", BigInteger, nullable=False, server_default="0"),  # frames lost after the last stored frame
     Column("pid", BigInteger, nullable=False),
     Column("host", Text, nullable=False),
 )
@@ -86,7 +80,7 @@ layers = Table(
     "layers",
     metadata,
     _key(),
-    _of("runs"),
+    _reference("runs"),
     Column("position", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("shape", Text, nullable=False),
@@ -98,8 +92,8 @@ frames = Table(
     "frames",
     metadata,
     _key(),
-    _of("runs", index=True),  # in SQLite an index ends in the row's id: the newest frame of a run is one look-up
-    _of("attempts"),
+    _reference("runs", index=True),  # in SQLite an index ends in the row's id: the newest frame of a run is one look-up
+    _reference("attempts"),
     Column("seq", BigInteger, nullable=False),
     Column("step", BigInteger, nullable=False),
     Column("time", Double, nullable=False),
@@ -108,24 +102,27 @@ frames = Table(
     Column("cost", Double),
     UniqueConstraint("attempt_id", "seq"),
     Index(None, "run_id", "step"),
-    Index("ix_frames_run_id_id", "run_id", text("(id + 0)")).ddl_if(dialect="postgresql"),  # see `engine.cursors`
+    Index("ix_frames_run_id_id", "run_id", text("(id + 0)")).ddl_if(
+        dialect="postgresql"
+    ),  # see `PostgresBackend.frame_ids`
     sqlite_autoincrement=True,  # a cursor is never given twice, not even after a deletion
 )
 
 
 def _recording(name: str, kind: Kind, *columns: Column[Any] | Index, **options: Any) -> Table:
-    # What is computed in 32 bits PostgreSQL keeps in as many; in SQLite every number has 64.
+    # PostgreSQL keeps in 32 bits what is computed in 32 bits; in SQLite every number has 64.
     numbers: Double[float] = Double()
     if kind == "statistics":
         numbers = numbers.with_variant(REAL(), "postgresql")
-    # Statistics before BLOBs: SQLite reads a row from its start, and so a history never touches an array's pages.
+    # Statistics come before BLOBs: SQLite reads a row from its start, so that a history never touches the pages of an
+    # array. A column that is added later comes last; its history is read from the pyramid all the same.
     return Table(
         name,
         metadata,
-        _of("frames"),
+        _reference("frames"),
         Column("step", BigInteger, nullable=False),
-        # Half as wide as other ids and beside the numbers: PostgreSQL would fill it up to 64 bits before what has 64.
-        _of("layers", of_type=Integer()),
+        # Half as wide as other ids, and beside the numbers: before a column of 64 bits PostgreSQL would pad it to 64.
+        _reference("layers", id_type=Integer()),
         *(Column(statistic, numbers) for statistic in statistic_names(kind)),
         *columns,
         PrimaryKeyConstraint("frame_id", "layer_id"),
@@ -133,10 +130,10 @@ def _recording(name: str, kind: Kind, *columns: Column[Any] | Index, **options: 
     )
 
 
-# Clustered by frame: a frame's rows are appended to a few pages, where by layer each row would be a page of its own
-# (measured: 7 times the rows per second). A layer's history is read from the pyramid.
-# PostgreSQL keeps them in the order of their storing, and their key is an index beside them: one of the frames alone,
-# which holds each once, takes a quarter of the room (measured: 7.0 and 31.6 bytes a row).
+# Clustered by frame: the rows of a frame are appended to a few pages. Clustered by layer, each row would need a page of
+# its own (measured: 7 times fewer rows per second). The history of a layer is read from the pyramid.
+# PostgreSQL keeps the rows in the order of storing, and a key is an index beside them. An index of the frames alone,
+# which holds each frame once, takes a quarter of the room of the key (measured: 7.0 and 31.6 bytes for each row).
 layer_statistics = _recording(
     "layer_statistics",
     "statistics",
@@ -175,19 +172,19 @@ masks = _recording(
         Column(name, LargeBinary, nullable=False)
         for name in ("pooled", "row_totals", "col_totals", "largest", "largest_values", "packed")
     ),
-    # Running counts over the run's masks, derived as they are stored: see `tally.py`.
+    # Running counts over the run's masks, derived when a mask is stored: see `outlier_counts.py`.
     Column("recorded", BigInteger, nullable=False, server_default="0"),
     *(Column(name, LargeBinary) for name in ("row_counts", "col_counts")),
 )
 
-# Clustered by name, so that a loss curve too is one contiguous range; a frame belongs to one run.
+# Clustered by name, so that a loss curve is one contiguous range, too; a frame belongs to one run.
 scalars = Table(
     "scalars",
     metadata,
-    _of("runs"),
-    # By code points, as SQLite sorts.
+    _reference("runs"),
+    # Sorted by code points, as in SQLite.
     Column("name", Text().with_variant(Text(collation="C"), "postgresql"), nullable=False),
-    _of("frames", index=True),
+    _reference("frames", index=True),
     Column("step", BigInteger, nullable=False),
     Column("value", Double),
     PrimaryKeyConstraint("run_id", "name", "frame_id"),
@@ -198,26 +195,26 @@ events = Table(
     "events",
     metadata,
     _key(),
-    _of("runs", index=True),
+    _reference("runs", index=True),
     Column("step", BigInteger),
     Column("time", Double, nullable=False),
     Column("kind", Text, nullable=False),
     Column("text", Text, nullable=False),
-    Column("frame_id", BigInteger),  # the frame that it came with, which may be removed before it; null before schema 3
+    Column("frame_id", BigInteger),  # the frame that the event came with, which may be removed before the event
     Index(None, "run_id", "id").ddl_if(dialect="postgresql"),
 )
 
-# What `pyramid.py` derives from the recordings so that a view costs the same at any length of a run: never the only
-# place of a number. A bucket is a range of steps, numbered from step 0; level 0 keeps every value, and each level above
-# it the extremes and means of buckets eight times as wide.
+# The pyramid is derived from the recordings, so that a view costs the same at any length of a run. It is never the only
+# place of a number. A bucket is a range of steps, numbered from step 0. Level 0 keeps every value. The higher levels
+# keep extremes and means; from level 2 on a bucket is eight times as wide as a bucket of the level below.
 
 
 def _bucket(name: str, keys: list[Column[Any]], *columns: Column[Any]) -> Table:
     return Table(
         name,
         metadata,
-        _of("runs"),
-        Column("kind", Integer, nullable=False),  # its place in `KINDS`
+        _reference("runs"),
+        Column("kind", Integer, nullable=False),  # the place of the kind in `KINDS`
         *keys,
         Column("level", Integer, nullable=False),
         Column("bucket", BigInteger, nullable=False),
@@ -226,30 +223,30 @@ def _bucket(name: str, keys: list[Column[Any]], *columns: Column[Any]) -> Table:
     )
 
 
-# Which steps a bucket holds, of which frames and layers. A row of kind -1 is its run's total: see `totals.py`.
+# The steps, frames and layers that a bucket holds. A row of kind -1 is the total of its run: see `run_totals.py`.
 pyramid = _bucket(
     "pyramid",
     [],
     Column("first_step", BigInteger, nullable=False),
     Column("last_step", BigInteger, nullable=False),
-    Column("steps", BigInteger, nullable=False),  # distinct ones
+    Column("steps", BigInteger, nullable=False),  # distinct steps
     Column("frames", Integer, nullable=False),
     Column("layers", Integer, nullable=False),
     Column("content", LargeBinary, nullable=False),
 )
 
-# The values of one statistic of the run's layers, by ascending id in blocks.
+# The values of one statistic of the run's layers, by ascending id in blocks. A statistic is a value here, not a column.
 pyramid_cells = _bucket(
     "pyramid_cells",
     [Column("statistic", Text, nullable=False), Column("block", Integer, nullable=False)],
     Column("content", LargeBinary, nullable=False),
 )
 
-# The buckets of level 0 that rows were added to since they were folded: their rows are read as they were recorded.
+# The buckets of level 0 that are not folded, or got rows since: their rows are read as they were recorded.
 pyramid_open = Table(
     "pyramid_open",
     metadata,
-    _of("runs"),
+    _reference("runs"),
     Column("kind", Integer, nullable=False),
     Column("bucket", BigInteger, nullable=False),
     PrimaryKeyConstraint("run_id", "kind", "bucket"),

@@ -1,1 +1,1 @@
-"""Records to rows: runs, attempts, frames."""
+"""Writing: runs, attempts and frames to rows."""

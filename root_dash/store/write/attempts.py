@@ -1,4 +1,4 @@
-"""Attempts at a run: each begins once, also where it is begun again after its connection was lost."""
+"""Attempts at a run. Each attempt begins once, also if it is begun again after its connection was lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import text
 
 
-def here() -> Attempt:
-    """A new attempt by this process."""
+def new_attempt() -> Attempt:
+    """Return a new attempt by this process."""
     return Attempt(uuid.uuid4().hex, time.time(), pid=os.getpid(), host=platform.node())
 
 
 def find(connection: Connection, uid: str) -> Attempt | None:
-    """The attempt of that uid with what is stored of it, or None."""
+    """Return the attempt of that uid with the last `seq` that is stored, or None."""
     attempts, frames = schema.attempts.c, schema.frames.c
     row = connection.execute(select(schema.attempts).where(attempts.uid == uid)).first()
     if row is None:
@@ -30,18 +30,18 @@ def find(connection: Connection, uid: str) -> Attempt | None:
     return Attempt(row.uid, row.started_at, row.ended_at, row.lost, row.pid, row.host, row.run_id, last)
 
 
-def beside(connection: Connection) -> list[int]:
-    """The ids of the other processes of this machine that are recording to the database now."""
+def other_processes(connection: Connection) -> list[int]:
+    """Return the ids of the other processes of this machine that are recording to the database now."""
     columns = schema.attempts.c
     query = select(columns.pid).where(columns.ended_at.is_(None), columns.host == text(platform.node())).distinct()
-    return [pid for pid in connection.scalars(query) if pid not in (None, os.getpid()) and _alive(pid)]
+    return [pid for pid in connection.scalars(query) if pid not in (None, os.getpid()) and _is_alive(pid)]
 
 
-def belongs(connection: Connection, attempt: Attempt, run_id: int) -> int | None:
-    """The key of an attempt that is known already, or None.
+def find_key(connection: Connection, attempt: Attempt, run_id: int) -> int | None:
+    """Return the key of an attempt at a run, or None if the attempt is not stored yet.
 
     Raises:
-        AlreadyRecorded: it is one at another run.
+        AlreadyRecorded: the attempt is stored as an attempt at another run.
     """
     columns = schema.attempts.c
     known = connection.execute(select(columns.id, columns.run_id).where(columns.uid == attempt.uid)).first()
@@ -53,7 +53,7 @@ def belongs(connection: Connection, attempt: Attempt, run_id: int) -> int | None
 
 
 def add(connection: Connection, attempt: Attempt, run_id: int) -> int:
-    """The key of a new attempt at the run."""
+    """Store a new attempt at a run and return its key."""
     row = {
         "run_id": run_id,
         "uid": text(attempt.uid),
@@ -66,13 +66,13 @@ def add(connection: Connection, attempt: Attempt, run_id: int) -> int:
     return int(key[0])
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     if os.name != "posix":
-        return False  # there is no asking elsewhere: the signal 0 would end it
+        return False  # other systems cannot be asked: the signal 0 would end the process
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # another user's
+        return True  # a process of another user
     return True

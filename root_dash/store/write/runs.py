@@ -1,15 +1,15 @@
-"""Runs and layers in: stored where they are new, and found where they are known."""
+"""Runs and layers in: stored if they are new, found if they are known."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from sqlalchemy import Connection, Insert, insert, select, update
 
+from root_dash.plain import plain
 from root_dash.records import Attempt, Layer, Run, histogram_edges
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import encode, text
@@ -17,17 +17,17 @@ from root_dash.store.write import attempts
 
 
 def store_run(connection: Connection, run: Run, attempt: Attempt) -> tuple[Run, int | None]:
-    """The run as it is stored, and the key of an attempt at it that goes on.
+    """Store a run; return it as it is stored, and the key of the attempt if the attempt goes on.
 
     Raises:
-        AlreadyRecorded: the attempt is one at another run.
+        AlreadyRecorded: the attempt is stored as an attempt at another run.
     """
     columns = schema.runs.c
     uid = text(run.uid)
     known = connection.execute(select(columns.id).where(columns.uid == uid)).scalar()
     if known is not None:
-        # A resumed run: what was said of it first stays.
-        going_on = attempts.belongs(connection, attempt, int(known))
+        # A resumed run: the first description of it stays.
+        going_on = attempts.find_key(connection, attempt, int(known))
         if going_on is None:
             connection.execute(update(schema.runs).where(columns.id == known).values(ended_at=None))  # it trains again
         return replace(run, id=int(known), ended_at=None), going_on
@@ -45,14 +45,14 @@ def store_run(connection: Connection, run: Run, attempt: Attempt) -> tuple[Run, 
             rank=run.rank,
         ),
     )
-    return replace(run, id=key), attempts.belongs(connection, attempt, key)
+    return replace(run, id=key), attempts.find_key(connection, attempt, key)
 
 
 def store_layers(connection: Connection, run_id: int, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The layers with their ids.
+    """Store the layers of a run and return them with their ids.
 
     Raises:
-        ValueError: the run has a layer of that name and another shape, or two of them share a name.
+        ValueError: the run has a layer of the same name and another shape, or two layers share a name.
     """
     columns = schema.layers.c
     known = {
@@ -90,22 +90,4 @@ def _insert(connection: Connection, row: Insert) -> int:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(_plain(value, 0))
-
-
-def _plain(value: Any, depth: int) -> Any:
-    # What a user passes as a config may hold anything: paths, enums, classes. What JSON lacks is kept as its repr.
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int | np.integer):
-        return int(value) if abs(int(value)) < 2**63 else hex(value)  # Python refuses to print very long ones
-    if isinstance(value, float | np.floating):
-        return float(value)
-    if depth < 20 and isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    if depth < 20 and isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth + 1) for item in value]
-    try:
-        return repr(value)
-    except Exception:  # somebody else's code: a config that cannot show itself must not stop a training run
-        return f"<{type(value).__name__}>"
+    return json.dumps(plain(value))

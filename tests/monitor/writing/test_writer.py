@@ -27,6 +27,7 @@ from tests.monitor.training import (
     step,
     train,
 )
+from tests.store.recorders import impatient
 from tests.waiting import until
 
 
@@ -150,14 +151,11 @@ def test_a_store_that_is_busy_is_waited_for_off_the_training_thread() -> None:
     assert (recorder.lost, recorder.failures, sink.lost) == (0, 0, 0)
 
 
-def test_a_database_that_is_held_at_the_end_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_database_that_is_held_at_the_end_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Another process has it when the recording is closed, for many tries: what waits is stored, and the run ends."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.02)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
-    run = root_dash.watch(model, optimizers, db=path)
+    run = impatient(path, model, optimizers, 0.02)
     train(model, optimizers, 2, run.log)
     until(lambda: run.pending <= 1)
     hog = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -177,14 +175,11 @@ def test_a_database_that_is_held_at_the_end_is_waited_for(
         assert "nothing could be stored for" in store.events(1)[0].text
 
 
-def test_an_end_that_there_is_no_time_for_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_end_that_there_is_no_time_for_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """All frames are stored, and another process holds the database for longer than `close` may take."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 60)
     path, model = tmp_path / "runs.db", Model()
     optimizers = root(model)
-    run = root_dash.watch(model, optimizers, db=path)
+    run = impatient(path, model, optimizers, 60)
     train(model, optimizers, 2, run.log)
     until(lambda: not run.pending)
     hog = sqlite3.connect(path, isolation_level=None)

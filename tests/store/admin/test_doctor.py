@@ -1,8 +1,7 @@
-"""What the doctor finds, and where there is nothing to find."""
+"""What the doctor finds in damaged databases, and that it finds nothing in a database that is well."""
 
 from __future__ import annotations
 
-import gzip
 import sqlite3
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pytest
 
 from root_dash.records import Run
 from root_dash.store import Store, examine, repair
-from root_dash.store.admin.doctor import Finding, filesystem, is_network
-from root_dash.store.backends.sqlite import log_size
+from root_dash.store.admin.doctor import Finding
+from root_dash.store.admin.filesystem import filesystem, is_network
+from root_dash.store.backends.sqlite_file import log_size
 from tests.store.frames import make_frame, make_layers, record
-from tests.store.test_migrations import FIXTURES
 
 
 def _bad(found: list[Finding]) -> list[tuple[str, str, str]]:
@@ -60,13 +59,13 @@ def test_losses_and_gaps_are_counted_by_run(tmp_path: Path) -> None:
     ]
 
 
-def test_an_old_and_a_foreign_file_are_named(tmp_path: Path) -> None:
-    """An old schema is a warning with its remedy; what is no database of ours, or none at all, is an error."""
-    old = tmp_path / "old.db"
-    old.write_bytes(gzip.decompress((FIXTURES / "schema-1.db.gz").read_bytes()))
-    assert _bad(examine(old)) == [
-        ("warning", "schema", "schema 1: `root-dash migrate` brings it to 3 and keeps a copy")
-    ]
+def test_another_schema_and_a_foreign_file_are_named(tmp_path: Path) -> None:
+    """Another schema, a file that is not a database, and a missing file are one error each, which says what to do."""
+    newer = record(tmp_path / "newer.db", 1)
+    _change(newer, "PRAGMA user_version=4")
+    [(level, what, said)] = _bad(examine(newer))
+    assert (level, what) == ("error", "database")
+    assert "written by a newer root-dash (schema 4, this one knows 3): upgrade" in said
     (tmp_path / "text").write_text("x" * 100)
     assert _bad(examine(tmp_path / "text"))[0][0] == "error"
     assert "there is no database" in _bad(examine(tmp_path / "none"))[0][2]
@@ -121,7 +120,7 @@ MOUNTS = """\
 
 
 def test_the_filesystem_is_read_from_the_mounts(tmp_path: Path) -> None:
-    """The deepest mount counts, of two on one point the later; network filesystems are told from local ones."""
+    """The deepest mount counts, and of two mounts on one point the later. Network filesystems are recognized."""
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
     expected = {

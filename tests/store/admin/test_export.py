@@ -16,11 +16,11 @@ from sqlalchemy import update
 from root_dash.exceptions import NotRecorded, RootDashError
 from root_dash.records import Event, Run, statistic_names
 from root_dash.store import Store, export
-from root_dash.store.admin.export import Format, What
+from root_dash.store.admin.export import FileFormat, What
 from root_dash.store.tables import schema
 from tests.store.frames import make_frame, make_layers, record
 
-FORMATS: list[Format] = ["parquet", "csv", "json"]
+FORMATS: list[FileFormat] = ["parquet", "csv", "json"]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def _number(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_statistic_is_exported(form: Format, tmp_path: Path, place: Path | str) -> None:
+def test_every_statistic_is_exported(form: FileFormat, tmp_path: Path, place: Path | str) -> None:
     """A row for each layer and step, with every statistic as the history has it, and whose it is."""
     path = record(place, 30, make_layers(5))
     record(path, 3, uid="other")
@@ -67,7 +67,7 @@ def test_every_statistic_is_exported(form: Format, tmp_path: Path, place: Path |
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_arrays_are_exported_as_lists(form: Format, tmp_path: Path) -> None:
+def test_arrays_are_exported_as_lists(form: FileFormat, tmp_path: Path) -> None:
     """Histograms, quantiles and spectra come out as the verbs have them."""
     path = record(tmp_path / "x.db", 21, make_layers(2))
     found: dict[What, list[dict[str, Any]]] = {}
@@ -93,7 +93,7 @@ def test_arrays_are_exported_as_lists(form: Format, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_odd_numbers_and_texts_are_exported(form: Format, tmp_path: Path, place: Path | str) -> None:
+def test_odd_numbers_and_texts_are_exported(form: FileFormat, tmp_path: Path, place: Path | str) -> None:
     """NaN is nothing, infinities stay, and quotes, commas, lines and formulas in texts come back."""
     layers, text = make_layers(1), '=1+1, "quoted"\nüber σ'
     frame = make_frame(0, 7, layers, np.random.default_rng(0), ["statistics"])
@@ -141,7 +141,7 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path, place: Path | s
     assert list(tmp_path.glob("*.part*")) == [others]
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     """An unknown table, format, run or folder is refused."""
     path = record(tmp_path / "x.db", 1)
     with pytest.raises(ValueError, match="what must be one of statistics, .* got 'masks'"):

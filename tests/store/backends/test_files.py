@@ -1,4 +1,4 @@
-"""Whose file it is, and what is said where it is not ours."""
+"""Files that are ours, and the errors for files that are not."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
-from root_dash.store import Store, sqlite_has_wal_reset_bug
-from root_dash.store.tables.schema import APPLICATION_ID, SCHEMA_VERSION
+from root_dash.store import Limits, Store, sqlite_has_wal_reset_bug
+from root_dash.store.tables.schema import APPLICATION_ID
+from root_dash.store.tables.versions import SCHEMA_VERSION
 from tests.store.frames import record
 from tests.waiting import LIMIT_SECONDS
 
@@ -67,7 +68,7 @@ def test_a_file_that_is_not_ours_is_refused(
 
 
 def test_missing_paths_are_named(tmp_path: Path) -> None:
-    """A missing file, a missing folder, and a file used as a folder are said to be so."""
+    """The errors name a missing file, a missing folder, and a file that is used as a folder."""
     with pytest.raises(StoreNotFound, match="there is no database at"):
         Store.open(tmp_path / "x.db")
     with pytest.raises(StoreNotFound, match=r"the folder .*nowhere does not exist"):
@@ -116,7 +117,7 @@ def test_the_header_says_whose_it_is(tmp_path: Path) -> None:
 
 
 def test_creating_again_keeps_what_is_there(tmp_path: Path) -> None:
-    """Creating a store where there is one opens it for writing and keeps its runs."""
+    """If there is a store already, creating it opens it for writing and keeps its runs."""
     path = record(tmp_path / "x.db", 3)
     record(path, 3, uid="run-2")
     with Store.open(path) as store:
@@ -158,14 +159,13 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
         store.runs()
 
 
-def test_a_busy_database_is_store_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_database_is_store_busy(tmp_path: Path) -> None:
     """A lock that another holds for longer than the timeout is StoreBusy."""
-    monkeypatch.setattr("root_dash.store.backends.sqlite.BUSY_TIMEOUT", 0.05)
     path = record(tmp_path / "x.db", 1)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreBusy, match="another process"):
-        record(path, 1, uid="run-2")
+        record(path, 1, uid="run-2", limits=Limits(lock_seconds=0.05))
     other.execute("ROLLBACK")
     other.close()
 
@@ -220,21 +220,21 @@ def test_a_read_only_folder_is_readable(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="anybody may write anywhere")
-def test_who_may_only_look_sees_a_finished_run_go_on() -> None:
+def test_a_reader_without_write_access_sees_a_finished_run_go_on() -> None:
     """A file that was whole when it was opened, in a folder that we may not write to, is read anew as it grows."""
     with TemporaryDirectory() as folder:  # one that others may search
         path = record(Path(folder, "x.db"), 3)
-        with _looking(path.parent):
+        with _as_reader(path.parent):
             store = Store.open(path)
             assert store.run(1).frames == 3
         with store:
             record(path, 4, start=3, end=False)
-            with _looking(path.parent):
+            with _as_reader(path.parent):
                 assert (store.run(1).frames, store.history(1, "grad_norm").steps[-1]) == (7, 6)
 
 
 @contextmanager
-def _looking(folder: Path) -> Iterator[None]:
+def _as_reader(folder: Path) -> Iterator[None]:
     """As one who may not write to that folder."""
     root = os.geteuid() == 0
     folder.chmod(0o555)
@@ -264,7 +264,7 @@ def _looking(folder: Path) -> Iterator[None]:
     ],
 )
 def test_the_wal_reset_bug_is_known_by_version(version: tuple[int, int, int], affected: bool) -> None:
-    """The SQLite versions that carry the WAL-reset bug are told from those that do not."""
+    """The versions of SQLite with the WAL-reset bug are recognized."""
     assert sqlite_has_wal_reset_bug(version) is affected
 
 

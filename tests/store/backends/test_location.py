@@ -1,4 +1,4 @@
-"""What a database may be named by, and what is never shown of it."""
+"""The names of databases, and the parts of a URL that are never shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from root_dash.store import Server, parse
-from root_dash.store.backends.location import Given
+from root_dash.store.backends.location import LocationLike
 
 SECRET = "s3cr/t@"  # noqa: S105 (of no database)
 
@@ -40,8 +40,8 @@ def test_a_url_shows_neither_user_nor_password(scheme: str) -> None:
         (Path("postgresql://me:hidden@host/runs"), "a Path has lost one of its slashes"),
     ],
 )
-def test_another_url_is_refused_without_its_password(given: Given, text: str) -> None:
-    """Other schemes, a port that is none, and a URL that went through a Path are refused, the password unsaid."""
+def test_another_url_is_refused_without_its_password(given: LocationLike, text: str) -> None:
+    """Other schemes, a wrong port, and a URL that went through a Path are refused without repeating the password."""
     with pytest.raises(ValueError, match=text) as caught:
         parse(given)
     assert "hidden" not in str(caught.value)

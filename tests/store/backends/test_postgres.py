@@ -18,8 +18,9 @@ from root_dash.cli.main import app
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
 from root_dash.records import Run
 from root_dash.server.stream import tail
-from root_dash.store import Store, examine, repair
-from root_dash.store.tables.schema import RECORDINGS, SCHEMA_VERSION
+from root_dash.store import Limits, Store, examine, repair
+from root_dash.store.tables.schema import RECORDINGS
+from root_dash.store.tables.versions import SCHEMA_VERSION
 from tests.postgresql import PASSWORD, Server
 from tests.store.admin.test_doctor import _bad
 from tests.store.frames import make_frame, make_layers, record
@@ -92,8 +93,12 @@ def test_a_database_with_wider_ids_in_another_order_is_written_as_it_is(postgres
         (None, StoreForeign, "is empty"),
         ("CREATE TABLE alembic_version (version_num text)", StoreForeign, "tables that are not of root-dash"),
         (f"UPDATE alembic_version SET version_num = '{SCHEMA_VERSION + 1:04d}'", StoreForeign, "newer root-dash"),
-        ("UPDATE alembic_version SET version_num = '0001'", StoreForeign, "schema 0001, which no root-dash ever"),
-        ("DELETE FROM alembic_version", StoreForeign, "schema none"),
+        (
+            "UPDATE alembic_version SET version_num = '0001'",
+            StoreForeign,
+            "has schema 1, but this root-dash reads no schema before 3",
+        ),
+        ("DELETE FROM alembic_version", StoreForeign, "has schema 0"),
         ("DROP TABLE runs CASCADE", StoreForeign, "not of root-dash"),
     ],
 )
@@ -141,7 +146,7 @@ def test_a_server_that_cannot_be_reached_is_named_without_the_password(
     assert not any(secret in result.output for secret in (PASSWORD, "se%2Fcret", "root_dash:"))
 
 
-def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_psycopg_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the driver is missing a URL is refused with the command that installs it."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StoreError, match=r"PostgreSQL needs psycopg: run pip install '.\[postgres\]' in a clone"):
@@ -149,13 +154,13 @@ def test_without_psycopg_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_frame_is_never_seen_after_a_later_one(database: str) -> None:
-    """Of two that write to a run at once, the one that took the earlier cursor is seen first: no follower misses it."""
+    """If two write to a run at once, the frame with the earlier cursor is seen first: no follower misses it."""
     layers, rng = make_layers(1), np.random.default_rng(0)
     seen: list[int] = []
     begun, stored = threading.Event(), threading.Event()
     with Store.create(database) as first, Store.create(database) as second, Store.open(database) as reader:
         slow, quick = first.begin(RUN, layers), second.begin(RUN, layers)
-        add = slow._derived.add
+        add = slow._pyramid.add
 
         def late(*arguments: Any) -> None:
             begun.set()
@@ -165,7 +170,7 @@ def test_a_frame_is_never_seen_after_a_later_one(database: str) -> None:
         def follow() -> None:
             seen.extend(notice.id for notice in reader.frames(1, after=seen[-1] if seen else 0))
 
-        slow._derived.add = late  # type: ignore[assignment, method-assign]
+        slow._pyramid.add = late  # type: ignore[assignment, method-assign]
         thread = threading.Thread(target=slow.append, args=(make_frame(0, 0, layers, rng, ["statistics"]),))
         thread.start()
         assert begun.wait(LIMIT_SECONDS)
@@ -178,9 +183,8 @@ def test_a_frame_is_never_seen_after_a_later_one(database: str) -> None:
         assert len(seen) == 2
 
 
-def test_followers_are_told(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_followers_are_notified(database: str) -> None:
     """Those who follow a run hear of its frames rather than asking, and of no other run's."""
-    monkeypatch.setattr("root_dash.store.backends.notifications.QUIET_SECONDS", 600)
 
     async def follow(store: Store, reader: Store) -> list[list[int]]:
         rng = np.random.default_rng(0)
@@ -201,7 +205,7 @@ def test_followers_are_told(database: str, monkeypatch: pytest.MonkeyPatch) -> N
             await asyncio.gather(*listening)
         return seen
 
-    with Store.create(database) as store, Store.open(database) as reader:
+    with Store.create(database) as store, Store.open(database, Limits(quiet_seconds=600)) as reader:
         assert asyncio.run(follow(store, reader)) == [[0, 1, 2, 3, 4]] * 2
 
 
@@ -231,13 +235,10 @@ def test_a_server_that_comes_back_is_written_to_again(crash: bool, postgres: Ser
     assert _bad(examine(database)) == []
 
 
-def test_a_lock_that_another_holds_is_store_busy(
-    postgres: Server, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_another_holds_is_store_busy(postgres: Server, database: str) -> None:
     """What another holds for longer than the timeout is StoreBusy, and stored when it is let go."""
-    monkeypatch.setattr("root_dash.store.backends.postgres.LOCK_TIMEOUT", 0.05)
     rng = np.random.default_rng(0)
-    with Store.create(database) as store:
+    with Store.create(database, Limits(lock_seconds=0.05)) as store:
         recording = store.begin(RUN, [])
         with postgres.connect(database.rpartition("/")[2]) as other:
             other.execute("BEGIN")
@@ -256,7 +257,7 @@ def test_a_reader_cannot_write(database: str) -> None:
 
 
 def test_views_that_lack_frames_are_found_and_repaired(postgres: Server, database: str) -> None:
-    """The doctor says what is missing and how the server is run; making the views anew brings them back."""
+    """The doctor reports missing frames and how the server is run; making the views anew brings the frames back."""
     record(database, 200)
     found = examine(database, thorough=True)
     assert _bad(found) == []

@@ -1,22 +1,20 @@
-"""Which rows count, which points are kept, which bucket they fall in."""
+"""Which rows count, and which points are kept."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from root_dash.store.pyramid.downsampling import bucket, decimate, in_order, newest, spread
+from root_dash.store.pyramid.downsampling import decimate, in_order, newest, spread
 
 numbers = st.floats(allow_nan=True, allow_infinity=True, width=32)
 
 
 @given(st.lists(numbers, max_size=300), st.integers(4, 60))
 def test_decimation_keeps_the_ends_and_all_extremes(values: list[float], max_points: int) -> None:
-    """At most so many points stay, among them the first, the last, the least and the largest."""
+    """At most `max_points` points stay, with the first, the last, the least and the largest among them."""
     array = np.array(values, np.float64)
     kept = decimate(array, max_points)
     assert len(kept) <= max_points
@@ -44,7 +42,7 @@ def test_decimation_refuses_too_few_points() -> None:
 
 @given(st.integers(0, 500), st.integers(1, 60))
 def test_spread_keeps_the_last(count: int, max_points: int) -> None:
-    """Evenly spread indices ascend, stay within their number, and end in the last."""
+    """Evenly spread indices ascend, are at most `max_points`, and end with the last index."""
     kept = spread(count, max_points)
     assert len(kept) == min(count, max_points)
     assert np.all(np.diff(kept) > 0)
@@ -54,33 +52,8 @@ def test_spread_keeps_the_last(count: int, max_points: int) -> None:
         assert kept[0] == 0
 
 
-rows = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40), numbers), max_size=120, unique_by=lambda r: r[:2])
-
-
-@given(rows, st.integers(1, 50))
-def test_bucketing_agrees_with_the_naive_loop(recorded: list[tuple[int, int, float]], buckets: int) -> None:
-    """Every cell holds its bucket's value of largest magnitude, the earliest of equals, NaN where there is none."""
-    recorded = sorted(recorded)
-    places = np.array([row[0] for row in recorded], np.int64)
-    steps = np.array([row[1] for row in recorded], np.int64)
-    values = np.array([row[2] for row in recorded], np.float64)
-    starts, ends, grid, total = bucket(places, steps, values, 3, buckets)
-    distinct = sorted({row[1] for row in recorded})
-    width = max(1, math.ceil(len(distinct) / buckets))
-    chunks = [distinct[i : i + width] for i in range(0, len(distinct), width)]
-    assert total == len(distinct)
-    assert starts.tolist() == [chunk[0] for chunk in chunks]
-    assert ends.tolist() == [chunk[-1] for chunk in chunks]
-    assert len(chunks) <= buckets
-    for i in range(3):
-        for j, chunk in enumerate(chunks):
-            cell = [v for place, step, v in recorded if place == i and step in chunk and not math.isnan(v)]
-            expected = max(cell, key=abs) if cell else math.nan
-            assert np.array_equal(grid[i, j], expected, equal_nan=True)
-
-
 def test_the_newest_attempt_counts() -> None:
-    """Of a step recorded twice the newer attempt counts, even where its frame was stored earlier."""
+    """If a step was recorded twice, the newer attempt counts, even if its frame was stored earlier."""
     layers, steps = np.zeros(4, np.int64), np.array([1, 2, 2, 3])
     attempts, frames = np.array([1, 1, 2, 2]), np.array([1, 9, 5, 6])
     assert newest(layers, steps, attempts, frames).tolist() == [0, 2, 3]

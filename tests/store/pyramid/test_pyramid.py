@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from root_dash.records import CountArray, Frame, Histogram, Layer, Run, Tensor, histogram_edges, statistic_names
-from root_dash.store import Store
+from root_dash.records import CountArray, Frame, Histogram, Layer, Run, TensorName, histogram_edges, statistic_names
+from root_dash.store import Limits, PyramidShape, Store
 from root_dash.store.pyramid.summary import interval_of
 from tests.store.frames import make_frame, make_layers, record
 
@@ -22,15 +22,8 @@ NAME = "grad_norm"
 NAMES = statistic_names("statistics")
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets so small that a few frames reach every level, and blocks of two layers."""
-    monkeypatch.setattr("root_dash.store.pyramid.summary.TILE", 4)
-    monkeypatch.setattr("root_dash.store.pyramid.summary.FACTOR", 2)
-    monkeypatch.setattr("root_dash.store.pyramid.summary.LEVELS", 3)
-    monkeypatch.setattr("root_dash.store.pyramid.summary.BLOCK", 2)
-    monkeypatch.setattr("root_dash.store.pyramid.views._TILES", 1)
-    monkeypatch.setattr("root_dash.store.pyramid.views._PARTS", 2)
+NARROW = Limits(pyramid=PyramidShape(tile=4, factor=2, levels=3, block=2, fine_buckets=1, buckets_per_point=2))
+"""Buckets so small that a few frames reach every level, and blocks of two layers."""
 
 
 values = st.one_of(
@@ -96,13 +89,12 @@ def _agrees(store: Store) -> None:
                 assert np.array_equal(value, expected, equal_nan=True)
 
 
-@pytest.mark.usefixtures("narrow")
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(attempts)
 def test_views_agree_with_the_rows(tmp_path_factory: pytest.TempPathFactory, told: Any) -> None:
     """Steps out of order, twice, by several attempts, of changing layers, NaN and Inf: every view is the rows'."""
     path = tmp_path_factory.mktemp("run") / "x.db"
-    with Store.create(path) as store:
+    with Store.create(path, NARROW) as store:
         for number, (ended, frames) in enumerate(told):
             layers = [Layer(f"layer {i}", (2, 2), "root", i) for i in range(3 + (number > 0))]
             recording = store.begin(Run("u", "a run", 1.0), layers)
@@ -121,7 +113,7 @@ def test_views_agree_with_the_rows(tmp_path_factory: pytest.TempPathFactory, tol
 
 def _record_anew(place: Path | str, again: list[int], ended: bool) -> None:
     layers = make_layers(3)
-    with Store.create(place) as store:
+    with Store.create(place, NARROW) as store:
         for attempt, steps in enumerate((range(32), again)):
             recording = store.begin(Run("u", "a run", 1.0), layers)
             for seq, step in enumerate(steps):
@@ -136,7 +128,6 @@ def _record_anew(place: Path | str, again: list[int], ended: bool) -> None:
             _agrees(store)
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("ended", [False, True])
 @pytest.mark.parametrize("again", [[5], [31], [5, 14], list(range(3, 29)), [40, 2]])
 def test_a_step_recorded_anew_changes_every_level(again: list[int], ended: bool, tmp_path: Path) -> None:
@@ -145,20 +136,18 @@ def test_a_step_recorded_anew_changes_every_level(again: list[int], ended: bool,
 
 
 @pytest.mark.heavy
-@pytest.mark.usefixtures("narrow")
 def test_a_step_recorded_anew_on_a_server(database: str) -> None:
     """So they are in PostgreSQL."""
     _record_anew(database, [5, 14], ended=True)
 
 
-@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("steps", [3, 4, 5, 37, 64])
 def test_a_mean_is_that_of_the_finite_values(steps: int, place: Path | str) -> None:
     """Over any number of levels a bucket's mean is that of its finite values: NaN and Inf do not poison it."""
     rng = np.random.default_rng(steps)
     numbers = rng.normal(size=steps).astype(np.float32)
     numbers[1], numbers[2] = np.nan, np.inf
-    with Store.create(place) as store:
+    with Store.create(place, NARROW) as store:
         recording = store.begin(Run("u", "a run", 1.0), make_layers(1))
         for step, value in enumerate(numbers):
             frame = make_frame(step, step, make_layers(1), rng, ["statistics"])
@@ -177,15 +166,14 @@ def test_a_mean_is_that_of_the_finite_values(steps: int, place: Path | str) -> N
             assert summary.mean[0, 0] == pytest.approx(finite.mean(dtype=np.float64), rel=1e-5)
 
 
-def _held(counts: CountArray) -> dict[int, dict[Tensor, Histogram]]:
+def _held(counts: CountArray) -> dict[int, dict[TensorName, Histogram]]:
     return {1: {"gradient": Histogram(counts.copy())}}
 
 
-@pytest.mark.usefixtures("narrow")
 def test_kinds_without_statistics_are_found_at_any_length(place: Path | str) -> None:
     """Histograms are spread over all of a long run, first and newest among them, and the newest attempt's count."""
     counts = np.zeros(len(histogram_edges()) - 1, np.uint32)
-    with Store.create(place) as store:
+    with Store.create(place, NARROW) as store:
         for attempt, span in enumerate((range(60), range(50, 80))):
             recording = store.begin(Run("u", "a run", 1.0, cadence={"histograms": 2}), make_layers(2))
             for seq, step in enumerate(span):
@@ -204,7 +192,7 @@ def test_kinds_without_statistics_are_found_at_any_length(place: Path | str) -> 
 
 
 def test_an_interval_of_the_cadence_widens_the_buckets(place: Path | str) -> None:
-    """What is recorded every hundred steps shares buckets as what is recorded at every step does."""
+    """A kind that is recorded every second step shares buckets as a kind that is recorded at every step."""
     path = record(place, 200, make_layers(2), cadence={"statistics": 1, "spectra": 2})
     with Store.open(path) as store, store._reader.connect() as connection:
         rows = connection.exec_driver_sql(

@@ -34,7 +34,7 @@ def _frame(attempt: int, seq: int, lost: int, **held: Any) -> Frame:
 
 
 def _count(store: Store) -> list[tuple[Any, ...]]:
-    """Of each run the frames, the lost ones, and the step and time of the one that was stored last."""
+    """Return the number of frames and of lost frames of each run, and the step and time of the frame stored last."""
     with store._reader.connect() as connection:
         return [
             tuple(row)

@@ -1,4 +1,4 @@
-"""Whole frames come back as they were appended, and attempts go on where they were."""
+"""Whole frames come back as they were appended, and an attempt goes on after its last frame."""
 
 from __future__ import annotations
 
@@ -112,6 +112,6 @@ def test_another_frame_under_the_same_number_is_refused(place: Path | str) -> No
         recording = store.begin(RUN, make_layers(6))
         cursor = recording.append(trained(1))
         assert recording.append(trained(1)) == cursor
-        with pytest.raises(AlreadyRecorded, match="frame 1 of the attempt"):
+        with pytest.raises(AlreadyRecorded, match="stored already as frame 1"):
             recording.append(replace(trained(1), step=99))
         assert same_frames(store.frame(cursor), trained(1))

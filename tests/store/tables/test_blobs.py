@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from root_dash.exceptions import StoreError
-from root_dash.store.tables.blobs import Format, decode, encode
+from root_dash.store.tables.blobs import ArrayFormat, decode, encode
 
 
 @given(st.binary(max_size=400).map(lambda content: content[: len(content) // 4 * 4]), st.booleans())
@@ -79,7 +79,7 @@ def test_a_type_that_does_not_fit_is_refused() -> None:
         (None, "<f4", 1, False),
     ],
 )
-def test_damaged_content_is_a_store_error(content: Any, form: Format, count: int | None, compressed: bool) -> None:
+def test_damaged_content_is_a_store_error(content: Any, form: ArrayFormat, count: int | None, compressed: bool) -> None:
     """Content that is not the array it should be is a StoreError that says so."""
     with pytest.raises(StoreError, match="damaged"):
         decode(content, form, count, compressed=compressed)

@@ -60,14 +60,6 @@ def test_a_gradients_histogram_is_small() -> None:
     assert packed < 150 * len(counts)
 
 
-def test_what_schema_1_stored_is_read() -> None:
-    """zstd frames among bit planes are told apart."""
-    counts = np.array([_sampled(seed) for seed in range(3)])
-    blobs = pack(counts)
-    blobs[1] = encode(counts[1], "<u4", compress=True)
-    assert np.array_equal(unpack(blobs), counts)
-
-
 @given(st.binary(max_size=60), st.integers(0, 200), st.integers(0, 255))
 def test_junk_is_refused(junk: bytes, place: int, value: int) -> None:
     """Random bytes, and one byte of a histogram changed, are refused or read as counts: nothing else is raised."""

@@ -71,7 +71,7 @@ def test_rows_that_were_outliers_in_more_than_half_of_the_run(place: Path | str)
 
 
 def test_masks_of_which_only_the_map_was_kept_are_left_out_of_the_entries(place: Path | str) -> None:
-    """Rows and columns are counted over all masks, entries over the exact ones, of which there may be none."""
+    """Rows and columns are counted over all masks, entries over the exact masks only."""
 
     def of_map(seq: int) -> Frame:
         frame = _frame(seq, seq)
@@ -91,7 +91,7 @@ def test_masks_of_which_only_the_map_was_kept_are_left_out_of_the_entries(place:
 
 
 def test_two_attempts_that_record_at_once_are_counted_together(place: Path | str) -> None:
-    """As where what was left in one spool is still sent while the run goes on in another."""
+    """This happens if the frames of one spool are still sent while the run goes on in another spool."""
     with Store.create(place) as store:
         both = [store.begin(Run("r", "r", 0.0), LAYERS, Attempt(uid, 0.0)) for uid in ("a" * 32, "b" * 32)]
         for step in range(8):
@@ -115,7 +115,7 @@ def test_a_frame_that_was_not_stored_is_not_counted(place: Path | str) -> None:
 
 
 def test_without_a_mask_there_are_no_counts(place: Path | str) -> None:
-    """A layer whose masks were never recorded has none, and says so."""
+    """For a layer without a recorded mask the counts raise NotRecorded."""
     with Store.create(place) as store:
         store.begin(Run("r", "r", 0.0), LAYERS).close()
         with pytest.raises(NotRecorded, match="has no mask"):
@@ -125,7 +125,7 @@ def test_without_a_mask_there_are_no_counts(place: Path | str) -> None:
 
 
 def test_outlying_is_twice_the_even_share() -> None:
-    """Exactly twice is not more; where there are no outliers none is outlying; large counts do not overflow."""
+    """Exactly twice is not more; without outliers no row is outlying; large counts do not overflow."""
     assert outlying(np.array([2, 1, 1, 0], np.uint32)).tolist() == [False] * 4
     assert outlying(np.array([3, 1, 1, 0], np.uint32)).tolist() == [True, False, False, False]
     assert not outlying(np.zeros(5, np.uint32)).any()

@@ -1,4 +1,4 @@
-"""Attempts and recordings: what may be appended where, and what is said where it may not."""
+"""Attempts and recordings: what may be appended, and the errors for what may not."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One revision for each schema version, named as it is."""
+"""One revision for each schema version, named after the version."""
