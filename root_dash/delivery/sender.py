@@ -22,7 +22,7 @@ from root_dash.monitor.failures import print_to_stderr
 from root_dash.records import Event, Frame, Layer
 
 if TYPE_CHECKING:
-    from root_dash.monitor.writing.writer import Sink
+    from root_dash.monitor.writing.sink import Sink
 
 LINGER_SECONDS = 1.0
 """How long frames may gather before they are sent."""

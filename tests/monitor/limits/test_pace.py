@@ -16,7 +16,7 @@ import root_dash
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace
 from root_dash.monitor.recorder import Recorder
-from root_dash.monitor.writing.writer import Nowhere
+from root_dash.monitor.writing.sink import NullSink
 from root_dash.records import Frame, Kind
 from tests.monitor.training import EVERY_STEP, MATRICES, Model, adamw, layers_of, root, step, train
 
@@ -79,7 +79,7 @@ def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None
     """A second `log` in a step is no reason to settle the first one's frame before it is stored."""
     held = threading.Event()
 
-    class Held(Nowhere):
+    class Held(NullSink):
         def append(self, frame: Frame) -> object:
             return held.wait()
 

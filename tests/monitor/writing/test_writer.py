@@ -214,7 +214,7 @@ def test_an_end_that_is_refused_at_first_is_said_again() -> None:
     times: list[float] = []
     sink = Held()
     writer = Writer(sink)
-    writer.lose()
+    writer.count_lost()
     assert writer.close(60.0)
     assert (len(times), len(set(times)), sink.lost, writer.failures.count) == (4, 1, 1, 0)
 

@@ -1,0 +1,28 @@
+"""The numbers that a user logs beside what is recorded: a loss, a learning rate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from root_dash.optim.matrices.shards import is_dtensor, local
+
+
+def logged_number(name: str, value: float | Tensor) -> float | Tensor:
+    """Return a logged value as a float, or as a tensor () in float64 that the user no longer shares.
+
+    Raises:
+        ValueError: the value is not a single real number, or is a DTensor that other processes hold parts of.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            raise ValueError(f"log({name}=...) takes a single number, got {value.dtype} of shape {tuple(value.shape)}")
+        if is_dtensor(value) and not all(placement.is_replicate() for placement in value.placements):
+            raise ValueError(f"log({name}=...) takes a number that is here, got a DTensor: give its full_tensor()")
+        value = local(value)
+        # A copy, since the user may go on to write into the tensor.
+        return value.detach().reshape(()).to(torch.float64, copy=True)
+    try:
+        return float(value)
+    except Exception as error:
+        raise ValueError(f"log({name}=...) takes a single number, got a {type(value).__name__}") from error
