@@ -17,7 +17,7 @@ from torch import Tensor
 from root_dash.kernels import moments
 from root_dash.kernels.moments import PIECE_WIDTH
 from root_dash.monitor.quantities import outliers
-from root_dash.monitor.quantities.quantity import HostBatch, LayerBatch, MeasureLimits
+from root_dash.monitor.quantities.quantity import HostBatch, LayerBatch
 from root_dash.monitor.quantities.registry import FUSED, QUANTITIES, with_one_pass
 from root_dash.optim.outliers.threshold import split, threshold
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
@@ -34,7 +34,7 @@ def columns(batch: LayerBatch) -> dict[str, np.ndarray]:
     """Return the statistics that follow from what the quantities measure of a batch of vectors."""
     found: dict[str, np.ndarray] = {}
     for quantity in SUMMED:
-        tensors = quantity.on_device(batch, MeasureLimits())
+        tensors = quantity.on_device(batch)
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         shape = (1, batch.seen.shape[2])
         found |= quantity.on_host(HostBatch(arrays, batch.positions, shape, 1)).statistics

@@ -78,6 +78,7 @@ class LayerBatch:
     of_base: bool = True
     """Whether `base` is what was orthogonalized, so that the polar error is an error of `update`."""
     shard_of: tuple[int, int] | None = None
+    limits: MeasureLimits = DEFAULT_LIMITS
     one_pass: Mapping[str, Tensor] = field(default_factory=dict)
     """Sums by quantity, (L, pieces, fields), that a kernel made in one pass; empty if no kernel drives the device."""
 
@@ -186,7 +187,7 @@ class Quantity:
 
     name: str
     kind: Kind
-    on_device: Callable[[LayerBatch, MeasureLimits], Tensors]
+    on_device: Callable[[LayerBatch], Tensors]
     on_host: Callable[[HostBatch], HostResult]
     merge: Callable[[Sequence[ShardPart]], Arrays] | None = None
     statistics: tuple[str, ...] = ()
