@@ -1,4 +1,4 @@
-"""The sums in one pass: in Triton's interpreter, through its compiler, and on a GPU where there is one.
+"""The sums in one pass: in Triton's interpreter, through its compiler, and on a GPU if there is one.
 
 Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imported, this file checks the kernel.
 """
@@ -54,7 +54,7 @@ def entries(seed: int, rows: int, width: int, dtype: torch.dtype, device: str) -
 
 
 def check(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> None:
-    """The kernel's statistics are those of the sums apart, which are tested against float64; NaN where they are."""
+    """The kernel's statistics are those of the sums apart, which are tested against float64; NaN in the same places."""
     assert moments.takes(gradient, momentum)
     batch = batch_of(gradient, momentum, epsilon)
     fused = with_one_pass(batch)

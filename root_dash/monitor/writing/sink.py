@@ -25,7 +25,7 @@ class Sink(Protocol):
 
 
 class NullSink:
-    """A sink that keeps nothing: of a process that does not store frames."""
+    """A sink that keeps nothing, for a process that does not store frames."""
 
     def append(self, frame: Frame) -> object:
         """Drop the frame."""

@@ -32,8 +32,8 @@ class WriterLimits:
     """How much waits to be stored, and for how long storing is tried.
 
     Args:
-        queue_bytes: the host memory that waiting frames may hold, beside the frame being stored. More frames are lost,
-            and counted.
+        queue_bytes: the host memory that waiting frames may hold, beside the frame being stored. Further frames are
+            lost, and counted.
         first_retry: seconds before storing is tried again if the store is locked or its disk is full.
         longest_retry: the longest such pause; pauses double up to it.
         release_seconds: how long a store that another process holds is tried again after the last frame, if nobody
@@ -53,7 +53,7 @@ DEFAULT_LIMITS = WriterLimits()
 
 
 class RankLink(Protocol):
-    """What joins a frame's measurements if several processes train. Only the writer's thread uses it."""
+    """Joins the measurements of several processes to one frame. Only the writer's thread uses it."""
 
     def join(self, step: int, groups: Sequence[LayerGroup]) -> Joined:
         """Return what remains to be stored here of a step, given what was measured here."""

@@ -28,7 +28,7 @@ def test_the_costly_kinds_go_first(fill: float, count: int) -> None:
 
 
 def test_what_is_left_out_stays_so_until_the_queue_has_drained() -> None:
-    """And is counted by kind, in a sentence at each end."""
+    """What is left out is counted by kind; a sentence tells when that begins and when it ends."""
     begun = next_backpressure(Backpressure(), 0.7)
     assert (
         describe_backpressure(Backpressure(), begun)

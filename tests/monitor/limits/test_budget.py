@@ -35,12 +35,12 @@ def start(limit: float = 0.03) -> Budget:
 
 
 def test_what_is_cheap_is_recorded_as_asked() -> None:
-    """Under the budget nothing is thinned."""
+    """A recording that costs less than the budget is not thinned."""
     assert {state.cadence for state in run(start(), CHEAP, 1000)} == {ASKED}
 
 
 def test_the_overhead_is_the_cost_by_interval_and_step_time() -> None:
-    """Of all kinds together."""
+    """The costs of all kinds are added up."""
     costs = CHEAP | {"histograms": 4e-3, "spectra": 0.02}
     expected = (1e-4 + (4e-3 + 1e-4) / 10 + (0.02 + 1e-4) / 100) / STEP
     assert run(start(), costs, 1000)[-1].overhead == pytest.approx(expected)
@@ -84,7 +84,7 @@ def test_what_was_asked_for_together_stays_together() -> None:
 
 
 def test_steps_that_take_longer_bring_the_cadence_back() -> None:
-    """As when the batch grows: what was thinned is recorded as asked again, one doubling at a time."""
+    """When the batch grows, thinned kinds return to the asked interval, one doubling at a time."""
     costly = CHEAP | {"histograms": 0.1, "statistics": 0.004}
     thinned = run(start(), costly, 1000)
     assert thinned[-1].cadence.histograms > ASKED.histograms
@@ -95,7 +95,7 @@ def test_steps_that_take_longer_bring_the_cadence_back() -> None:
 
 
 def test_a_cost_at_the_edge_of_the_budget_does_not_swing() -> None:
-    """What is thinned is taken back only where there is room for it: in steady state the cadence changes once."""
+    """Thinning is taken back only if there is room for it: in a steady state the cadence changes once."""
     for edge in (0.9, 1.01, 1.5, 1.99):
         states = run(start(), CHEAP | {"histograms": 0.03 * edge * 10 * STEP}, 3000)
         changes = sum(before.cadence != after.cadence for before, after in zip(states, states[1:], strict=False))
@@ -130,7 +130,7 @@ def test_pauses_between_steps_are_not_taken_for_steps() -> None:
 
 
 def test_nothing_changes_before_enough_was_seen() -> None:
-    """Nor so shortly after the last change."""
+    """The cadence does not change in the first steps, nor shortly after the last change."""
     states = [start(), *run(start(), dict.fromkeys(CHEAP, 0.05), 1000)]
     changes = [
         after.steps for before, after in zip(states, states[1:], strict=False) if before.cadence != after.cadence

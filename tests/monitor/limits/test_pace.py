@@ -96,7 +96,7 @@ def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None
 
 
 def test_what_is_gathered_before_a_step_is_charged_to_a_kind_that_is_due(tmp_path: Path) -> None:
-    """Where statistics never are, the histograms bear it: the budget leaves out what is never due."""
+    """If statistics are never due, the histograms are charged: the budget leaves out a kind that is never due."""
     model = Model()
     optimizers = adamw(model)
     cadence = Cadence(statistics=0, histograms=1, quantiles=0, spectra=0, masks=0)
@@ -121,7 +121,7 @@ def test_what_is_no_budget_is_refused(value: Any, error: type[Exception], tmp_pa
 
 
 def test_masks_are_captured_on_demand(tmp_path: Path) -> None:
-    """`capture_masks` adds the exact masks of the next step alone, also where the cadence has none."""
+    """`capture_masks` adds the exact masks of the next step alone, also if the cadence has no masks."""
     model = Model()
     optimizers = root(model)
     with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=Cadence(masks=0)) as run:

@@ -97,7 +97,7 @@ def columns(world: int) -> nn.Module:
 
 
 def alone(world: int) -> nn.Module:
-    """On a mesh of this process alone."""
+    """Shard over a mesh of this process alone."""
     ours = model()
     fully_shard(ours, mesh=init_device_mesh("cpu", (world, 1), mesh_dim_names=("others", "shard"))["shard"])
     return ours
@@ -272,7 +272,7 @@ SCENARIOS: dict[str, Callable[[int, int, Path], Said]] = {
 
 def main(names: str, rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(SECONDS * 0.75)  # where the test would give up
+    faulthandler.dump_traceback_later(SECONDS * 0.75)  # before the test gives up
     dist.init_process_group(
         "gloo", f"file://{folder}/store", timeout=timedelta(seconds=SECONDS / 2), rank=rank, world_size=world
     )

@@ -125,9 +125,9 @@ def test_shards_are_recorded_as_a_single_process_records(folder: Path, world: in
     ("world", "way"), [(2, "fsdp"), (2, "hybrid"), (2, "columns"), (2, "alone"), (3, "fsdp"), (3, "alone")]
 )
 def test_what_the_owner_sees_is_recorded_too(folder: Path, world: int, way: str) -> None:
-    """Of a matrix of ROOT's every statistic there is, the spectrum, the mask, and the momentum's quantiles.
+    """A matrix of ROOT's has every statistic, the spectrum, the mask, and the momentum's quantiles.
 
-    And where a mesh is of one process, which then is all.
+    The same holds for a mesh of one process, which is then all processes.
     """
     single, merged = (root_dash.open(folder / str(world) / f"{name}-root.db") for name in ("single", way))
     (_, layers), (_, expected) = only(merged), only(single)
@@ -149,7 +149,7 @@ def test_what_the_owner_sees_is_recorded_too(folder: Path, world: int, way: str)
 
 
 def test_watching_shards_changes_no_bit(pair: Said, three: Said) -> None:
-    """With every kind at every step the weights are those without, and every process has stored or sent all."""
+    """With every kind at every step the weights equal those without a recorder, and all frames are stored or sent."""
     for said in (pair, three):
         for rank, one in enumerate(said):
             for name, found in one["shards"].items():
