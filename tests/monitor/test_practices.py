@@ -59,7 +59,10 @@ def test_accumulated_and_clipped_gradients_are_those_that_the_step_sees(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_are_unscaled_under_a_scaler(fused: bool, tmp_path: Path) -> None:
-    """The recording equals one without a scaler. A step that the scaler skips does not count; if the optimizer itself skips, nothing moves."""
+    """The recording equals one without a scaler.
+
+    A step that the scaler skips does not count; if the optimizer itself skips, nothing moves.
+    """
     model, twin = Model(), Model()
     optimizer = AdamW(model.parameters(), lr=1e-3, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)

@@ -196,7 +196,7 @@ def test_an_end_that_there_is_no_time_for_is_told(
 
 
 def test_an_end_that_is_refused_at_first_is_said_again() -> None:
-    """If only the end meets the lock, it is tried again within the deadline, and keeps the time at which training ended."""
+    """If only the end meets the lock, it is tried again, and keeps the time at which training ended."""
 
     class Held(LockedSink):
         def append(self, frame: Frame) -> object:
