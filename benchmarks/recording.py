@@ -41,8 +41,9 @@ from root_dash.monitor.measure import measure
 from root_dash.monitor.optimizers.adapter import outliers_of
 from root_dash.monitor.quantities.quantity import LayerBatch
 from root_dash.monitor.recorder import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
+from root_dash.monitor.writing.pending import BatchShape, PendingFrame, Sent, SentArray
 from root_dash.monitor.writing.transfer import send
-from root_dash.monitor.writing.writer import Pending, Sent, SentArray, Writer
+from root_dash.monitor.writing.writer import Writer
 from root_dash.optim.calibration.background import Job
 from root_dash.records import Layer, Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
@@ -111,10 +112,10 @@ def ours(folder: Path) -> Iterator[Log]:
     layers = tuple(Layer(f"blocks.{i}.weight", SHAPE, "root", i) for i in range(LAYERS))
     store = Store.create(folder / "runs.db")
     writer = Writer(store.begin(Run("benchmark", "benchmark", time.time()), layers))
-    layout = ((tuple(range(LAYERS)), SHAPE, None),)
+    batches = (BatchShape(tuple(range(LAYERS)), SHAPE, None),)
 
     def log(step: int, reduced: Reduced) -> None:
-        writer.put(Pending(step, time.time(), layout, send(reduced.tensors), {}, 0.0))
+        writer.put(PendingFrame(step, time.time(), batches, send(reduced.tensors), {}, 0.0))
 
     yield log
     writer.close(60.0)

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from root_dash.delivery.limits import DeliveryLimits
     from root_dash.monitor.limits.cadence import Cadence
-    from root_dash.monitor.ranks.exchange import Which
+    from root_dash.monitor.ranks.role import RecordingRanks
     from root_dash.monitor.recorder import Recorder
     from root_dash.monitor.wrapped import Wrapper
-    from root_dash.monitor.writing.writer import Sink
+    from root_dash.monitor.writing.sink import Sink
 
 DEFAULT_DB = "root-dash.db"
 DEFAULT_SPOOL = "root-dash-spool"
@@ -48,7 +48,7 @@ def watch(
     exclude: str | Sequence[str] = (),
     outlier_quantile: float = 0.9,
     max_overhead: float | None = None,
-    ranks: Which = "first",
+    ranks: RecordingRanks = "first",
     server: str | None = None,
     token: str | None = None,
     spool: str | os.PathLike[str] | None = None,
@@ -125,11 +125,11 @@ def watch(
 
     from root_dash.monitor.layers import describe_optimizers, watched_layers
     from root_dash.monitor.limits.cadence import Cadence
-    from root_dash.monitor.new_layers import Appearing
-    from root_dash.monitor.ranks.exchange import of_the_first, standing_of
+    from root_dash.monitor.new_layers import NewLayerFinder
+    from root_dash.monitor.ranks.role import role_of_this_process, text_of_first_rank
     from root_dash.monitor.recorder import Recorder, closed_recorder
     from root_dash.monitor.wrapped import unwrapped
-    from root_dash.monitor.writing.writer import Nowhere
+    from root_dash.monitor.writing.sink import NullSink
 
     cadence = Cadence() if cadence is None else cadence
     for argument, shown, fits, kind in (  # of what may hold a secret the type alone is shown
@@ -157,27 +157,27 @@ def watch(
         raise ValueError(f"max_overhead must be greater than 0, got {max_overhead}")
     place = default_place(db) if server is None else None  # says what is wrong with it, before anything is made
     layers, positions = watched_layers(model, optimizers, include, exclude)
-    standing = standing_of(ranks, layers, positions)
-    if not standing.records:
+    role = role_of_this_process(ranks, layers, positions)
+    if not role.records:
         return closed_recorder()
     started_at, uid = time.time(), uuid.uuid4().hex
     name = name or f"{socket.gethostname()} {time.strftime('%Y-%m-%d %H:%M', time.localtime(started_at))}"
     if ranks == "all":
-        uid, name = of_the_first(f"{uid} {name}").split(" ", 1)
+        uid, name = text_of_first_rank(f"{uid} {name}").split(" ", 1)
     run = Run(
-        uid=f"{uid}-rank{standing.rank}" if standing.rank else uid,
+        uid=f"{uid}-rank{role.rank}" if role.rank else uid,
         name=name,
-        rank=standing.rank,
+        rank=role.rank,
         started_at=started_at,
         config=dict(config or {}),
         cadence=asdict(cadence),
         optimizer=describe_optimizers(optimizers),
     )
-    appearing = Appearing(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
+    new_layers = NewLayerFinder(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
 
     def begin() -> Sink:
-        if not standing.stores:
-            return Nowhere()
+        if not role.stores:
+            return NullSink()
         if server is None:
             assert place is not None
             return _local(run, layers, place)
@@ -186,14 +186,14 @@ def watch(
 
     return Recorder(
         optimizers,
-        standing.positions,
+        role.positions,
         begin,
         cadence=cadence,
         outlier_quantile=outlier_quantile,
         max_overhead=max_overhead,
-        link=standing.link,
-        forwards=not standing.stores,
-        appearing=appearing if standing.link is None else None,
+        link=role.link,
+        forwards=not role.stores,
+        new_layers=new_layers if role.link is None else None,
     )
 
 

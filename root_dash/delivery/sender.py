@@ -23,7 +23,7 @@ from root_dash.monitor.failures import print_to_stderr
 from root_dash.records import Event, Frame, Layer
 
 if TYPE_CHECKING:
-    from root_dash.monitor.writing.writer import Sink
+    from root_dash.monitor.writing.sink import Sink
 
 _JITTER = random.Random()  # noqa: S311 (no secret)
 """The generator of the pauses. The generator of the `random` module belongs to the training."""

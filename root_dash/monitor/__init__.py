@@ -1,1 +1,1 @@
-"""From tensors to frames: what is measured of a training step, and how it leaves the device. torch; no SQL, no HTTP."""
+"""Measures training steps on the device and makes frames of them. Knows torch, but neither SQL nor HTTP."""

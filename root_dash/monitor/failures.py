@@ -1,4 +1,4 @@
-"""What goes wrong on our side: counted, shown once, and never raised into the training."""
+"""Failures of the recording: counted, shown once, and never raised into the training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 import traceback
 
 FAILURES = 3
-"""After so many failures in a row the recorder gives up."""
+"""The number of failures in a row after which the recorder gives up."""
 
 
 class Failures:
-    """Counts what went wrong on our side; shows the first traceback, says so when it gives up, and never raises."""
+    """Counts failures of the recording, shows the first, and reports when recording gives up; never raises."""
 
     def __init__(self, limit: int | None = FAILURES) -> None:
         self.count = 0
@@ -30,12 +30,12 @@ class Failures:
             print_to_stderr(f"root-dash: recording is off after {self._in_a_row} failures, the last: {error}")
 
     def clear(self) -> None:
-        """What failed before works again: only failures in a row are a reason to give up."""
+        """Forget the failures so far: only failures in a row are a reason to give up."""
         self._in_a_row = 0
 
 
 def print_to_stderr(text: str) -> None:
-    """Write a line to stderr; a closed or missing stderr is no reason to fail, nor is one that cannot say a letter."""
+    """Write a line to stderr; a stderr that is closed, missing, or cannot encode a letter is no reason to fail."""
     try:
         sys.stderr.write(text + "\n")
     except (AttributeError, OSError, ValueError):

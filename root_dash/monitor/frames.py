@@ -1,4 +1,4 @@
-"""Frames from what arrived of a step's measurements."""
+"""Frames: what the host makes of the measurements of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters are watched, under which names."""
+"""The layers of a run: which parameters are watched, and under which names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.plain import plain
 from root_dash.records import Layer
 
-COMPILED_PREFIX = "_orig_mod."  # what torch.compile puts before every name
+COMPILED_PREFIX = "_orig_mod."
+"""What torch.compile puts before every name."""
 
 
 def watched_layers(
     model: nn.Module, optimizers: Sequence[Optimizer], include: str | Sequence[str], exclude: str | Sequence[str]
 ) -> tuple[tuple[Layer, ...], dict[Tensor, int]]:
-    """The layers to watch in model order, and each parameter's position among them.
+    """Return the layers to watch in the model's order, and each parameter's position among them.
 
-    A layer is a parameter of the model that is real, requires a gradient and is in one of the optimizers; it bears its
-    first name where it is shared. A parameter that ROOT takes apart (experts, heads, fused projections) is a layer for
-    each of its matrices, `name[0]`, `name[1]`, ..., and its position is that of the first. `include` and `exclude` are
-    globs over the parameters' names, or one such glob.
+    A layer is a parameter of the model that is real, requires a gradient and is in one of the optimizers. A shared
+    parameter bears its first name. A parameter that ROOT takes apart (experts, heads, fused projections) is a layer for
+    each of its matrices, `name[0]`, `name[1]`, ..., and its position is the position of `name[0]`. `include` and
+    `exclude` are globs over the parameters' names, or one such glob.
 
     Raises:
         ValueError: no parameter is left.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -58,7 +58,7 @@ def measure(
         if kind in kinds and taken:
             try:
                 with timed(kind):
-                    measured |= _measure(batch, kind, taken, limits)
+                    measured |= _measure(replace(batch, limits=limits), kind, taken)
             except torch.OutOfMemoryError as error:
                 on_shortage(kind, error)
                 break
@@ -68,9 +68,7 @@ def measure(
     return Measurement(batch.positions, (rows, cols), measured)
 
 
-def _measure(
-    batch: LayerBatch, kind: Kind, quantities: Sequence[Quantity], limits: MeasureLimits
-) -> dict[str, Tensors]:
+def _measure(batch: LayerBatch, kind: Kind, quantities: Sequence[Quantity]) -> dict[str, Tensors]:
     seen = with_one_pass(batch) if kind == "statistics" else batch
-    measured = {quantity.name: quantity.on_device(seen, limits) for quantity in quantities}
+    measured = {quantity.name: quantity.on_device(seen) for quantity in quantities}
     return {name: tensors for name, tensors in measured.items() if tensors}

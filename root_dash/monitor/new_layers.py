@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from root_dash.records import Layer
 
 Find = Callable[[], tuple[tuple[Layer, ...], dict[Tensor, int]]]
-"""The layers that would be watched now, and each parameter's position among them, as `layers.watched_layers` says."""
+"""Returns the layers that would be watched now, and each parameter's position: see `layers.watched_layers`."""
 
 
-class Appearing:
+class NewLayerFinder:
     """Looks for new layers whenever the optimizers train other parameters than before."""
 
     def __init__(self, optimizers: Sequence[Optimizer], layers: Sequence[Layer], find: Find) -> None:
@@ -23,11 +23,11 @@ class Appearing:
         self._find = find
         self._trained = self._flags()
 
-    def look(self, positions: Mapping[Tensor, int]) -> tuple[tuple[Layer, ...], dict[Tensor, int]]:
-        """The layers that are new, and the positions of the parameters that are; none of either on most steps.
+    def find(self, positions: Mapping[Tensor, int]) -> tuple[tuple[Layer, ...], dict[Tensor, int]]:
+        """Return the layers and the positions of the parameters that are not in `positions`; on most steps none.
 
-        They come after those that are known. A parameter that has taken the name and shape of a known one is its layer
-        from now on; where the shape is another, it is a new layer `name~2`.
+        New layers come after the known layers. A parameter that has taken the name and shape of a known layer is that
+        layer from now on; if its shape differs, it is a new layer `name~2`.
         """
         trained = self._flags()
         if trained == self._trained:
@@ -35,7 +35,7 @@ class Appearing:
         self._trained = trained
         try:
             layers, found = self._find()
-        except ValueError:  # all is frozen
+        except ValueError:  # all parameters are frozen
             return (), {}
         starts = [*sorted(found.values()), len(layers)]
         new: list[Layer] = []
@@ -50,13 +50,13 @@ class Appearing:
                 continue
             places[parameter] = len(self._known)
             for layer in own:
-                added = replace(layer, name=self._free(layer.name), position=len(self._known))
+                added = replace(layer, name=self._unused(layer.name), position=len(self._known))
                 self._known[added.name] = added
                 new.append(added)
         return tuple(new), places
 
     def _flags(self) -> list[tuple[int, bool]]:
-        """Which parameters there are, by id, and which of them are trained."""
+        """Return the parameters, by id, and whether each is trained."""
         return [
             (id(parameter), parameter.requires_grad)
             for optimizer in self._optimizers
@@ -64,16 +64,16 @@ class Appearing:
             for parameter in group["params"]
         ]
 
-    def _free(self, name: str) -> str:
-        number, free = 1, name
-        while free in self._known:
+    def _unused(self, name: str) -> str:
+        number, unused = 1, name
+        while unused in self._known:
             number += 1
-            free = f"{name}~{number}"
-        return free
+            unused = f"{name}~{number}"
+        return unused
 
 
-def told(layers: Sequence[Layer]) -> str:
-    """A sentence on new layers, for people."""
+def describe_new_layers(layers: Sequence[Layer]) -> str:
+    """Return a sentence for people on new layers."""
     names = ", ".join(layer.name for layer in layers[:3])
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return f"{names}{more}: from this step on, unfrozen or new in an optimizer"

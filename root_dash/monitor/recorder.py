@@ -1,6 +1,6 @@
-"""Attaches to a model and its optimizers, owns the cadence, and hands frames to the writer.
+"""The recorder: it attaches to optimizers, keeps the cadence, and hands measured steps to the writer.
 
-The training run comes first: whatever goes wrong here is caught, counted and shown once, nothing waits for the device
+The training run comes first: a failure of the recorder is caught, counted and shown once, nothing waits for the device
 or the disk, and no tensor of the training is written to.
 """
 
@@ -14,85 +14,50 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from root_dash.monitor.failures import Failures, print_to_stderr
+from root_dash.monitor.guarded import guarded
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
+from root_dash.monitor.logged import logged_number
 from root_dash.monitor.measure import Measurement, measure
-from root_dash.monitor.new_layers import Appearing, told
+from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
 from root_dash.monitor.optimizers.adapter import RecorderHooks
 from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
-from root_dash.monitor.scalars import number
+from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
+from root_dash.monitor.writing.sink import NullSink, Sink
 from root_dash.monitor.writing.transfer import send
-from root_dash.monitor.writing.writer import (
-    HEAVIEST_FIRST,
-    Link,
-    Nowhere,
-    Pending,
-    Sent,
-    SentArray,
-    SentScalar,
-    Sink,
-    Writer,
-)
+from root_dash.monitor.writing.writer import DEFAULT_LIMITS as DEFAULT_WRITER_LIMITS
+from root_dash.monitor.writing.writer import HEAVIEST_FIRST, RankLink, Writer, WriterLimits
 from root_dash.records import Event, Kind
 
 DRAIN_SECONDS = 60.0
-"""How long `close` waits for frames to be stored before it says how many are missing."""
+"""How long `close` waits for frames to be stored before it reports how many are missing."""
 
 INTERRUPTED_SECONDS = 5.0
-"""The same after Ctrl-C."""
+"""How long `close` waits after Ctrl-C."""
 
 MAX_OVERHEAD = 0.01
-"""The share of a step's time that recording may add where it trains on a device of its own."""
+"""The share of a step's time that recording may add if the model trains on a device of its own."""
 
 MAX_OVERHEAD_CPU = 0.03
-"""The same on a CPU, whose cores the writer shares with the training."""
-
-Arguments = ParamSpec("Arguments")
-Guarded = Callable[Concatenate["Recorder", Arguments], None]
-
-
-def _guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
-    """Make a method our part of the training thread: timed, without autograd, never raising into the user's loop.
-
-    It does nothing once recording has ended or given up, and in a process forked from the one that trains.
-    """
-
-    def decorate(method: Guarded[Arguments]) -> Guarded[Arguments]:
-        def guarded(self: Recorder, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-            if not self.active:
-                return
-            started = time.perf_counter()
-            try:
-                with torch.no_grad():
-                    method(self, *args, **kwargs)
-            except Exception as error:
-                self._failures.add(doing, error)
-            finally:
-                took = time.perf_counter() - started
-                self._cost += took
-                self._pace.spent += took
-
-        return guarded
-
-    return decorate
+"""The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
 
 
 class Recorder:
     """What `watch` returns: records every step of the optimizers until it is closed.
 
-    Use it as a context manager, or call `close` yourself; a process that ends without is closed at exit. Of several
-    optimizers, each steps at most once in a step: a new one begins when one of them steps again. A step's frame is
-    complete when something is logged, or when the next step begins.
+    Use the recorder as a context manager, or call `close` yourself; otherwise it is closed when the process exits. With
+    several optimizers, each steps at most once in a step: a new step begins when one of them steps again. A step's
+    frame is complete when something is logged, or when the next step begins.
     """
 
     def __init__(
@@ -104,16 +69,28 @@ class Recorder:
         cadence: Cadence,
         outlier_quantile: float,
         max_overhead: float | None = None,
-        link: Link | None = None,
+        link: RankLink | None = None,
         forwards: bool = False,
-        appearing: Appearing | None = None,
+        new_layers: NewLayerFinder | None = None,
         limits: MeasureLimits = DEFAULT_LIMITS,
+        writer_limits: WriterLimits = DEFAULT_WRITER_LIMITS,
         quantities: Sequence[Quantity] = QUANTITIES,
     ) -> None:
-        """`begin` is called last: where anything fails, it was not, and nothing is attached any more.
+        """Attach to the optimizers, and then begin the run: if anything before fails, nothing is begun or attached.
 
-        `link` joins processes that hold shards; one that `forwards` measures for another, and stores nothing.
-        `appearing` looks for layers that come later; without, they are not recorded.
+        Args:
+            optimizers: what to record, in the order in which they step.
+            positions: the place of each parameter among the run's layers.
+            begin: begins the run, and returns where frames go.
+            cadence: the interval of each kind in steps.
+            outlier_quantile: the quantile of |M| at which outliers are counted if the optimizer takes none itself.
+            max_overhead: the share of a step's time that recording may add; None for the default of the device.
+            link: joins the processes that hold shards.
+            forwards: whether this process measures for another process, and stores nothing.
+            new_layers: finds layers that come later; None leaves them out of the recording.
+            limits: how much is measured exactly, copied, and measured at a time.
+            writer_limits: how much waits to be stored, and for how long.
+            quantities: what is measured.
         """
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
@@ -127,8 +104,8 @@ class Recorder:
         self._quantities = quantities
         self._failures = Failures()
         self._misused = Failures(limit=None)
-        self._appearing = appearing
-        self._writer = Writer(Nowhere(), link, quantities)
+        self._new_layers = new_layers
+        self._writer = Writer(NullSink(), link, quantities, writer_limits)
         self._joins = link is not None
         self._forwards = forwards
         self._process = os.getpid()
@@ -142,9 +119,9 @@ class Recorder:
         self._handles: list[Any] = []
         self._stepped: set[int] = set()
         self._failures_before = 0
-        # Neither of the two keeps a recorder alive that everybody else, its optimizers included, has forgotten.
+        # Neither keeps the recorder alive once its optimizers and the user have let go of it.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
-        weakref.finalize(self, _let_go, self._writer).atexit = False
+        weakref.finalize(self, _release, self._writer).atexit = False
         try:
             atexit.register(self._at_exit)
             for index, optimizer in enumerate(optimizers):
@@ -160,23 +137,29 @@ class Recorder:
     def log(self, **scalars: float | Tensor) -> None:
         """Record numbers with the last finished step, such as `loss=loss`; a tensor is not waited for.
 
-        What is not a single number is counted as a failure of recording and left out: it never raises.
+        A value that is not a single number is counted as a failure of recording and left out. Never raises.
         """
         if self.active and not self._forwards:
             self._log(scalars)
 
     def capture_masks(self) -> None:
-        """Record the exact outlier masks of the next step too, whatever the cadence says; of shards if all call it."""
+        """Record the exact outlier masks of the next step too, whatever the cadence says.
+
+        If parameters are sharded, all processes have to call this.
+        """
         self._asked = frozenset({"masks"})
 
     def close(self, timeout: float = DRAIN_SECONDS) -> None:
-        """Store what is waiting, for at most `timeout` seconds, and detach from the optimizers; once."""
+        """Store the frames that wait, for at most `timeout` seconds, and detach from the optimizers.
+
+        Closing a recorder that is closed does nothing.
+        """
         if self._closed or os.getpid() != self._process:
             return
         self._seal_safely()
         self._closed = True
         atexit.unregister(self._at_exit)
-        self._appearing = None  # it holds the model
+        self._new_layers = None  # it holds the model
         for handle in self._handles:
             handle.remove()
         try:
@@ -192,47 +175,47 @@ class Recorder:
 
     @property
     def pending(self) -> int:
-        """Frames taken and not yet stored, the one that is still open included."""
+        """Frames taken and not yet stored, including the frame that is still open."""
         return self._writer.pending + self._unsealed
 
     @property
     def stored(self) -> int:
-        """Frames stored."""
+        """Frames that were stored."""
         return self._writer.stored
 
     @property
     def lost(self) -> int:
-        """Frames taken that could not be stored, or were stored without what another process had to add."""
+        """Frames that could not be stored, or were stored without what another process had to add."""
         return self._writer.lost
 
     @property
     def cadence(self) -> Cadence:
-        """How often each kind is recorded for the time being: as asked, or less often to keep the budget."""
+        """The present interval of each kind: as asked, or longer to keep the budget."""
         return self._pace.budget.cadence
 
     @property
     def left_out(self) -> int:
-        """How many recordings of a kind were left out since the store could not keep up."""
+        """How many recordings of a kind were left out because the store could not keep up."""
         return self._pace.left_out
 
     @property
     def overhead(self) -> float:
-        """The share of a step's time that recording adds by its own measurement; 0 before it is known."""
+        """The share of a step's time that recording adds by its own measurement; 0 before the share is known."""
         return self._pace.budget.overhead
 
     @property
     def failures(self) -> int:
-        """How often recording failed; the first failure was shown on stderr."""
+        """How often recording failed. The first failure was shown on stderr."""
         return self._failures.count + self._misused.count + self._writer.failures.count
 
     @property
     def active(self) -> bool:
-        """Whether it still records: not closed, not given up, and not in a forked child."""
+        """Whether this recorder still records: it is not closed, has not given up, and is not in a forked process."""
         gave_up = self._failures.gave_up or self._writer.failures.gave_up
         return not self._closed and not gave_up and os.getpid() == self._process
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
-        """A copy, such as a spawned process gets with its dataset, is one that was closed: it records nothing."""
+        """Copy as a closed recorder, which records nothing: a spawned process may get one with its dataset."""
         return closed_recorder, ()
 
     def __enter__(self) -> Self:
@@ -244,7 +227,7 @@ class Recorder:
         self.close(INTERRUPTED_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
 
     def _attach(self, optimizer: Optimizer, index: int) -> None:
-        # First of the hooks: it seals the frame of the step before.
+        # The first of the hooks: it hands over the frame of the step before.
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
         hooks = RecorderHooks(
@@ -259,10 +242,10 @@ class Recorder:
         self._handles.extend(adapter_for(optimizer).attach(hooks))
 
     def _enter(self, index: int) -> None:
-        """An optimizer is about to step: a new step begins with the first, and with one that has stepped already.
+        """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
 
-        One that has entered and not left has not stepped: it failed and tries again, or its `step` calls its parent's,
-        whose hooks are the same.
+        An optimizer that entered its step and did not leave it has not stepped: the step failed and is tried again, or
+        its `step` calls the `step` of its parent class, which has the same hooks.
         """
         if self.step and index not in self._stepped:
             return
@@ -270,19 +253,19 @@ class Recorder:
         if self.active:
             self._begin()
         elif not self._closed and os.getpid() == self._process:
-            self._writer.lose()
+            self._writer.count_lost()
 
-    @_guarded("to log")
+    @guarded("to log")
     def _log(self, scalars: Mapping[str, Any]) -> None:
         values: dict[str, float | Tensor] = {}
         for name, value in scalars.items():
             try:
-                values[name] = number(name, value)
+                values[name] = logged_number(name, value)
             except Exception as error:
                 self._misused.add("to log", error)
         self._seal(values)
 
-    @_guarded("to begin a step")
+    @guarded("to begin a step")
     def _begin(self) -> None:
         if self._failures.count == self._failures_before:
             self._failures.clear()
@@ -297,29 +280,29 @@ class Recorder:
             self._asked = frozenset()
             self._unsealed = bool(self._due) or self._forwards
         self._events += [*events, *self._pace.settle(due, self.step)]
-        if self._due and self._appearing is not None:
-            layers, places = self._appearing.look(self._positions)
+        if self._due and self._new_layers is not None:
+            layers, places = self._new_layers.find(self._positions)
             self._positions |= places
             if layers:
                 self._writer.announce(layers)
-                self._events.append(Event("layers", told(layers), self.step, time.time()))
+                self._events.append(Event("layers", describe_new_layers(layers), self.step, time.time()))
 
-    @_guarded("to read the gradients")
+    @guarded("to read the gradients")
     def _prepare(self, look: Callable[[frozenset[Kind]], object], device: torch.device) -> None:
         if self._due:
-            with self._pace.meter.of(lightest(self._due), device):
+            with self._pace.meter.timed(lightest(self._due), device):
                 look(self._due)
 
-    @_guarded("to note what an optimizer tells")
+    @guarded("to note what an optimizer tells")
     def _note(self, event: Callable[[], Event]) -> None:
         self._events.append(event())
 
-    @_guarded("to measure a step")
+    @guarded("to measure a step")
     def _measure(self, batches_of: Callable[[], Iterator[LayerBatch]]) -> None:
         batches = batches_of()
         try:
             while self._due and (batch := next(batches, None)) is not None:
-                timed = functools.partial(self._pace.meter.of, device=batch.seen.device)
+                timed = functools.partial(self._pace.meter.timed, device=batch.seen.device)
                 # Under the user's autocast our matmuls would be done in half precision.
                 with torch.autocast(batch.seen.device.type, enabled=False):
                     self._measured.append(
@@ -332,51 +315,45 @@ class Recorder:
             self._give_up("statistics", error)
 
     def _give_up(self, kind: Kind, error: Exception) -> None:
-        """Leave out of the rest of the step what the device has no memory for, and what is heavier."""
+        """Leave a kind that the device has no memory for, and all heavier kinds, out of the rest of the step."""
         self._due -= frozenset(HEAVIEST_FIRST[: HEAVIEST_FIRST.index(kind) + 1])
         self._failures.add(f"to measure {kind}", error)
 
-    @_guarded("to hand over a frame")
+    @guarded("to hand over a frame")
     def _seal_early(self, optimizers: int) -> None:
-        """Once all have stepped: another process waits for what was measured here."""
+        """Hand over the frame once all optimizers have stepped: another process waits for what was measured here."""
         if len(self._stepped) == optimizers:
             self._seal({})
 
-    @_guarded("to hand over the last frame")
+    @guarded("to hand over the last frame")
     def _seal_safely(self) -> None:
         self._seal({})
 
     def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there is neither."""
+        """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there are none."""
         measured, self._measured = self._measured, []
         events, self._events = () if self._forwards else tuple(self._events), []
         cost, self._cost = self._cost, 0.0
         joins, self._unsealed = self._joins and self._unsealed, False
         if not measured and not scalars and not events and not joins:
             return
-        tensors: dict[Sent, Tensor] = {
-            SentScalar(name): value for name, value in scalars.items() if isinstance(value, Tensor)
-        }
-        for index, measurement in enumerate(measured):
-            for quantity, found in measurement.tensors.items():
-                tensors |= {SentArray(index, quantity, name): tensor for name, tensor in found.items()}
         try:
-            arrival = send(tensors)
+            arrival = send(tensors_to_send(measured, scalars))
         except Exception:
-            self._writer.lose()
+            self._writer.count_lost()
             raise
-        pending = Pending(
+        pending = PendingFrame(
             step=self.step if step is None else step,
             time=time.time(),
-            layout=tuple((one.positions, one.shape, one.entries) for one in measured),
+            batches=tuple(BatchShape(one.positions, one.shape, one.entries) for one in measured),
             arrival=arrival,
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
             events=events,
-            bill=self._pace.meter.bill if measured and self._on_cpu else None,
+            step_cost=self._pace.meter.current if measured and self._on_cpu else None,
             joins=joins,
         )
-        self._pace.meter.bill.awaits_writer |= pending.bill is not None  # also where more is logged later
+        self._pace.meter.current.awaits_writer |= pending.step_cost is not None  # also if more is logged later
         self._writer.put(pending)
 
 
@@ -387,13 +364,13 @@ def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
         alive.close(INTERRUPTED_SECONDS if interrupted else DRAIN_SECONDS)
 
 
-def _let_go(writer: Writer) -> None:
+def _release(writer: Writer) -> None:
     forget(writer)
     writer.release()
 
 
 def closed_recorder() -> Recorder:
-    """A recorder that does nothing, whatever is done to it."""
-    recorder = Recorder((), {}, Nowhere, cadence=Cadence(), outlier_quantile=1.0)
+    """Return a recorder that does nothing, whatever is done to it."""
+    recorder = Recorder((), {}, NullSink, cadence=Cadence(), outlier_quantile=1.0)
     recorder.close()
     return recorder

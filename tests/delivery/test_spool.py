@@ -23,8 +23,8 @@ from root_dash.delivery.delivery import Delivery, deliver, leftovers
 from root_dash.delivery.limits import DeliveryLimits
 from root_dash.delivery.spool_lock import lock_spool
 from root_dash.exceptions import StoreFull
-from root_dash.monitor.writing import writer
-from root_dash.monitor.writing.writer import Sink
+from root_dash.monitor.writing.sink import Sink
+from root_dash.monitor.writing.writer import WriterLimits
 from root_dash.records import Attempt, Frame
 from root_dash.store import Limits, Store
 from root_dash.store.spool import Spool
@@ -203,7 +203,7 @@ def test_a_full_spool_loses_later_frames_and_says_so(
             said += capfd.readouterr().err
             time.sleep(0.001)
     assert f"root-dash: recording waits, training goes on, it is tried again and again: {full}" in said
-    monkeypatch.setattr(writer, "QUEUE_BYTES", 2**17)
+    run._writer.limits = WriterLimits(queue_bytes=2**17)
     while run.lost < 3:
         train(model, optimizers, 1, run.log)
     with Spool.open(path) as spool:

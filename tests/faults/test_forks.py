@@ -80,7 +80,7 @@ for turn in range(6):
     if pid == 0:
         train(model, optimizers, 1, run.log)
         run.close()
-        run._writer.release(); run._writer.lose()
+        run._writer.release(); run._writer.count_lost()
         del run, optimizers
         gc.collect()
         sys.exit(0 if turn % 2 else os._exit(0))

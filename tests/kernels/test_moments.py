@@ -1,4 +1,4 @@
-"""The sums in one pass: in Triton's interpreter, through its compiler, and on a GPU where there is one.
+"""The sums in one pass: in Triton's interpreter, through its compiler, and on a GPU if there is one.
 
 Run as a program with TRITON_INTERPRET=1, which must be set before Triton is imported, this file checks the kernel.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from root_dash.kernels import moments
 from root_dash.kernels.moments import PIECE_WIDTH
 from root_dash.monitor.quantities import outliers
-from root_dash.monitor.quantities.quantity import HostBatch, LayerBatch, MeasureLimits
+from root_dash.monitor.quantities.quantity import HostBatch, LayerBatch
 from root_dash.monitor.quantities.registry import FUSED, QUANTITIES, with_one_pass
 from root_dash.optim.outliers.threshold import split, threshold
 from tests.kernels.harness import compiled, needs_gpu, needs_triton, run_interpreted
@@ -34,7 +34,7 @@ def columns(batch: LayerBatch) -> dict[str, np.ndarray]:
     """Return the statistics that follow from what the quantities measure of a batch of vectors."""
     found: dict[str, np.ndarray] = {}
     for quantity in SUMMED:
-        tensors = quantity.on_device(batch, MeasureLimits())
+        tensors = quantity.on_device(batch)
         arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         shape = (1, batch.seen.shape[2])
         found |= quantity.on_host(HostBatch(arrays, batch.positions, shape, 1)).statistics
@@ -54,7 +54,7 @@ def entries(seed: int, rows: int, width: int, dtype: torch.dtype, device: str) -
 
 
 def check(gradient: Tensor, momentum: Tensor, epsilon: Tensor) -> None:
-    """The kernel's statistics are those of the sums apart, which are tested against float64; NaN where they are."""
+    """The kernel's statistics are those of the sums apart, which are tested against float64; NaN in the same places."""
     assert moments.takes(gradient, momentum)
     batch = batch_of(gradient, momentum, epsilon)
     fused = with_one_pass(batch)

@@ -61,7 +61,7 @@ def test_the_training_thread_never_waits(build: Build, dtype: torch.dtype, trito
 
 @pytest.mark.parametrize("build", [root, adamw])
 def test_nor_for_large_layers(build: Build, tmp_path: Path) -> None:
-    """Nor where spectra are estimated and entries too many for one pass."""
+    """The thread does not wait if spectra are estimated and the entries are too many for one pass."""
     side = MeasureLimits().exact_side + 1
     model = nn.ModuleDict({"square": nn.Linear(side, side), "head": nn.Linear(64, 3000)})
     counts = watched(tmp_path / "runs.db", model, build, EVERY_STEP, torch.float32, triton=True, steps=1)
@@ -69,5 +69,5 @@ def test_nor_for_large_layers(build: Build, tmp_path: Path) -> None:
 
 
 def test_nor_between_the_costly_steps(tmp_path: Path) -> None:
-    """Nor with the default cadence, where most steps take the cheap statistics alone."""
+    """The thread does not wait with the default cadence, at which most steps take the cheap statistics alone."""
     assert watched(tmp_path / "runs.db", Model(), root, Cadence(), torch.float32, triton=True) == (STEPS, 0, 0)

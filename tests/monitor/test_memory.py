@@ -1,4 +1,4 @@
-"""What recording takes of the device's memory, and what becomes of it where there is none left."""
+"""The device's memory that recording takes, and what happens to a recording if no memory is left."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KINDS: tuple[Kind, ...] = ("statistics", "histograms", "quantiles", "spectra", "
 
 
 def batch_of(rows: list[int]) -> LayerBatch:
-    """Some of eight layers of heavy tails, each of its own scale."""
+    """Return some of eight layers with heavy tails, each of its own scale."""
     generator = torch.Generator().manual_seed(0)
     gradient, momentum, weight = torch.randn(3, 8, 48, 160, generator=generator) ** 3 * torch.logspace(-3, 3, 8).view(
         8, 1, 1
@@ -70,7 +70,7 @@ def named(measurement: Measurement) -> dict[tuple[str, str], Tensor]:
 def test_layers_that_are_measured_apart_have_the_same_bits(
     host: bool, exact_side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As measured together, in all that is measured, on one thread: by the host's ways and by a device's."""
+    """Every tensor equals the tensor of layers measured together, by the ways of a CPU and of a device."""
     limits = MeasureLimits(exact_side=exact_side, entries=3 * 48 * 160)
     parts = [list(rows) for rows in chunks(range(8), 48 * 160, limits)]
     assert parts == [[0, 1, 2], [3, 4, 5], [6, 7]]
@@ -93,7 +93,7 @@ def test_layers_that_are_measured_apart_have_the_same_bits(
 
 @pytest.mark.parametrize("build", [root, muon, adamw, sgd])
 def test_a_recording_is_the_same_however_many_layers_are_measured_at_once(build: Build, tmp_path: Path) -> None:
-    """Of all layers of a shape, or of one at a time."""
+    """All layers of a shape may be measured at once, or one at a time: the frames are the same."""
     frames = []
     for entries in (2**24, 1):
         store = record(tmp_path / f"{entries}.db", build, 3, limits=MeasureLimits(entries=entries))
@@ -105,7 +105,7 @@ def test_a_recording_is_the_same_however_many_layers_are_measured_at_once(build:
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made and not yet let go."""
+    """Counts the bytes of the tensors that were made and are not yet freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ class Peak(TorchDispatchMode):
         self._owners: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """What the operation makes is held as long as a tensor of Python's has it."""
+        """Count a new storage until the last Python tensor of it is gone."""
         given = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
         places = {tensor.untyped_storage().data_ptr() for tensor in given}
         made = func(*args, **(kwargs or {}))
@@ -143,7 +143,7 @@ LIMITS = MeasureLimits(exact_side=64, entries=2 * SIDES[0] * SIDES[1], copied_by
 
 
 def peak(layers: int, path: Path) -> int:
-    """The most bytes that a step of so many layers made beside weights, gradients and momenta, recording everything."""
+    """Return the most bytes that a recorded step made beside weights, gradients and momenta."""
     model = nn.Sequential(*(nn.Linear(*SIDES, bias=False) for _ in range(layers)))
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
     with watch_within(model, [optimizer], path, LIMITS) as run:
@@ -161,7 +161,7 @@ def peak(layers: int, path: Path) -> int:
 def test_the_memory_of_a_step_does_not_grow_with_the_number_of_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for what is recorded of them: what is made on the way is of two layers at a time, and copies are bounded."""
+    """Only what is recorded grows: temporary tensors are of two layers at a time, and copies are bounded."""
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)
     few, many = peak(4, tmp_path / "few.db"), peak(8, tmp_path / "many.db")
     assert 4 * LAYER_BYTES < few
@@ -169,7 +169,7 @@ def test_the_memory_of_a_step_does_not_grow_with_the_number_of_layers(
 
 
 def recording() -> bool:
-    """Whether it is on behalf of the recorder that this is called."""
+    """Return whether the recorder is among the callers."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and not frame.f_globals["__name__"].startswith("root_dash.monitor"):
         frame = frame.f_back
@@ -180,7 +180,7 @@ def recording() -> bool:
 def no_memory(
     monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: int = 0, times: float = float("inf")
 ) -> Iterator[None]:
-    """Let a function of torch's find no memory where recording calls it, after so many calls and so many times."""
+    """Let a function of torch find no memory when recording calls it, after so many calls and so many times."""
     function, calls = getattr(owner, name), 0
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -196,7 +196,7 @@ def no_memory(
 
 
 def held(model: nn.Module) -> int:
-    """Bytes of the tensors of the size of a layer that live in the process, without those of the model."""
+    """Return the bytes of all tensors of the size of a layer in the process, without the model's own."""
     own = {id(parameter) for parameter in model.parameters()}
     tensors = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and id(one) not in own]
     layers = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel() >= 24 * 24]
@@ -217,7 +217,7 @@ def held(model: nn.Module) -> int:
 def test_without_memory_the_step_is_trained_as_ever_and_nothing_is_held(
     build: Build, owner: Any, name: str, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it was missing, in copies or in the midst of measuring; what was made is let go without a collection."""
+    """Memory may be missing for copies or in a measurement; all tensors are freed without a collection."""
     alone, watched = Model(), Model()
     train(alone, build(alone), 5)
     optimizers, after_steps = build(watched), []
@@ -243,7 +243,7 @@ def test_without_memory_the_step_is_trained_as_ever_and_nothing_is_held(
 def test_the_heaviest_kinds_are_given_up_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A kind that finds no memory costs a step what is as heavy and nothing else; it is one failure for all layers."""
+    """A kind that finds no memory costs a step that kind and all heavier kinds; it is one failure for all layers."""
     model = Model()
     optimizers = adamw(model)
     cadence = Cadence(statistics=1, histograms=1, quantiles=3, spectra=1, masks=1)
@@ -266,10 +266,10 @@ def test_the_heaviest_kinds_are_given_up_first(
             }
 
 
-def test_where_there_is_no_memory_for_copies_gradients_are_read_after_the_step(
+def test_without_memory_for_copies_gradients_are_read_after_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the update is missing then."""
+    """Only the update is missing from the step."""
     model = Model()
     optimizers = sgd(model)
     with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
@@ -284,7 +284,7 @@ def test_where_there_is_no_memory_for_copies_gradients_are_read_after_the_step(
 
 
 def test_a_recorder_that_never_has_memory_turns_itself_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After three failures in a row; the training ends as it would have."""
+    """The recorder is off after three failures in a row; the training ends as it would have without it."""
     alone, watched = Model(), Model()
     train(alone, sgd(alone), 6)
     optimizers = sgd(watched)

@@ -59,7 +59,10 @@ def test_accumulated_and_clipped_gradients_are_those_that_the_step_sees(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_are_unscaled_under_a_scaler(fused: bool, tmp_path: Path) -> None:
-    """As without one. A step that the scaler skips is none; where the optimizer itself skips, it moves nothing."""
+    """The recording equals one without a scaler.
+
+    A step that the scaler skips does not count; if the optimizer itself skips, nothing moves.
+    """
     model, twin = Model(), Model()
     optimizer = AdamW(model.parameters(), lr=1e-3, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
@@ -88,7 +91,7 @@ def test_gradients_are_unscaled_under_a_scaler(fused: bool, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("build", [root, lambda model: [SGD(model.parameters(), lr=1e-2, momentum=0.9)]])
 def test_a_compiled_model_is_recorded_as_itself(build: Callable[[nn.Module], list[Optimizer]], tmp_path: Path) -> None:
-    """Under the names that it has without, and with the numbers."""
+    """Layers bear the names, and the numbers, of the model that is not compiled."""
     for name in ("plain", "compiled"):
         model: nn.Module = Model()
         optimizers = build(model)
@@ -104,7 +107,7 @@ def test_a_compiled_model_is_recorded_as_itself(build: Callable[[nn.Module], lis
 
 
 def test_shared_weights_are_one_layer(tmp_path: Path) -> None:
-    """Under the first of their names, with the gradient of all their uses."""
+    """The layer bears the first of the names, and has the gradient of all uses."""
     model = Model()
     model.head.weight = model.embed.weight
     optimizers = [SGD(model.parameters(), lr=1e-2)]
@@ -147,7 +150,7 @@ def test_a_frozen_layer_is_none_until_it_is_unfrozen(build: Callable[..., Optimi
 
 
 def test_a_layer_that_is_added_later_is_recorded_from_then_on(tmp_path: Path) -> None:
-    """By `add_param_group`; with `include` it may still be left out, and a module of another shape is a new layer."""
+    """`add_param_group` adds it; `include` may still leave it out, and a module of another shape is a new layer."""
     model = Model()
     named = dict(model.named_parameters())
     optimizer = ROOT([named[name] for name in MATRICES], lr=1e-2)
@@ -169,7 +172,7 @@ def test_a_layer_that_is_added_later_is_recorded_from_then_on(tmp_path: Path) ->
 
 @pytest.mark.parametrize("added", [True, False], ids=["added", "exchanged"])
 def test_a_new_parameter_of_the_same_name_and_shape_is_the_same_layer(added: bool, tmp_path: Path) -> None:
-    """As where a head is initialized anew, and is given to the optimizer beside the old one or in its place."""
+    """A head is initialized anew, and is given to the optimizer beside the old head or in its place."""
     model = Model()
     optimizer = SGD(model.parameters(), lr=1e-2)
     with root_dash.watch(model, optimizer, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
@@ -186,7 +189,7 @@ def test_a_new_parameter_of_the_same_name_and_shape_is_the_same_layer(added: boo
 
 
 def test_layers_that_appear_change_no_bit_of_the_training(tmp_path: Path) -> None:
-    """Nor does a parameter without a gradient, or a whole model that is frozen for a step."""
+    """The same holds for a parameter without a gradient, and for a model that is frozen for a step."""
 
     def work(model: Model, watched: bool) -> None:
         optimizer = ROOT(ROOT.param_groups(model), lr=1e-2)

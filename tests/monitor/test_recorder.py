@@ -94,7 +94,7 @@ def test_recorded_errors_equal_those_of_the_tensors(witnessed: tuple[Store, Witn
 def test_the_recorded_mask_is_where_the_momentum_exceeds_the_threshold(
     witnessed: tuple[Store, Witness], name: str
 ) -> None:
-    """Entry for entry, in the layer's own orientation; AdamW's layers at the recorder's quantile."""
+    """Masks agree entry for entry, in the layer's own orientation; AdamW's layers use the recorder's quantile."""
     store, witness = witnessed
     layer = layers_of(store)[name]
     mask, seen = store.mask(layer.id), witness.seen[name]
@@ -107,7 +107,7 @@ def test_the_recorded_mask_is_where_the_momentum_exceeds_the_threshold(
 
 
 def test_recorded_histograms_count_every_entry(witnessed: tuple[Store, Witness]) -> None:
-    """Of every layer, vectors included, for the gradient and the momentum: the counts are those of the tensor."""
+    """The counts are those of gradient and momentum, for every layer, vectors included."""
     store, witness = witnessed
     for name, layer in layers_of(store).items():
         for tensor in ("gradient", "momentum"):
@@ -138,7 +138,7 @@ def test_recorded_spectra_and_norms_are_those_of_the_tensors(witnessed: tuple[St
 
 
 def test_every_matrix_of_root_has_finite_statistics_at_every_step(tmp_path: Path) -> None:
-    """And every kind at the steps of its cadence."""
+    """Every kind is recorded at the steps of its cadence."""
     cadence = Cadence(statistics=1, histograms=2, quantiles=3, spectra=4, masks=5)
     store = record(tmp_path / "runs.db", root, 12, cadence)
     for name in MATRICES:
@@ -211,7 +211,7 @@ def test_a_wrong_log_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str],
 
 
 def test_a_loss_that_is_a_dtensor_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where every process has all of it; of a sum that is still to be made nothing is, and the frame stays."""
+    """It is logged if every process has all of it; a sum that is still to be made is not, and the frame is stored."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
@@ -286,7 +286,7 @@ def test_the_environment_names_the_database(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_include_and_exclude_choose_layers(tmp_path: Path) -> None:
-    """By globs over names."""
+    """Globs over names choose layers."""
     model = Model()
     optimizers = root(model)
     watched = root_dash.watch(model, optimizers, db=tmp_path / "a.db", include="*.weight", exclude=["norm*", "he*"])

@@ -13,7 +13,7 @@ from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.layers import watched_layers
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.recorder import Recorder
-from root_dash.monitor.writing.writer import Sink
+from root_dash.monitor.writing.sink import Sink
 from root_dash.records import Run
 from root_dash.store import Limits, Store
 from root_dash.store.failover import FailoverRecording

@@ -1,7 +1,7 @@
 """What is left out while the store is slower than the training: the costly kinds first, until the queue has drained.
 
-The budget knows what recording costs the training; this knows what the store can keep up with: a disk that is full or
-slow, a database that another process holds.
+The budget knows what recording costs the training. Backpressure knows what the store can keep up with: a disk may be
+full or slow, another process may hold the database.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from root_dash.monitor.limits.budget import THINNED
 from root_dash.records import Kind
 
 CROWDED = 0.5
-"""The share of the queue's room from which on the first kind is left out; the others follow up to its end."""
+"""The share of the queue from which on the first kind is left out; the others follow up to the end of the queue."""
 
 DRAINED = 0.25
-"""The share below which all are recorded again."""
+"""The share of the queue below which all kinds are recorded again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crowding:
-    """Which kinds are left out for the time being, and how many recordings of each have been since that began."""
+class Backpressure:
+    """Which kinds are left out for the time being, and how many recordings of each since that began."""
 
     kinds: tuple[Kind, ...] = ()
     left_out: Mapping[Kind, int] = field(default_factory=dict)
 
 
-def crowded(state: Crowding, fill: float) -> Crowding:
-    """The state where `fill` of the queue's room is taken, from 0 to 1.
+def next_backpressure(state: Backpressure, fill: float) -> Backpressure:
+    """Return the state if `fill` of the queue is taken, from 0 to 1.
 
-    Once left out, a kind stays so until the queue has drained: it would only fill it again.
+    A kind that is left out stays left out until the queue has drained: it would only fill the queue again.
     """
     if fill < DRAINED:
-        return Crowding()
+        return Backpressure()
     if fill < CROWDED:
         return state
     count = 1 + int((fill - CROWDED) / (1.0 - CROWDED) * len(THINNED))
@@ -41,15 +41,15 @@ def crowded(state: Crowding, fill: float) -> Crowding:
     return replace(state, kinds=kinds)
 
 
-def leave_out(state: Crowding, due: frozenset[Kind]) -> tuple[frozenset[Kind], Crowding]:
-    """What remains of the kinds that are due, and the state that has counted the others."""
+def leave_out(state: Backpressure, due: frozenset[Kind]) -> tuple[frozenset[Kind], Backpressure]:
+    """Return what remains of the kinds that are due, and the state that has counted the others."""
     gone = due.intersection(state.kinds)
     counts = {kind: state.left_out.get(kind, 0) + (kind in gone) for kind in state.kinds}
     return due - gone, replace(state, left_out=counts)
 
 
-def told(before: Crowding, after: Crowding) -> str | None:
-    """A sentence on what changed between two states, for people; None where nothing did."""
+def describe_backpressure(before: Backpressure, after: Backpressure) -> str | None:
+    """Return a sentence for people on what changed between two states; None if nothing did."""
     if before.kinds == after.kinds:
         return None
     if after.kinds:

@@ -1,8 +1,8 @@
-"""What recording may cost, and which kinds are recorded less often where it costs more.
+"""What recording may cost, and which kinds are recorded less often if it costs more.
 
-A kind costs what it takes of the training each time, divided by its interval. These are added up and held against the
-time of a step without recording; while they are more than the budget, the interval of the kind that costs the most is
-doubled, and while there is room for it, a doubling is taken back. The steps that remain are some of those before.
+The cost of a kind is the time that it takes of the training each time, divided by its interval. The sum of all costs is
+compared with the time of a step without recording. While the sum is above the budget, the interval of the costliest
+kind is doubled; while there is room, a doubling is taken back. So the steps that remain are some of the steps before.
 """
 
 from __future__ import annotations
@@ -15,35 +15,41 @@ from root_dash.monitor.limits.cadence import Cadence
 from root_dash.records import Kind
 
 PATIENCE = 12
-"""Steps between two changes, and before the first: what was measured until then says what the last one did."""
+"""Steps between two changes, and before the first: the measurements of these steps show what the last change did."""
 
 THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
 """The kinds that are recorded less often before the statistics are."""
 
 LONGEST = 2**10
-"""By how much an interval grows at most."""
+"""The largest factor by which an interval grows."""
 
 LONGEST_STATISTICS = 2**4
-"""The same of the statistics: a map with fewer columns does not say since when a layer is sick."""
+"""The largest such factor for statistics: a map with fewer columns does not show since when a layer is sick."""
 
-_ROOM = 0.7
-"""Of the budget: what thinning comes down to, since a training loses more than is measured here (a fifth more, where
-the demo's tiny model is measured in every step), and what a doubling that is taken back must stay below."""
-_WORTH = 0.1
-"""Of the budget: a kind that takes less is not thinned, since there is nothing to gain but gaps."""
-_SPIKE = 4.0  # times what was usual: a single measurement counts for no more
-_PAUSE = 1.25
-"""The same of a step's time: what a loop does now and then, such as to validate, is not part of a step."""
-_MEMORY = 0.25  # the weight of the newest measurement of a kind
-_STEP_MEMORY = 1 / 16
+_TARGET = 0.7
+"""The share of the budget that thinning aims at, and that a doubling which is taken back must stay below.
+
+A training loses more than is measured here: a fifth more if the demo's tiny model is measured in every step.
+"""
+_NEGLIGIBLE = 0.1
+"""The share of the budget below which a kind is not thinned: thinning it would gain nothing but gaps."""
+_COST_CAP = 4.0
+"""A measurement of a kind's cost counts for at most this many times the usual cost."""
+_STEP_TIME_CAP = 1.25
+"""A step's time counts for at most this many times the usual time: validation now and then is not part of a step."""
+_COST_WEIGHT = 0.25
+"""The weight of the newest measurement of a kind's cost."""
+_STEP_TIME_WEIGHT = 1 / 16
+"""The weight of the newest measurement of a step's time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How often each kind is recorded for the time being, and what is known of its cost.
 
-    `limit` is the share of a step's time that recording may add; `asked` is the cadence that was asked for, `cadence`
-    the one that is kept. `costs` are seconds each time, `step_time` the seconds of a step without recording.
+    `limit` is the share of a step's time that recording may add. `asked` is the cadence that was asked for, and
+    `cadence` is the cadence that is kept. `costs` are the seconds that each kind takes when it is recorded, and
+    `step_time` is the seconds of a step without recording.
     """
 
     limit: float
@@ -51,36 +57,36 @@ class Budget:
     cadence: Cadence
     costs: Mapping[Kind, float] = field(default_factory=dict)
     seen: Mapping[Kind, int] = field(default_factory=dict)
-    """How often each kind was measured. Once is not enough: the first time, caches and libraries are cold."""
+    """How often each kind was measured. Once is not enough: caches and libraries are cold the first time."""
     step_time: float = 0.0
     first: tuple[float, ...] = ()
-    """The times of the first steps, whose median it is until there are enough: some compile, or load."""
+    """The times of the first steps, whose median `step_time` is at first: some of these steps compile or load."""
     steps: int = 0
     since_change: int = 0
 
     @property
     def overhead(self) -> float:
-        """The share of a step's time that recording adds at this cadence; 0 before it is known."""
+        """The share of a step's time that recording adds at this cadence; 0 before the share is known."""
         return _overhead(self, self.cadence)
 
 
 def next_cadence(state: Budget, cost: Mapping[Kind, float], step_time: float) -> Budget:
-    """The state after one more step.
+    """Return the state after one more step.
 
     Args:
-        state: before the step.
-        cost: seconds that each kind took which was due in the step; under `"scalars"` what belongs to none.
+        state: the state before the step.
+        cost: seconds by kind that was due in the step; `"scalars"` stands for what belongs to no kind.
         step_time: seconds of the step, `cost` not included.
     """
     costs, seen = dict(state.costs), dict(state.seen)
     first = state.first if len(state.first) == PATIENCE else (*state.first, step_time)
     if first is state.first:
-        step_time = _updated(state.step_time, step_time, _PAUSE, _STEP_MEMORY)
+        step_time = _updated(state.step_time, step_time, _STEP_TIME_CAP, _STEP_TIME_WEIGHT)
     else:
         step_time = median(first)
     for kind, seconds in cost.items():
         count = seen.get(kind, 0)
-        costs[kind] = seconds if count < 2 else _updated(costs[kind], seconds, _SPIKE, _MEMORY)
+        costs[kind] = seconds if count < 2 else _updated(costs[kind], seconds, _COST_CAP, _COST_WEIGHT)
         seen[kind] = count + 1
     state = replace(
         state,
@@ -99,8 +105,8 @@ def next_cadence(state: Budget, cost: Mapping[Kind, float], step_time: float) ->
     return state if cadence == state.cadence else replace(state, cadence=cadence, since_change=0)
 
 
-def change(before: Budget, after: Budget) -> str:
-    """A sentence on what changed between two states, for people."""
+def describe_cadence(before: Budget, after: Budget) -> str:
+    """Return a sentence for people on how the cadence changed between two states."""
     was, now = asdict(before.cadence), asdict(after.cadence)
     changes = ", ".join(
         f"{kind} every {now[kind]} steps (before: {was[kind]})" for kind in now if now[kind] != was[kind]
@@ -109,8 +115,8 @@ def change(before: Budget, after: Budget) -> str:
     return f"{changes}: recording added {cost:.1%} to a step, the budget is {after.limit:.1%}"
 
 
-def _updated(old: float, new: float, spike: float, memory: float) -> float:
-    return old + memory * (min(new, spike * old) - old)
+def _updated(old: float, new: float, cap: float, weight: float) -> float:
+    return old + weight * (min(new, cap * old) - old)
 
 
 def _overhead(state: Budget, cadence: Cadence) -> float:
@@ -118,7 +124,7 @@ def _overhead(state: Budget, cadence: Cadence) -> float:
 
 
 def _shares(state: Budget, cadence: Cadence) -> dict[Kind, float]:
-    """Of a step's time, by kind; what was measured only once is left out."""
+    """Return the share of a step's time by kind; kinds that were measured only once are left out."""
     if not state.step_time:
         return {}
     return {
@@ -132,9 +138,9 @@ def _thinned(state: Budget) -> Cadence:
     cadence = state.cadence
     if _overhead(state, cadence) <= state.limit:
         return cadence
-    while _overhead(state, cadence) > _ROOM * state.limit:
+    while _overhead(state, cadence) > _TARGET * state.limit:
         shares = _shares(state, cadence)
-        costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > _WORTH * state.limit]
+        costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > _NEGLIGIBLE * state.limit]
         longer = next(
             (
                 doubled
@@ -150,19 +156,20 @@ def _thinned(state: Budget) -> Cadence:
 
 
 def _relaxed(state: Budget) -> Cadence:
-    """One doubling less, the statistics' first and then that of the kind which is the cheapest."""
+    """Return the cadence with one doubling less: of the statistics or, if none is left, of the cheapest kind."""
     shares = _shares(state, state.cadence)
     for kind in ["statistics", *sorted(THINNED, key=lambda kind: shares.get(kind, 0.0))]:
         shorter = _scaled(state, state.cadence, kind, 0.5)
-        if shorter is not None and _overhead(state, shorter) <= _ROOM * state.limit:
+        if shorter is not None and _overhead(state, shorter) <= _TARGET * state.limit:
             return shorter
     return state.cadence
 
 
 def _scaled(state: Budget, cadence: Cadence, kind: str, factor: float) -> Cadence | None:
-    """The cadence with a kind's interval doubled or halved, and with it those of kinds that it would leave alone.
+    """Return the cadence with a kind's interval doubled or halved.
 
-    None where it is never due, at the end of its range, or would itself be left alone.
+    If that left other kinds to steps without statistics, their intervals are doubled too. None if the kind is never
+    due, if its interval is at the end of its range, or if the kind itself were left to steps without statistics.
     """
     asked, interval = getattr(state.asked, kind), int(getattr(cadence, kind) * factor)
     longest = LONGEST_STATISTICS if kind == "statistics" else LONGEST
@@ -177,9 +184,9 @@ def _scaled(state: Budget, cadence: Cadence, kind: str, factor: float) -> Cadenc
 
 
 def _apart(asked: Cadence, cadence: Cadence) -> list[Kind]:
-    """The kinds that were asked for in steps that have statistics, and would come in others.
+    """Return the kinds that were asked for in steps with statistics, and would come in steps without.
 
-    Alone they cost more: gradients and momenta are gathered for them all the same.
+    Without statistics they cost more: gradients and momenta are gathered all the same.
     """
     every = cadence.statistics
     return [kind for kind in THINNED if every and asked.of(kind) % asked.statistics == 0 and cadence.of(kind) % every]

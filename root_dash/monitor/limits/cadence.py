@@ -9,7 +9,7 @@ from root_dash.records import KINDS, Kind
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """The interval of each kind in steps; 0 is never. The first step is always recorded.
+    """The interval of each kind in steps; 0 stands for never. The first step is always recorded.
 
     Raises:
         ValueError: an interval is negative.
@@ -31,10 +31,10 @@ class Cadence:
                 raise ValueError(f"cadence.{field.name} must be 0 (never) or a number of steps, got {value}")
 
     def of(self, kind: Kind) -> int:
-        """A kind's interval; 1 of scalars, which are recorded whenever they are logged."""
+        """Return a kind's interval; 1 for scalars, which are recorded whenever they are logged."""
         return 1 if kind == "scalars" else int(getattr(self, kind))
 
     def due(self, step: int) -> frozenset[Kind]:
-        """The kinds due at a step, the first being 1."""
+        """Return the kinds that are due at a step; the first step is 1."""
         kinds = (kind for kind in KINDS if kind != "scalars")
         return frozenset(kind for kind in kinds if (every := self.of(kind)) and (step == 1 or step % every == 0))

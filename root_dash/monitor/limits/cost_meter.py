@@ -12,16 +12,16 @@ import torch
 
 from root_dash.records import Kind
 
-WAITING = 64
-"""Steps whose device times may be missing before they are settled without."""
+WAITING_STEPS = 64
+"""Steps whose device times may be missing before they are settled without these times."""
 
 
 @dataclass(slots=True)
-class Bill:
-    """What a step cost: seconds of the training thread by kind, and pairs of events on a device's stream.
+class StepCost:
+    """What recording a step cost: seconds of the training thread by kind, and pairs of events on a device's stream.
 
-    Where the model trains on the cores that the writer's thread computes on, that one's seconds count too; they are
-    charged to the heaviest kind of the frame.
+    If the model trains on the cores that the writer's thread computes on, the seconds of that thread count too. They
+    are charged to the heaviest kind of the frame.
     """
 
     host: dict[Kind, float] = field(default_factory=dict)
@@ -32,12 +32,12 @@ class Bill:
 
     @property
     def complete(self) -> bool:
-        """Whether the device has passed all events, and the writer stored the frame."""
+        """Whether the device has passed all events, and the writer has stored the frame."""
         written = self.writer is not None or not self.awaits_writer
         return written and all(end.query() for _, _, end in self.events)
 
-    def costs(self) -> dict[Kind, float]:
-        """Seconds by kind: the thread's or the device's, whichever are more, since they run side by side."""
+    def by_kind(self) -> dict[Kind, float]:
+        """Return seconds by kind: the larger of the thread's and the device's, since they run side by side."""
         device: dict[Kind, float] = {}
         for kind, begin, end in self.events if self.complete else ():
             device[kind] = device.get(kind, 0.0) + begin.elapsed_time(end) / 1e3
@@ -48,17 +48,17 @@ class Bill:
         return costs
 
 
-class Meter:
-    """Keeps a bill for each step. On CUDA the device's time is read when it has come, some steps later."""
+class CostMeter:
+    """Keeps the cost of each step. On CUDA the device's time is read when it is known, some steps later."""
 
     def __init__(self) -> None:
-        self.bill = Bill()
-        """Of the step that is under way."""
-        self._waiting: deque[Bill] = deque()
+        self.current = StepCost()
+        """The cost of the step that is under way."""
+        self._waiting: deque[StepCost] = deque()
 
     @contextmanager
-    def of(self, kind: Kind, device: torch.device) -> Iterator[None]:
-        """Charge what is done meanwhile to a kind."""
+    def timed(self, kind: Kind, device: torch.device) -> Iterator[None]:
+        """Charge what is done in this context to a kind."""
         begin = _event(device)
         started = time.perf_counter()
         try:
@@ -67,22 +67,22 @@ class Meter:
             self.charge(kind, time.perf_counter() - started)
             end = _event(device)
             if begin is not None and end is not None:
-                self.bill.events.append((kind, begin, end))
+                self.current.events.append((kind, begin, end))
 
     def charge(self, kind: Kind, seconds: float) -> None:
         """Charge the training thread's time to a kind."""
-        self.bill.host[kind] = self.bill.host.get(kind, 0.0) + seconds
+        self.current.host[kind] = self.current.host.get(kind, 0.0) + seconds
 
     def total(self) -> float:
-        """Seconds of the training thread charged in this step."""
-        return sum(self.bill.host.values())
+        """Return the seconds of the training thread that were charged in this step."""
+        return sum(self.current.host.values())
 
-    def settle(self, step_time: float) -> Iterator[Bill]:
-        """End the step, which took `step_time` seconds without recording; the bills that are complete, in order."""
-        self.bill.step_time = step_time
-        self._waiting.append(self.bill)
-        self.bill = Bill()
-        while self._waiting and (len(self._waiting) > WAITING or self._waiting[0].complete):
+    def settle(self, step_time: float) -> Iterator[StepCost]:
+        """End the step, which took `step_time` seconds without recording, and yield the complete costs in order."""
+        self.current.step_time = step_time
+        self._waiting.append(self.current)
+        self.current = StepCost()
+        while self._waiting and (len(self._waiting) > WAITING_STEPS or self._waiting[0].complete):
             yield self._waiting.popleft()
 
 

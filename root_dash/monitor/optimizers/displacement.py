@@ -1,7 +1,7 @@
 """The update of an optimizer that does not offer it: what the weights were moved by, over the learning rate.
 
-The weights are copied before the step if an update is due; after the step their difference is taken. The update is
-exact: it is what the weights really went through, with the rounding to their own dtype and the weight decay.
+If an update is due, the weights are copied before the step and subtracted after the step. The update is exact: it
+includes the rounding of the weights to their own dtype, and the weight decay.
 """
 
 from __future__ import annotations

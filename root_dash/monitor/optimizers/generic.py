@@ -1,4 +1,4 @@
-"""Any optimizer, seen through its step hooks: gradients before the step, momentum and update after it."""
+"""Any optimizer, observed by its step hooks: gradients before the step, momentum and update after the step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Key = tuple[int, torch.Size, bool, torch.Size, torch.dtype, torch.device]
 
 
 class GenericAdapter(Adapter):
-    """Any optimizer of torch, observed around its step.
+    """The adapter of any optimizer of torch, observed around its step.
 
     An adapter of an optimizer that this one observes well enough overrides only what differs: where the momentum is,
     how it is corrected before use, and how the update is read from the movement of the weights.

@@ -14,9 +14,9 @@ from root_dash.monitor.optimizers.generic import GenericAdapter
 
 
 class MuonAdapter(GenericAdapter):
-    """torch's Muon: the update shown is the matrix that it orthogonalized, as ROOT shows it.
+    """The adapter of torch's Muon. The update that it shows is the orthogonalized matrix, as under ROOT.
 
-    Its weight decay, and the factor that it scales a shape's learning rate by, are taken out of the movement.
+    The weight decay, and the factor by which Muon scales a shape's learning rate, are taken out of the movement.
     """
 
     orthogonalizes = "momentum"

@@ -1,4 +1,4 @@
-"""The adapter of an optimizer: the first that knows it. A new adapter is a file of its own and a line here.
+"""The list of adapters: the first that knows an optimizer observes it. A new adapter is a file and a line here.
 
 A program that trains with an optimizer of its own may `register` an adapter before it calls `root_dash.watch`.
 """
@@ -19,7 +19,7 @@ _registered: list[type[Adapter]] = []
 
 
 def register(adapter: type[Adapter]) -> type[Adapter]:
-    """Prefer an adapter to all that are known; usable as a decorator of its class."""
+    """Prefer an adapter to all others from now on, and return it, so that `register` can decorate its class."""
     _registered.insert(0, adapter)
     return adapter
 

@@ -26,7 +26,7 @@ ORTHOGONALIZED = "root"
 
 
 class RootAdapter(Adapter):
-    """ROOT: it orthogonalizes the base of each matrix, and steps all else by AdamW."""
+    """The adapter of ROOT, which orthogonalizes the base of each matrix and steps all else by AdamW."""
 
     label = "ROOT"
     orthogonalizes = "base"
@@ -124,7 +124,7 @@ def _batch(observation: Observation, rows: Sequence[int], hooks: RecorderHooks) 
 
 
 def _shown_once(parameter: Tensor) -> bool:
-    """Return whether this process is the one that records what all processes are shown of a parameter."""
+    """Return whether this process records a parameter that the optimizer shows to all processes."""
     return not is_dtensor(parameter) or counted_here(parameter, whole=True)
 
 

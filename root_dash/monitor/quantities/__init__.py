@@ -1,1 +1,1 @@
-"""What is measured of a layer: one file per quantity."""
+"""The quantities that are measured of a layer, one file each."""

@@ -16,7 +16,6 @@ from root_dash.monitor.quantities.quantity import (
     HostBatch,
     HostResult,
     LayerBatch,
-    MeasureLimits,
     Quantity,
     ShardPart,
     Tensors,
@@ -29,7 +28,7 @@ FIELDS = Fields(gradient=1, momentum=1, product=2)
 """‖G‖, ‖M‖ and ⟨G, M⟩ of a piece. Gradient and momentum have units of their own; the product has that of both."""
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return `"sums"` (L, pieces, fields) of gradients and momenta, and `"norm"` (L,) of momenta that were scaled.
 
     Sums of several processes have to be in the same units, although an angle has none: if the tensors are shards,

@@ -17,7 +17,6 @@ from root_dash.monitor.quantities.quantity import (
     HostBatch,
     HostResult,
     LayerBatch,
-    MeasureLimits,
     Quantity,
     ShardPart,
     Tensors,
@@ -40,7 +39,7 @@ _DEVICE_ENTRIES = 2**24
 """Entries counted at a time on a device: an index takes eight bytes of each."""
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return the counts of each tensor (L, 515) and, as `"*.nonfinite"` (L, 2), its NaNs and infinities."""
     found: Tensors = {}
     if batch.gradient is None:

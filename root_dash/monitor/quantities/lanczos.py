@@ -1,9 +1,9 @@
 """Spectra of large matrices, estimated: stochastic Lanczos quadrature by Golub-Kahan bidiagonalization.
 
-Of a matrix of m x n, started from a random sign vector, k steps yield a k x k bidiagonal matrix whose singular values
-and the first entries of whose left singular vectors are a Gauss quadrature of the spectrum (Golub and Meurant,
-Matrices, Moments and Quadrature, 2010; Ubaru, Chen and Saad, 2017). Averaged over a few starts, it says how many
-singular values lie where. Unlike with a Gram matrix nothing is squared, and what travels is k numbers instead of m².
+Started from a random sign vector, k steps on a matrix of m x n yield a k x k bidiagonal matrix. Its singular values,
+and the first entries of its left singular vectors, are a Gauss quadrature of the spectrum (Golub and Meurant, Matrices,
+Moments and Quadrature, 2010; Ubaru, Chen and Saad, 2017). Averaged over a few starts, the quadrature tells how many
+singular values lie in each range. Unlike in a Gram matrix nothing is squared, and k numbers travel instead of m².
 """
 
 from __future__ import annotations
@@ -16,29 +16,31 @@ from torch import Tensor
 from root_dash.records import Float64Array
 
 STEPS = 48
-"""Of each start: where the largest singular values have converged."""
+"""Steps of each start, after which the largest singular values have converged."""
 STARTS = 4
+"""Random vectors from which each matrix is estimated."""
 
 _AGREEMENT = 1e-3
-"""How far, relatively, a singular value may differ between starts to be taken for one of the matrix."""
+"""The largest relative difference between starts at which a singular value counts as a value of the matrix."""
 
 _EXHAUSTED = 1e-4
-"""The share of the largest number so far below which the next is rounding, and a start has found all that it can.
+"""The share of the largest number so far below which the next number is rounding, and a start ends.
 
-So it is of a matrix of low rank, as a gradient of few tokens is, and of one whose singular values are alike: what
-followed would be values that the matrix does not have, 257 where all were 3.
+A start has then found all that it can. This happens if the rank is low, as of a gradient of few tokens, and if all
+singular values are alike: further steps would make values that the matrix does not have, 257 when all were 3.
 """
 
 _SEVERAL = 5.0
-"""From so many expected singular values on, one that exhausted starts found is taken for several that are alike."""
+"""If starts that ended early expect at least so many singular values at one node, the node stands for several."""
 
 _SEED = 1
 
 
 def bidiagonals(matrices: Tensor) -> Tensor:
-    """Diagonals and subdiagonals of L matrices (L, rows, cols): (L, starts, 2, k), in float32 or wider.
+    """Return diagonals and subdiagonals of L matrices (L, rows, cols): (L, starts, 2, k), in float32 or wider.
 
-    The same starts for every call, so that what changes from step to step is the spectrum; no read of the device.
+    Every call takes the same starts, so that only the spectrum changes from step to step. Nothing is read back from
+    the device.
     """
     short = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     A = short if short.dtype == torch.float64 else short.float()
@@ -64,10 +66,10 @@ def bidiagonals(matrices: Tensor) -> Tensor:
 
 
 def singular_values(bidiagonals: NDArray[np.floating], m: int) -> Float64Array:
-    """Estimates of the m singular values, descending, (L, m), of what `bidiagonals` (L, starts, 2, k) were taken from.
+    """Return estimates of the m singular values (L, m), descending, given `bidiagonals` (L, starts, 2, k).
 
-    The largest are those of the bidiagonal matrices, as far as these agree; the others are read off the cumulated
-    weights. NaN for a matrix that is not finite.
+    The largest values are those of the bidiagonal matrices, as far as the starts agree. The other values are read off
+    the cumulated weights. The values of a matrix that is not finite are NaN.
     """
     values = np.full((len(bidiagonals), m), np.nan)
     finite = np.isfinite(bidiagonals).all((-3, -2, -1))
@@ -83,12 +85,12 @@ def singular_values(bidiagonals: NDArray[np.floating], m: int) -> Float64Array:
 
 
 def _merged(nodes: Float64Array, shares: Float64Array, exhausted: bool, m: int) -> Float64Array:
-    """One matrix' m singular values, descending, of the nodes and shares (starts, k) of each start's quadrature."""
+    """Return the m singular values of one matrix, descending, given each start's nodes and shares (starts, k)."""
     usual, expected = nodes.mean(0), m * shares.mean(0)
     apart = (nodes.max(0) - nodes.min(0) > _AGREEMENT * usual) | (usual <= _EXHAUSTED * usual[0])
     if not exhausted:
-        # Where all lie close together nodes agree that stand for several. Of n that stand for one each, more than
-        # n + 3 √n are expected in one of 300 cases at most.
+        # If all values lie close together, nodes agree that stand for several values. If n nodes stand for one value
+        # each, more than n + 3 √n values are expected in one of 300 cases at most.
         apart |= (expected - 1).cumsum() > 3 * np.sqrt(np.arange(len(expected)) + 1)
     known = int(apart.argmax()) if apart.any() else len(apart)
     counts = np.where(expected[:known] >= _SEVERAL, expected[:known].round(), 1.0).astype(int)
@@ -105,9 +107,9 @@ def _merged(nodes: Float64Array, shares: Float64Array, exhausted: bool, m: int) 
 
 
 def _without(w: Tensor, basis: Tensor) -> Tensor:
-    """Vectors w (L, starts, n) less their parts in bases (L, starts, k, n), which rounding would let grow.
+    """Return vectors w (L, starts, n) without their parts in bases (L, starts, k, n), which rounding would let grow.
 
-    Twice, since where little is left the first time's rounding is a part of it.
+    The parts are subtracted twice: if little is left, the rounding of the first time is a part of the rest.
     """
     for _ in range(2):
         parts = basis @ w.unsqueeze(-1)
@@ -116,7 +118,7 @@ def _without(w: Tensor, basis: Tensor) -> Tensor:
 
 
 def _unit(w: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Norms (L, starts) of vectors (L, starts, n), and these divided by them; zero beside `largest`."""
+    """Return the norms (L, starts) of vectors (L, starts, n), and the unit vectors; 0 if tiny beside `largest`."""
     norm = torch.linalg.vector_norm(w, dim=-1)
     gone = norm <= _EXHAUSTED * largest
     unit = w / norm.clamp(min=torch.finfo(w.dtype).tiny).unsqueeze(-1)

@@ -10,14 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from root_dash.monitor.quantities.quantity import (
-    HostBatch,
-    HostResult,
-    LayerBatch,
-    MeasureLimits,
-    Quantity,
-    Tensors,
-)
+from root_dash.monitor.quantities.quantity import HostBatch, HostResult, LayerBatch, Quantity, Tensors
 from root_dash.records import CountArray, Mask
 
 LARGEST_COUNT = 32
@@ -32,7 +25,7 @@ Packed = NDArray[np.uint8]
 _STATISTICS = ("outlier_row_share", "outlier_col_share", "mask_overlap")
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return thresholds (L,), packed masks (L, bytes), and the `"largest"` entries with their `"values"` (L, ≤ 32)."""
     if batch.momentum is None or batch.threshold is None or min(batch.momentum.shape[1:]) < 2:
         return {}

@@ -18,7 +18,6 @@ from root_dash.monitor.quantities.quantity import (
     HostBatch,
     HostResult,
     LayerBatch,
-    MeasureLimits,
     Quantity,
     ShardPart,
     Tensors,
@@ -33,7 +32,7 @@ _ROUNDING = 2.0**-21
 """Relative float32 error of a mean. A deviation below `_ROUNDING * |mean|` is set to 0: a constant measured 1.5e-7."""
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return `"sums"` (L, pieces, fields) of the gradients, and `"unit"` (L,) if they were scaled by its inverse."""
     if batch.gradient is None:
         return {}

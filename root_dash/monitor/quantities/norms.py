@@ -15,7 +15,6 @@ from root_dash.monitor.quantities.quantity import (
     HostBatch,
     HostResult,
     LayerBatch,
-    MeasureLimits,
     Quantity,
     ShardPart,
     Tensors,
@@ -26,7 +25,7 @@ from root_dash.monitor.quantities.quantity import (
 )
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return the norms `"weight"` (L,) and `"update"` (L,), and the learning rate `"lr"` () of the update."""
     found = {} if batch.weight_norm is None else {"weight": batch.weight_norm}
     if batch.update is not None:

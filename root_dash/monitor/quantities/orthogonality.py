@@ -6,18 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from root_dash.monitor.quantities.quantity import (
-    HostBatch,
-    HostResult,
-    LayerBatch,
-    MeasureLimits,
-    Quantity,
-    Tensors,
-)
+from root_dash.monitor.quantities.quantity import HostBatch, HostResult, LayerBatch, Quantity, Tensors
 from root_dash.optim.newton_schulz.plan import CPU_MULTIPLIES_BFLOAT16
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return `"error"` (L,) of updates that were orthogonalized."""
     return {} if batch.update is None or not batch.orthogonalized else {"error": orthogonality_error(batch.update)}
 

@@ -12,7 +12,6 @@ from root_dash.monitor.quantities.quantity import (
     HostBatch,
     HostResult,
     LayerBatch,
-    MeasureLimits,
     Quantity,
     Tensors,
     flat,
@@ -24,7 +23,7 @@ FIELDS = Fields(momentum=1, base=1, outliers=1, product=2, count=0)
 """‖M‖, ‖B‖, ‖O‖, ⟨B, O⟩ and the number of outliers of a piece."""
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return `"sums"` (L, pieces, fields), which have no unit since only their ratios count, and `"threshold"` (L,)."""
     if batch.momentum is None or batch.base is None or batch.threshold is None:
         return {}

@@ -13,21 +13,14 @@ from torch import Tensor
 
 from root_dash.kernels import key_counts as keys
 from root_dash.monitor.quantities.histogram import count_indices
-from root_dash.monitor.quantities.quantity import (
-    HostBatch,
-    HostResult,
-    LayerBatch,
-    MeasureLimits,
-    Quantity,
-    Tensors,
-)
+from root_dash.monitor.quantities.quantity import HostBatch, HostResult, LayerBatch, Quantity, Tensors
 from root_dash.records import QUANTILE_COUNT, QUANTILE_REACH, TENSORS, Quantiles
 
 _LEAST_INFINITE, _GREATEST_INFINITE = 0x7F80, -0x7F81
 """Of the `_ordered` bits of bfloat16, those from the first upwards and from the second downwards are not finite."""
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return the quantiles of each tensor (L, 65) and, as `"*.count"` (L,), its finite entries."""
     found: Tensors = {}
     for name, entries in batch.tensors():

@@ -1,4 +1,4 @@
-"""What a quantity is: one file that says what is computed on the device, how ranks merge it, and what the host makes.
+"""The parts of a quantity: what the device computes, how ranks merge their parts, and what the host makes of them.
 
 A quantity measures L layers of one shape at one step. Its `on_device` makes small tensors of a `LayerBatch`, its
 `merge` adds up what several processes measured of their shards, and its `on_host` makes statistics and records of the
@@ -58,9 +58,9 @@ DEFAULT_LIMITS = MeasureLimits()
 
 @dataclass(frozen=True, slots=True)
 class LayerBatch:
-    """What is known of L layers of one shape at one step, each tensor (L, rows, cols).
+    """L layers of one shape at one step, each tensor (L, rows, cols).
 
-    `momentum`, `base` and `update` are None if the optimizer has none or does not offer it. `gradient` and
+    `momentum`, `base` and `update` are None if the optimizer has no such tensor or does not show it. `gradient` and
     `weight_norm` are None if the process sees sharded matrices whole. `shard_of` is the shape of the whole matrices if
     the tensors are this process's shards of them.
     """
@@ -78,6 +78,7 @@ class LayerBatch:
     of_base: bool = True
     """Whether `base` is what was orthogonalized, so that the polar error is an error of `update`."""
     shard_of: tuple[int, int] | None = None
+    limits: MeasureLimits = DEFAULT_LIMITS
     one_pass: Mapping[str, Tensor] = field(default_factory=dict)
     """Sums by quantity, (L, pieces, fields), that a kernel made in one pass; empty if no kernel drives the device."""
 
@@ -97,10 +98,10 @@ class LayerBatch:
 def flat(*tensors: Tensor) -> list[Tensor]:
     """Return tensors (L, rows, cols) as (L, n), all in the one order of entries in which the first lies in memory.
 
-    ROOT keeps tall matrices lying: flattened in the order of the weights, each would be copied.
+    ROOT keeps tall matrices transposed in memory. To flatten them in the order of the weights would copy each.
     """
-    lying = tensors[0].mT.is_contiguous()
-    return [(tensor.mT if lying else tensor).flatten(1) for tensor in tensors]
+    transposed = tensors[0].mT.is_contiguous()
+    return [(tensor.mT if transposed else tensor).flatten(1) for tensor in tensors]
 
 
 class Fields:
@@ -186,7 +187,7 @@ class Quantity:
 
     name: str
     kind: Kind
-    on_device: Callable[[LayerBatch, MeasureLimits], Tensors]
+    on_device: Callable[[LayerBatch], Tensors]
     on_host: Callable[[HostBatch], HostResult]
     merge: Callable[[Sequence[ShardPart]], Arrays] | None = None
     statistics: tuple[str, ...] = ()
@@ -199,7 +200,7 @@ def quiet(function: Function) -> Function:
 
 
 def or_zero(value: Float64Array, energy: Float64Array) -> Float64Array:
-    """Return `value`, and 0 if the energy that it is relative to is 0: a constant has no skew, a zero no angle."""
+    """Return values, and 0 for those relative to an energy of 0: a constant has no skew, a zero tensor no angle."""
     return np.where(energy == 0, 0.0, value)
 
 

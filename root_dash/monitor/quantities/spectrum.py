@@ -17,16 +17,7 @@ from torch import Tensor
 from root_dash.monitor.quantities import lanczos
 from root_dash.monitor.quantities.norms import norms
 from root_dash.monitor.quantities.orthogonality import short_side
-from root_dash.monitor.quantities.quantity import (
-    Arrays,
-    HostBatch,
-    HostResult,
-    LayerBatch,
-    MeasureLimits,
-    Quantity,
-    Tensors,
-    flat,
-)
+from root_dash.monitor.quantities.quantity import Arrays, HostBatch, HostResult, LayerBatch, Quantity, Tensors, flat
 from root_dash.records import Float64Array, Spectrum
 
 _Values = tuple[Float64Array, Float64Array, Float64Array]
@@ -50,7 +41,7 @@ class Grams:
     cross: Float64Array | None = None
 
 
-def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def on_device(batch: LayerBatch) -> Tensors:
     """Return Gram matrices (L, m, m) of momentum, base and update, or bidiagonal matrices if they are large.
 
     `"cross"`, or `"lanczos.orthogonalized"`, is there if the update is the base, orthogonalized.
@@ -61,7 +52,7 @@ def on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
     base = momentum if batch.base is None else batch.base
     orthogonal = update if batch.orthogonalized and batch.of_base else None
     shown = {"momentum": momentum, "base": base} | ({} if update is None else {"update": update})
-    if min(momentum.shape[1:]) > limits.exact_side:
+    if min(momentum.shape[1:]) > batch.limits.exact_side:
         estimates = {f"{_LANCZOS}{name}": lanczos.bidiagonals(matrix) for name, matrix in shown.items()}
         if orthogonal is not None:
             estimates[f"{_LANCZOS}orthogonalized"] = torch.ones_like(momentum[:, 0, 0], dtype=torch.uint8)

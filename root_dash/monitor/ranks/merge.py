@@ -1,7 +1,7 @@
 """Measurements of several processes' shards, put together to measurements of whole layers.
 
-Counts and sums add up, whichever process holds the entries: how is said by each quantity's `merge`. What one process
-measured of a whole matrix, since it orthogonalized that matrix, is taken as it is.
+Counts and sums add up, whichever process holds the entries; each quantity's `merge` says how. If one process sees a
+whole matrix, because it orthogonalizes the matrix, its measurements of the matrix are taken as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from root_dash.records import Event, IntArray, Kind
 
 @dataclass(frozen=True, slots=True)
 class HeldRows:
-    """What one process measured of L layers, which are some rows of a group."""
+    """The measurements by one process of L layers, which are some rows of a group."""
 
     group: LayerGroup
     rows: IntArray

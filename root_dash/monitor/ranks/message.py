@@ -1,6 +1,6 @@
-"""What a process measured at a step as bytes, and back: a description in JSON, then the arrays as they lie in memory.
+"""The message in which a process sends what it measured at a step: a description in JSON, then the arrays' bytes.
 
-Nothing is unpickled: what comes from another process is numbers, and a description that is checked.
+Nothing is unpickled: another process sends numbers, and a description that is checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.frames import LayerGroup
 
-_ALIGNMENT = 16  # bytes: every dtype's items start on a multiple of their size
+_ALIGNMENT = 16  # bytes: the items of every dtype start on a multiple of their size
 _LENGTH = np.dtype("<u8")
 _DTYPES = ("<f8", "<f4", "<i8", "<i4", "|u1")
 
@@ -23,39 +23,41 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one process measured at a step; nothing, where nothing was due."""
+class RankMessage:
+    """What one process measured at a step; without groups if nothing was due."""
 
     step: int
     groups: tuple[LayerGroup, ...] = ()
 
 
-def packed(part: Part) -> Bytes:
-    """The part as bytes: the length of the description, that, and the arrays in its order."""
-    arrays = [array for group in part.groups for named in group.arrays.values() for array in named.values()]
-    described = {"step": part.step, "groups": [_described(group) for group in part.groups]}
+def encode_message(message: RankMessage) -> Bytes:
+    """Return a message as bytes: the length of the description, the description, and the arrays in its order."""
+    arrays = [array for group in message.groups for named in group.arrays.values() for array in named.values()]
+    described = {"step": message.step, "groups": [_described(group) for group in message.groups]}
     text = json.dumps(described, separators=(",", ":")).encode()
     pieces = [np.array([len(text)], _LENGTH).tobytes(), text, *(array.tobytes() for array in arrays)]
     padded = (piece + bytes(-len(piece) % _ALIGNMENT) for piece in pieces)
     return np.frombuffer(bytearray().join(padded), np.uint8)
 
 
-def unpacked(message: Bytes) -> Part:
-    """The part that was `packed`; its arrays are views of the message.
+def decode_message(data: Bytes) -> RankMessage:
+    """Return the message that `encode_message` made these bytes of; its arrays are views of the bytes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are not such a message.
     """
     try:
-        length = int(message[: _LENGTH.itemsize].view(_LENGTH)[0])
-        text = message[_ALIGNMENT : _ALIGNMENT + length].tobytes()
+        length = int(data[: _LENGTH.itemsize].view(_LENGTH)[0])
+        text = data[_ALIGNMENT : _ALIGNMENT + length].tobytes()
         described = json.loads(text)
-        rest = message[_ALIGNMENT + length + -length % _ALIGNMENT :]
+        rest = data[_ALIGNMENT + length + -length % _ALIGNMENT :]
         arrays = _Arrays(rest)
         groups = tuple(_group(one, arrays) for one in described["groups"])
-        return Part(int(described["step"]), groups)
+        return RankMessage(int(described["step"]), groups)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"message must be a packed part, got {len(message)} bytes that are none: {error}") from error
+        raise ValueError(
+            f"data must be an encoded RankMessage, got {len(data)} bytes that are none: {error}"
+        ) from error
 
 
 def _described(group: LayerGroup) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _group(described: dict[str, Any], arrays: _Arrays) -> LayerGroup:
 
 
 class _Arrays:
-    """Reads arrays off bytes, one after another."""
+    """Reads arrays from bytes, one after another."""
 
     def __init__(self, data: Bytes) -> None:
         self._data = data

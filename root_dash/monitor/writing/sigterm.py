@@ -1,11 +1,11 @@
-"""What a scheduler's SIGTERM does to a recording: what is waiting is stored, and then the process ends by the signal.
+"""What a scheduler's SIGTERM does to a recording: the frames that wait are stored, and the signal ends the process.
 
-Without a handler Python ends at once, and what waits in the queue is lost. One is set only where the process has none
-of its own, and the exit status stays that of a process that SIGTERM ended. Python runs handlers between two of its
-instructions, so never in a thread that hangs within a call of C: a collective whose peers are gone, a kernel that does
-not return. A thread that Python wakes from within the signal itself, through `signal.set_wakeup_fd`, ends the process
-there too. Two cases are left to SIGKILL: a call of C that keeps the interpreter's lock, so that no thread runs, and a
-process in which somebody else, such as asyncio, is woken instead.
+Without a handler Python ends at once, and frames in the queue are lost. A handler is set only if the process has none
+of its own, and the exit status stays the status of a process that SIGTERM ended. Python runs handlers between two of
+its instructions, and so never while the main thread hangs within a call of C: a collective whose peers are gone, a
+kernel that does not return. For such a process a thread is woken from within the signal itself, through
+`signal.set_wakeup_fd`, and ends the process. Two cases are left to SIGKILL: a call of C that keeps the interpreter's
+lock, so that no thread runs, and a process in which other code, such as asyncio, is woken instead.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from root_dash.monitor.failures import print_to_stderr
 TERMINATED_SECONDS = 5.0
 """How long SIGTERM waits for frames to be stored; Docker kills 10 s after it, Slurm and Kubernetes 30 s."""
 
-SAID_SECONDS = 1.0
-"""How long it waits, at most, for what it says of them to be written."""
+_REPORT_SECONDS = 1.0
+"""How long a message about lost frames may take to be written."""
 
 _CREDENTIALS = struct.Struct("3i")
-"""What Linux says of who wrote to a socket: process, user and group."""
+"""What Linux tells about the writer of a socket: process, user and group."""
 
 
 class Draining(Protocol):
-    """What has something to store before the process ends."""
+    """Something that has frames to store before the process ends."""
 
     @property
     def pending(self) -> int:
-        """How many frames wait."""
+        """The number of frames that wait."""
 
     def close(self, timeout: float) -> bool:
-        """Store what waits, for at most `timeout` seconds; whether all was."""
+        """Store the frames that wait, for at most `timeout` seconds; return whether all were stored."""
 
 
 _open: list[Draining] = []
 _ends = threading.Lock()
-"""Taken by the one thread that ends the process."""
+"""Held by the one thread that ends the process."""
 _alarm: tuple[socket.socket, socket.socket] | None = None
-"""Where Python writes the number of a signal, and where the thread that waits for it reads."""
+"""The socket to which Python writes the number of a signal, and the socket from which our thread reads it."""
 
 
 def drain_on_termination(writer: Draining) -> None:
-    """Let SIGTERM wait for a writer, and then end the process as if nobody had.
+    """Let SIGTERM wait for a writer, and then end the process as it would have without waiting.
 
-    Nothing is done where the process handles or ignores SIGTERM already, nor outside the main thread, where Python
-    allows no handler.
+    Nothing is done if the process handles or ignores SIGTERM already, or outside the main thread: Python allows no
+    handler there.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -68,7 +68,7 @@ def drain_on_termination(writer: Draining) -> None:
 
 
 def forget(writer: Draining) -> None:
-    """Undo `drain_on_termination`; a handler that somebody else has set since stays."""
+    """Undo `drain_on_termination`; a handler that other code has set since stays."""
     if writer in _open:
         _open.remove(writer)
     if _open or threading.current_thread() is not threading.main_thread():
@@ -79,11 +79,11 @@ def forget(writer: Draining) -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """End from another thread: the one that was interrupted may hold the lock that the writer waits for."""
+    """End the process from another thread: the interrupted thread may hold the lock that the writer waits for."""
     signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
     try:
         threading.Thread(target=_drain, args=(number,), name="root-dash-termination", daemon=True).start()
-    except RuntimeError:  # the interpreter is ending already, and has drained
+    except RuntimeError:  # the interpreter is ending already, and has stored the frames
         os.kill(os.getpid(), number)
 
 
@@ -93,23 +93,23 @@ def _drain(number: int) -> None:
     until = time.monotonic() + TERMINATED_SECONDS
     for writer in list(_open):
         if not writer.close(max(until - time.monotonic(), 0.0)) and writer.pending:
-            _say(f"root-dash: terminated with {writer.pending} frames that could not be stored in time")
+            _report(f"root-dash: terminated with {writer.pending} frames that could not be stored in time")
     os.kill(os.getpid(), number)
 
 
-def _say(text: str) -> None:
-    """Write to stderr from a thread that is left behind where nobody reads it, and its pipe is full."""
-    saying = threading.Thread(target=print_to_stderr, args=(text,), daemon=True)
+def _report(text: str) -> None:
+    """Write to stderr from a thread that is left behind if stderr is a full pipe that nobody reads."""
+    writing = threading.Thread(target=print_to_stderr, args=(text,), daemon=True)
     with suppress(RuntimeError):  # the interpreter is ending already
-        saying.start()
-        saying.join(SAID_SECONDS)
+        writing.start()
+        writing.join(_REPORT_SECONDS)
 
 
 def _set_alarm() -> None:
-    """Be woken by signals, unless somebody is already."""
+    """Have a thread of ours woken by signals, unless other code is woken already."""
     global _alarm
     if os.name != "posix":
-        return  # nothing there sends SIGTERM
+        return  # nothing sends SIGTERM on other systems
     writes, reads = _alarm or socket.socketpair()
     writes.setblocking(False)
     if hasattr(socket, "SO_PASSCRED"):
@@ -127,7 +127,7 @@ def _set_alarm() -> None:
 
 
 def _unset_alarm() -> None:
-    """Undo `_set_alarm`. Who is woken instead may put back what was there before: then it stays open, and unused."""
+    """Undo `_set_alarm`. Code that is woken instead may put our socket back later: then it stays open, and unused."""
     global _alarm
     if _alarm is None:
         return
@@ -148,7 +148,7 @@ def _listen(reads: socket.socket, default: Callable[[int, None], object]) -> Non
 
 
 def _signals(reads: socket.socket) -> Iterator[int]:
-    """The numbers of this process's signals: a forked one writes to the same socket until it has forgotten it."""
+    """Yield the numbers of this process's signals; a forked process writes to the same socket until it closes it."""
     while True:
         written, writers, *_ = reads.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
         if not written:
@@ -158,7 +158,7 @@ def _signals(reads: socket.socket) -> Iterator[int]:
 
 
 def _forget_in_child() -> None:
-    """A forked process has nothing to store, and SIGTERM ends it as it would have: a DataLoader's workers."""
+    """Let SIGTERM end a forked process, such as a DataLoader's worker, at once: it has nothing to store."""
     global _alarm
     if _alarm is not None:
         _, reads = _alarm

@@ -1,7 +1,7 @@
 """One asynchronous copy per frame: many small device tensors become one buffer, and later NumPy arrays.
 
-On CUDA the copy runs on a stream of its own into pinned memory; the training stream is never waited for, and only the
-thread that calls `Arrival.wait` waits for the copy. On a CPU the buffer is already where it should be.
+On CUDA the copy runs on a stream of its own into pinned memory. Nothing waits for the training stream, and only the
+thread that calls `Arrival.wait` waits for the copy. On a CPU the buffer is in the host's memory from the start.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Arrival(Generic[Name]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds of the host's memory."""
+        """Bytes of the host's memory that the buffers hold."""
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def wait(self) -> dict[Name, NDArray[Any]]:
@@ -82,7 +82,7 @@ def send(tensors: Mapping[Name, Tensor]) -> Arrival[Name]:
         device, start = tensor.device, sizes.get(tensor.device, 0)
         slots.append(_Slot(name, device, start, tuple(tensor.shape), _NUMPY[tensor.dtype]))
         flat = tensor.detach().contiguous().view(-1)
-        # What has one element counts as contiguous whatever its stride, but for a view as bytes.
+        # A tensor of one element is contiguous whatever its stride, but its stride may forbid a view as bytes.
         raw = (flat.as_strided((1,), (1,)) if len(flat) == 1 else flat).view(torch.uint8)
         pieces.setdefault(device, []).append(raw)
         sizes[device] = start + raw.numel() + -raw.numel() % _ALIGNMENT
@@ -100,6 +100,7 @@ def send(tensors: Mapping[Name, Tensor]) -> Arrival[Name]:
 
 
 def _joined(raws: Sequence[Tensor]) -> Tensor:
+    """Return bytes on a device in one buffer, each piece padded to the alignment."""
     paddings = (-raw.numel() % _ALIGNMENT for raw in raws)
     return torch.cat(
         [torch.nn.functional.pad(raw, (0, pad)) if pad else raw for raw, pad in zip(raws, paddings, strict=True)]
@@ -107,10 +108,10 @@ def _joined(raws: Sequence[Tensor]) -> Tensor:
 
 
 def _copied(raws: Sequence[Tensor], size: int) -> Tensor:
-    """The same on a CPU, but not by torch.
+    """Return bytes on a CPU in one buffer of that size, copied by NumPy.
 
-    On several threads `cat` waits for all of them, and where other processes have the cores, for milliseconds, to copy
-    what one copies in microseconds.
+    torch's `cat` waits for all of its threads: if other processes have the cores, it takes milliseconds to copy what
+    one thread copies in microseconds.
     """
     buffer, start = np.empty(size, np.uint8), 0
     for raw in raws:
@@ -123,6 +124,7 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def _to_pinned(packed: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """Start copying bytes to pinned memory; return the copy, and the event that the copy completes."""
     if packed.device not in _streams:
         _streams[packed.device] = torch.cuda.Stream(packed.device)
     stream = _streams[packed.device]
@@ -132,5 +134,5 @@ def _to_pinned(packed: Tensor) -> tuple[Tensor, torch.cuda.Event]:
     with torch.cuda.stream(stream):
         host.copy_(packed, non_blocking=True)
         event.record(stream)
-    packed.record_stream(stream)  # or the allocator would hand its memory out while the copy reads it
+    packed.record_stream(stream)  # else the allocator would hand its memory out while the copy reads it
     return host, event

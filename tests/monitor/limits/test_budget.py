@@ -8,9 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
-from root_dash.monitor.limits.budget import LONGEST, PATIENCE, Budget, change, next_cadence
+from root_dash.monitor.limits.budget import LONGEST, PATIENCE, Budget, describe_cadence, next_cadence
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.monitor.limits.cost_meter import WAITING, Meter
+from root_dash.monitor.limits.cost_meter import WAITING_STEPS, CostMeter
 from root_dash.records import Kind
 
 ASKED = Cadence(statistics=1, histograms=10, quantiles=10, spectra=100, masks=100)
@@ -35,12 +35,12 @@ def start(limit: float = 0.03) -> Budget:
 
 
 def test_what_is_cheap_is_recorded_as_asked() -> None:
-    """Under the budget nothing is thinned."""
+    """A recording that costs less than the budget is not thinned."""
     assert {state.cadence for state in run(start(), CHEAP, 1000)} == {ASKED}
 
 
 def test_the_overhead_is_the_cost_by_interval_and_step_time() -> None:
-    """Of all kinds together."""
+    """The costs of all kinds are added up."""
     costs = CHEAP | {"histograms": 4e-3, "spectra": 0.02}
     expected = (1e-4 + (4e-3 + 1e-4) / 10 + (0.02 + 1e-4) / 100) / STEP
     assert run(start(), costs, 1000)[-1].overhead == pytest.approx(expected)
@@ -84,7 +84,7 @@ def test_what_was_asked_for_together_stays_together() -> None:
 
 
 def test_steps_that_take_longer_bring_the_cadence_back() -> None:
-    """As when the batch grows: what was thinned is recorded as asked again, one doubling at a time."""
+    """When the batch grows, thinned kinds return to the asked interval, one doubling at a time."""
     costly = CHEAP | {"histograms": 0.1, "statistics": 0.004}
     thinned = run(start(), costly, 1000)
     assert thinned[-1].cadence.histograms > ASKED.histograms
@@ -95,7 +95,7 @@ def test_steps_that_take_longer_bring_the_cadence_back() -> None:
 
 
 def test_a_cost_at_the_edge_of_the_budget_does_not_swing() -> None:
-    """What is thinned is taken back only where there is room for it: in steady state the cadence changes once."""
+    """Thinning is taken back only if there is room for it: in a steady state the cadence changes once."""
     for edge in (0.9, 1.01, 1.5, 1.99):
         states = run(start(), CHEAP | {"histograms": 0.03 * edge * 10 * STEP}, 3000)
         changes = sum(before.cadence != after.cadence for before, after in zip(states, states[1:], strict=False))
@@ -130,7 +130,7 @@ def test_pauses_between_steps_are_not_taken_for_steps() -> None:
 
 
 def test_nothing_changes_before_enough_was_seen() -> None:
-    """Nor so shortly after the last change."""
+    """The cadence does not change in the first steps, nor shortly after the last change."""
     states = [start(), *run(start(), dict.fromkeys(CHEAP, 0.05), 1000)]
     changes = [
         after.steps for before, after in zip(states, states[1:], strict=False) if before.cadence != after.cadence
@@ -155,36 +155,36 @@ def test_an_infinite_budget_keeps_to_the_cadence() -> None:
 def test_a_change_is_told_with_its_reason() -> None:
     """What changed, from what to what, the cost and the budget."""
     before, after = start(), run(start(), CHEAP | {"statistics": 0.008}, PATIENCE)[-1]
-    assert change(before, after) == (
+    assert describe_cadence(before, after) == (
         "statistics every 4 steps (before: 1), histograms every 20 steps (before: 10), "
         "quantiles every 20 steps (before: 10): recording added 8.0% to a step, the budget is 3.0%"
     )
 
 
-def test_bills_are_settled_in_order_once_the_writer_has_stored_their_frames() -> None:
+def test_costs_are_settled_in_order_once_the_writer_has_stored_their_frames() -> None:
     """A frame that is still on its way holds up those behind it, and is charged to its heaviest kind when it comes."""
-    meter = Meter()
-    bills = [meter.bill]
+    meter = CostMeter()
+    costs = [meter.current]
     meter.charge("statistics", 0.25)
     meter.charge("statistics", 0.5)
-    bills[0].awaits_writer = True
+    costs[0].awaits_writer = True
     assert list(meter.settle(1.0)) == []
-    bills.append(meter.bill)
+    costs.append(meter.current)
     meter.charge("spectra", 2.0)
     assert list(meter.settle(3.0)) == []
-    bills[0].writer = ("statistics", 0.125)
-    bills[1].writer = ("spectra", 1.0)
+    costs[0].writer = ("statistics", 0.125)
+    costs[1].writer = ("spectra", 1.0)
     settled = list(meter.settle(5.0))
-    assert settled[:2] == bills
-    assert [bill.costs() for bill in settled] == [{"statistics": 0.875}, {"spectra": 3.0}, {}]
-    assert [bill.step_time for bill in settled] == [1.0, 3.0, 5.0]
+    assert settled[:2] == costs
+    assert [cost.by_kind() for cost in settled] == [{"statistics": 0.875}, {"spectra": 3.0}, {}]
+    assert [cost.step_time for cost in settled] == [1.0, 3.0, 5.0]
 
 
 def test_a_frame_that_never_comes_does_not_hold_up_the_others_for_ever() -> None:
     """One that was lost, or that waits for a disk: after so many steps the oldest are settled without it."""
-    meter = Meter()
-    for step in range(WAITING + 5):
+    meter = CostMeter()
+    for step in range(WAITING_STEPS + 5):
         meter.charge("statistics", float(step))
-        meter.bill.awaits_writer = True
-        settled = [bill.costs() for bill in meter.settle(1.0)]
-        assert settled == ([] if step < WAITING else [{"statistics": float(step - WAITING)}])
+        meter.current.awaits_writer = True
+        settled = [cost.by_kind() for cost in meter.settle(1.0)]
+        assert settled == ([] if step < WAITING_STEPS else [{"statistics": float(step - WAITING_STEPS)}])

@@ -15,7 +15,7 @@ import root_dash
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace
 from root_dash.monitor.recorder import Recorder
-from root_dash.monitor.writing.writer import Nowhere
+from root_dash.monitor.writing.sink import NullSink
 from root_dash.records import Frame, Kind
 from tests.monitor.training import EVERY_STEP, MATRICES, Model, adamw, layers_of, root, step, train
 from tests.waiting import until
@@ -78,7 +78,7 @@ def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None
     """A second `log` in a step is no reason to settle the first one's frame before it is stored."""
     held = threading.Event()
 
-    class Held(Nowhere):
+    class Held(NullSink):
         def append(self, frame: Frame) -> object:
             return held.wait()
 
@@ -95,7 +95,7 @@ def test_what_is_logged_in_parts_still_waits_for_what_the_writer_takes() -> None
 
 
 def test_what_is_gathered_before_a_step_is_charged_to_a_kind_that_is_due(tmp_path: Path) -> None:
-    """Where statistics never are, the histograms bear it: the budget leaves out what is never due."""
+    """If statistics are never due, the histograms are charged: the budget leaves out a kind that is never due."""
     model = Model()
     optimizers = adamw(model)
     cadence = Cadence(statistics=0, histograms=1, quantiles=0, spectra=0, masks=0)
@@ -119,7 +119,7 @@ def test_what_is_no_budget_is_refused(value: Any, error: type[Exception], tmp_pa
 
 
 def test_masks_are_captured_on_demand(tmp_path: Path) -> None:
-    """`capture_masks` adds the exact masks of the next step alone, also where the cadence has none."""
+    """`capture_masks` adds the exact masks of the next step alone, also if the cadence has no masks."""
     model = Model()
     optimizers = root(model)
     with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=Cadence(masks=0)) as run:

@@ -1,4 +1,4 @@
-"""Optimizers other than ROOT: what their hooks show, in whatever order and number they step."""
+"""Optimizers other than ROOT: what their step hooks show, in any order and number of steps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _adamw_at(lr: float | torch.Tensor) -> Build:
 def test_a_learning_rate_in_a_tensor_is_recorded_as_its_number(
     at: Callable[[float | torch.Tensor], Build], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Of either shape that a tensor of one number has, under ROOT and under another optimizer."""
+    """A tensor of one number has one of two shapes; both are read, under ROOT and under another optimizer."""
     plain = record(tmp_path / "plain.db", at(0.01), 2)
     held = record(tmp_path / "tensor.db", at(torch.full(shape, 0.01)), 2)
     for layer in plain.layers(1):
@@ -56,7 +56,7 @@ def test_a_learning_rate_in_a_tensor_is_recorded_as_its_number(
 
 @pytest.mark.parametrize("build", [muon, adamw, sgd])
 def test_other_optimizers_show_gradients_and_momentum(build: Build, tmp_path: Path) -> None:
-    """Through their step hooks, and as the update what the weights were moved by."""
+    """The step hooks show them; the update is the movement of the weights."""
     store = record(tmp_path / "runs.db", build, 4)
     for name, layer in layers_of(store).items():
         statistics = store.statistics(layer.id)
@@ -91,7 +91,7 @@ class Signs(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Against the sign of the gradient."""
+        """Move against the sign of the gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.sub_(group["size"] * parameter.grad.sign())
@@ -100,7 +100,7 @@ class Signs(Optimizer):
 def moved(
     build: Build, path: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, dict[str, float]], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-    """What was recorded of the last of three steps by layer, and the weights before and after it."""
+    """Return the statistics of the last of three steps by layer, and the weights before and after that step."""
     model = Model().to(dtype)
     optimizers = build(model)
     with root_dash.watch(model, optimizers, db=path, cadence=EVERY_STEP) as run:
@@ -113,12 +113,12 @@ def moved(
 
 
 def signs(model: torch.nn.Module) -> list[Optimizer]:
-    """Signs for all."""
+    """Return signs for all parameters."""
     return [Signs(model.parameters())]
 
 
 def unsaid(model: torch.nn.Module) -> list[Optimizer]:
-    """The same with a learning rate that is None, as Transformers' Adafactor has it where it finds its own."""
+    """Return an optimizer whose learning rate is None, as that of Transformers' Adafactor is if it finds its own."""
     (optimizer,) = signs(model)
     optimizer.param_groups[0]["lr"] = None
     return [optimizer]
@@ -138,7 +138,7 @@ SINGLE, DOUBLE, HALF = torch.float32, torch.float64, torch.bfloat16
     + [(unsaid, 1.0, SINGLE), (decaying, 1e-3, SINGLE), (decaying, 1e-3, HALF)],
 )
 def test_the_update_is_what_moved_the_weights(build: Build, lr: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    """Over the learning rate, weight decay included; where there is no learning rate, as it is."""
+    """The movement is divided by the learning rate, if there is one; weight decay is included."""
     statistics, weights = moved(build, tmp_path / "runs.db", dtype)
     for name, (before, after) in weights.items():
         movement = (before.double() - after.double()).norm().item()
@@ -187,7 +187,7 @@ def test_muon_shows_the_matrix_that_it_orthogonalized(adjust: str | None, tmp_pa
 
 
 def test_a_learning_rate_of_zero_moves_nothing(tmp_path: Path) -> None:
-    """As at the first step of a warm-up: both statistics of the update are 0, and not undefined."""
+    """At the first step of a warm-up both statistics of the update are 0, and not undefined."""
     model = Model()
     optimizers: list[Optimizer] = [SGD(model.parameters(), lr=0.0, momentum=0.9)]
     with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
@@ -200,7 +200,7 @@ def test_a_learning_rate_of_zero_moves_nothing(tmp_path: Path) -> None:
 
 
 def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path) -> None:
-    """Where copying the weights at every step would cost too much memory; layers take turns, if they fit at all."""
+    """If copies of all weights cost too much memory, layers take turns; a layer that does not fit has no update."""
     limits = MeasureLimits(copied_bytes=4 * 24 * 40)
     store = record(tmp_path / "runs.db", plain_sgd, 9, Cadence(statistics=1, spectra=2), limits)
     shown = {}
@@ -219,7 +219,7 @@ def test_large_models_show_their_updates_with_the_spectra(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("build", [adamw, sgd, muon])
 def test_gradients_of_large_models_are_read_after_the_step(build: Build, tmp_path: Path) -> None:
-    """Where a copy would cost too much memory: of optimizers that do not write into them they are the same bits."""
+    """If a copy cost too much memory: an optimizer that does not write into gradients leaves the same bits."""
     copied = record(tmp_path / "copied.db", build, 3)
     read = record(tmp_path / "read.db", build, 3, limits=MeasureLimits(copied_bytes=0))
     for name, layer in layers_of(copied).items():
@@ -273,7 +273,7 @@ def test_the_gradient_is_that_before_the_step(tmp_path: Path) -> None:
 def test_a_failure_on_the_training_thread_never_reaches_the_loop(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It is shown once; after three the recorder turns itself off and the training ends as it would have."""
+    """The failure is shown once; after three the recorder turns itself off, and the training ends as without it."""
     alone, watched = Model(), Model()
     train(alone, [OddOptimizer(alone.parameters(), lr=1e-2)], 10)
     optimizers: list[Optimizer] = [OddOptimizer(watched.parameters(), lr=1e-2)]
@@ -303,7 +303,7 @@ class ChildOptimizer(SGD):
     """An optimizer whose step calls its parent's, which runs the same hooks once more."""
 
     def step(self, closure: Any = None) -> Any:
-        """As SGD."""
+        """Step as SGD does."""
         return super().step(closure)
 
 
@@ -323,7 +323,7 @@ def test_a_step_within_a_step_is_one_step(tmp_path: Path) -> None:
 
 
 def test_a_layer_in_two_optimizers_is_recorded_once_a_step(tmp_path: Path) -> None:
-    """As its last optimizer saw it."""
+    """The record is that of the optimizer that stepped last."""
     model = Model()
     optimizers: list[Optimizer] = [SGD(model.parameters(), lr=1e-3), AdamW(model.parameters(), lr=1e-3)]
     with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from torch import Tensor
 
-from root_dash.monitor.quantities.quantity import Columns, HostBatch, LayerBatch, MeasureLimits, Quantity
+from root_dash.monitor.quantities.quantity import Columns, HostBatch, LayerBatch, Quantity
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 ENTRIES = st_numpy.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 40)), elements=FLOATS)
@@ -31,6 +31,6 @@ def vectors(
 
 def statistics_of(quantity: Quantity, batch: LayerBatch) -> Columns:
     """Return the statistics that the host makes of what the device measures."""
-    arrays = {name: tensor.numpy() for name, tensor in quantity.on_device(batch, MeasureLimits()).items()}
+    arrays = {name: tensor.numpy() for name, tensor in quantity.on_device(batch).items()}
     rows, cols = batch.seen.shape[1:]
     return quantity.on_host(HostBatch(arrays, batch.positions, (rows, cols), 1)).statistics

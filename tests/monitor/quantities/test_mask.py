@@ -40,7 +40,7 @@ def test_a_mask_keeps_every_entry_and_its_map_every_count(rows: int, cols: int) 
 
 
 def test_overlap_is_the_jaccard_index() -> None:
-    """Against sets; two empty masks are the same mask."""
+    """The overlap agrees with Python's sets; two empty masks are the same mask."""
     first, second = (np.random.default_rng(seed).random(999) < 0.2 for seed in (1, 2))
     expected = (first & second).sum() / (first | second).sum()
     assert jaccard(np.packbits(first), np.packbits(second)) == pytest.approx(expected)
@@ -57,7 +57,7 @@ def test_worst_share_finds_the_row_that_holds_them() -> None:
 
 
 def test_the_first_mask_has_no_overlap() -> None:
-    """Not recorded, rather than 0."""
+    """The overlap of the first mask is not recorded, rather than 0."""
     packed = np.packbits(np.eye(16, dtype=bool))
     mask = mask_of(packed, np.zeros(1, np.int64), np.ones(1, np.float32), 16, 16, step=1)
     assert np.isnan(mask_statistics(mask, packed, None)["mask_overlap"])

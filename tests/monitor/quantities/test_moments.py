@@ -15,7 +15,7 @@ from tests.monitor.quantities.measured import heavy_tailed, statistics_of, vecto
 
 
 def expected_moments(x: Float64Array) -> dict[str, float]:
-    """The statistics of a gradient's finite entries, straight from their definitions."""
+    """Return the statistics of a gradient's finite entries by their definitions."""
     centered = x - x.mean()
     std = math.sqrt((centered**2).mean())
     return {
@@ -76,7 +76,7 @@ def test_a_zero_gradient_has_no_skew_and_no_kurtosis() -> None:
 
 
 def test_a_constant_gradient_has_no_deviation() -> None:
-    """Also one that float32 cannot add up exactly: what its mean is off by is no distribution."""
+    """This holds for a constant that float32 cannot add up exactly: the error of the mean is no deviation."""
     columns = statistics_of(MOMENTS, vectors(torch.full((1, 420_001), 0.1)))
     assert [columns[f"grad_{name}"].item() for name in ("std", "skewness", "kurtosis")] == [0, 0, 0]
     assert columns["grad_norm"].item() == pytest.approx(0.1 * math.sqrt(420_001))

@@ -14,7 +14,7 @@ from root_dash.monitor.quantities.norms import norms_apart
 def test_norms_of_tensors_apart_are_those_of_the_stack(
     shape: tuple[int, int], scale: float, dtype: torch.dtype
 ) -> None:
-    """Of any size, type and strides, against float64."""
+    """The norms agree with float64 for any size, type and strides."""
     generator = torch.Generator().manual_seed(1)
     tensors = [(torch.randn(shape, generator=generator) * scale).to(dtype) for _ in range(3)]
     tensors[1] = tensors[1].mT.contiguous().mT

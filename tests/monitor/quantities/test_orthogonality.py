@@ -13,7 +13,7 @@ from root_dash.monitor.quantities.orthogonality import orthogonality_error
 
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24)])
 def test_orthogonality_error_equals_its_definition(shape: tuple[int, int]) -> None:
-    """On the short side, against float64."""
+    """The error is taken on the short side, and compared with float64."""
     update = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3)) / max(shape) ** 0.5
     for row, error in enumerate(orthogonality_error(update)):
         x = update[row].double().numpy()
@@ -25,7 +25,7 @@ def test_orthogonality_error_equals_its_definition(shape: tuple[int, int]) -> No
 @pytest.mark.parametrize("shape", [(40, 40), (24, 60), (60, 24), (128, 512)])
 @pytest.mark.parametrize("size", [0.3, 1e-3])
 def test_orthogonality_error_of_bfloat16_is_that_of_its_entries(shape: tuple[int, int], size: float) -> None:
-    """As far as rounding the residual, not X Xᵀ, goes; dead rows are left out, and rows of 0.02 are not dead."""
+    """The residual is rounded, not X Xᵀ. Dead rows are left out, and rows of 0.02 are not dead."""
     generator = torch.Generator().manual_seed(4)
     m, n = sorted(shape)
     orthonormal = torch.linalg.qr(torch.randn(2, n, m, generator=generator)).Q.mT

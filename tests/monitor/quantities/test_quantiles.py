@@ -26,7 +26,7 @@ def rounded(entries: np.ndarray) -> Float64Array:
 @given(ENTRIES)
 @settings(max_examples=200)
 def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> None:
-    """The quantiles are NumPy's of what is finite, rounded to bfloat16, and NaN where nothing is."""
+    """The quantiles are NumPy's quantiles of the finite entries, rounded to bfloat16; NaN if no entry is finite."""
     values, count = (t.numpy() for t in quantiles(torch.from_numpy(entries)))
     for row in range(len(entries)):
         finite = entries[row][np.isfinite(entries[row])]
@@ -40,7 +40,7 @@ def test_quantiles_equal_those_of_the_finite_entries(entries: np.ndarray) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_quantiles_of_other_dtypes_leave_out_what_is_not_finite(dtype: torch.dtype) -> None:
-    """Also where the largest bfloat16 is beyond the dtype's own numbers; its own largest number is one."""
+    """The largest number of the dtype counts as finite, even if the largest bfloat16 is larger."""
     largest = min(torch.finfo(dtype).max, torch.finfo(torch.bfloat16).max)
     entries = torch.tensor([[math.nan, -math.inf, -1.0, 0.5, largest, math.inf], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
     values, count = quantiles(entries.to(dtype))

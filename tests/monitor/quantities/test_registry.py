@@ -68,7 +68,7 @@ def test_units_are_taken_out_with_the_power_of_each_field(name: str) -> None:
         seen, moved = (tensor.view(1, 1, -1) * scale for tensor in (gradient, momentum))
         limit = torch.tensor([1e-4 * scale])
         batch = LayerBatch((0,), seen, None, moved, limit, moved.clamp(-limit, limit))
-        sums = quantity.on_device(batch, MeasureLimits())["sums"].numpy()
+        sums = quantity.on_device(batch)["sums"].numpy()
         found.append(FUSED[name].padded(sums))
     np.testing.assert_allclose(found[1], found[0] * 2.0 ** FUSED[name].powers, rtol=1e-6)
 
@@ -78,7 +78,7 @@ def test_units_are_taken_out_with_the_power_of_each_field(name: str) -> None:
 FIELDS = Fields(positive=0, total=1)
 
 
-def _on_device(batch: LayerBatch, limits: MeasureLimits) -> Tensors:
+def _on_device(batch: LayerBatch) -> Tensors:
     if batch.gradient is None:
         return {}
 

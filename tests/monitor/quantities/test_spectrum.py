@@ -32,7 +32,7 @@ def matrices(shape: tuple[int, int], spread: float = 1e-3) -> Float64Array:
 
 
 def grams(base: Float64Array, update: Float64Array) -> Grams:
-    """As the device would send them."""
+    """Return the Gram matrices as the device sends them."""
     b, x = torch.from_numpy(base).float(), torch.from_numpy(update).float()
     pairs = [(b, b), (b, b), (x, x), (b, x)]
     return Grams(*(gram(left, right).numpy() for left, right in pairs))
@@ -49,7 +49,7 @@ def test_singular_values_equal_the_svd(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(30, 30), (20, 50), (50, 20)])
 def test_polar_error_is_the_distance_to_the_polar_factor(shape: tuple[int, int]) -> None:
-    """Also where the update is no function of the base's spectrum, as rounding makes it."""
+    """This holds even if the update is no function of the base's spectrum, because of rounding."""
     base = matrices(shape)
     u, _, v = np.linalg.svd(base, full_matrices=False)
     polar = u @ v
@@ -61,7 +61,7 @@ def test_polar_error_is_the_distance_to_the_polar_factor(shape: tuple[int, int])
 
 
 def test_null_directions_do_not_count() -> None:
-    """Of a matrix of rank 5 the polar factor has rank 5, and the condition is that of those five."""
+    """A matrix of rank 5 has a polar factor of rank 5, and the condition number of its five singular values."""
     base = matrices((30, 40))
     u, s, v = np.linalg.svd(base, full_matrices=False)
     s[:, 5:] = 0
@@ -124,7 +124,7 @@ def test_estimated_spectra_have_the_largest_value_and_the_distribution(sides: tu
 
 
 def test_estimates_of_few_values_are_exact() -> None:
-    """With as many steps as the matrix has rows, the nodes of the quadrature are its singular values."""
+    """If the steps are as many as the rows, the nodes of the quadrature are the singular values."""
     matrix, singular = layer((20, 50), 0.5)
     numbers = lanczos.bidiagonals(matrix.double())
     for start in range(lanczos.STARTS):
@@ -139,7 +139,7 @@ def test_estimates_of_few_values_are_exact() -> None:
     ids=["rank 1", "rank 3", "alike", "close"],
 )
 def test_estimates_end_where_there_is_nothing_more_to_find(singular: list[float], scale: float) -> None:
-    """Of low rank, or all but orthogonal, a matrix has the values that it has, and no others made of rounding."""
+    """A matrix of low rank, or almost orthogonal, gets its own values, and no others made of rounding."""
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(n, len(singular), generator=generator)).Q for n in (150, 220))
     matrix = (left * torch.tensor(singular)) @ right.mT * scale

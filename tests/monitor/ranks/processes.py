@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import root_dash
 from root_dash.monitor.frames import LayerGroup
-from root_dash.monitor.ranks import exchange as ranks
-from root_dash.monitor.ranks.exchange import Inbox, Outbox
+from root_dash.monitor.ranks import role
+from root_dash.monitor.ranks.exchange import RankLimits, RankReceiver, RankSender
 from root_dash.monitor.recorder import Recorder
 from tests.monitor.training import EVERY_STEP
 from tests.optim.distributed.sharding import cut, drawn, give, model, optimizer, tokens, weights
@@ -96,7 +97,7 @@ def columns(world: int) -> nn.Module:
 
 
 def alone(world: int) -> nn.Module:
-    """On a mesh of this process alone."""
+    """Shard over a mesh of this process alone."""
     ours = model()
     fully_shard(ours, mesh=init_device_mesh("cpu", (world, 1), mesh_dim_names=("others", "shard"))["shard"])
     return ours
@@ -122,11 +123,11 @@ def shards(rank: int, world: int, folder: Path) -> Said:
         said[choice] = {"counts": counts(run), "same": same}
     single = alone(world)
     if rank == 0:
-        several, ranks._several = ranks._several, lambda: False  # as far as the recorder knows
+        several, role._several_processes = role._several_processes, lambda: False  # as far as the recorder knows
         for name, build in BUILDS.items():
             recorded(model(), build, folder / f"single-{name}.db", shapes)
         recorded(single, BUILDS["root"], folder / "alone-root.db", shapes)
-        ranks._several = several
+        role._several_processes = several
     return said
 
 
@@ -184,35 +185,35 @@ def exchange(rank: int, world: int, folder: Path) -> Said:
     pair = dist.new_group(backend="gloo")
     assert pair is not None
     if rank == 1:
-        outbox = Outbox(pair)
+        sender = RankSender(pair)
         for step in (1, 2, 4, 5, 6):
-            outbox.join(step, [group(step)] if step != 2 else [])
+            sender.join(step, [group(step)] if step != 2 else [])
         dist.barrier()
         for step in (9, 10):  # by the time that the second is taken, the first has been heard
-            outbox.join(step, [group(step)])
+            sender.join(step, [group(step)])
         dist.barrier()
-        outbox.close()
+        sender.close()
         return {}
-    ranks.WAITING_BYTES = 1
-    inbox = Inbox(pair, [1])
+    limits = RankLimits(waiting_bytes=1)
+    receiver = RankReceiver(pair, [1], limits)
     said: Said = {}
 
     def join(step: int) -> None:
-        joined = inbox.join(step, [])
+        joined = receiver.join(step, [])
         said[str(step)] = [joined.lost, [event.text for event in joined.events]]
 
     for step in (1, 2, 3, 4):
         join(step)
     join(6)
-    inbox._patience = 0.2
+    receiver.limits = replace(limits, patience_seconds=0.2)
     join(7)
     join(8)
     dist.barrier()
     dist.barrier()
-    inbox._patience = ranks.PATIENCE_SECONDS
+    receiver.limits = limits
     join(9)
     join(10)
-    inbox.close()
+    receiver.close()
     return said
 
 
@@ -223,13 +224,13 @@ def closing(rank: int, world: int, folder: Path) -> Said:
     large = LayerGroup((0,), (2, 3), {"x": {"y": np.zeros(2**20)}}, 3)
     said: Said = {}
     if rank == 1:
-        outbox = Outbox(pair)
-        said["lost"] = [outbox.join(step, [large]).lost for step in range(6)]
-        outbox.close()
+        sender = RankSender(pair)
+        said["lost"] = [sender.join(step, [large]).lost for step in range(6)]
+        sender.close()
     else:
-        inbox = Inbox(pair, [1])
-        said["joined"] = inbox.join(0, []).lost
-        inbox.close()
+        receiver = RankReceiver(pair, [1])
+        said["joined"] = receiver.join(0, []).lost
+        receiver.close()
         said["threads"] = sum(thread.name.startswith("root-dash-rank") for thread in threading.enumerate())
     dist.barrier()
     return said
@@ -272,7 +273,7 @@ SCENARIOS: dict[str, Callable[[int, int, Path], Said]] = {
 
 def main(names: str, rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(SECONDS * 0.75)  # where the test would give up
+    faulthandler.dump_traceback_later(SECONDS * 0.75)  # before the test gives up
     dist.init_process_group(
         "gloo", f"file://{folder}/store", timeout=timedelta(seconds=SECONDS / 2), rank=rank, world_size=world
     )

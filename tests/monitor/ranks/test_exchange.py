@@ -125,9 +125,9 @@ def test_shards_are_recorded_as_a_single_process_records(folder: Path, world: in
     ("world", "way"), [(2, "fsdp"), (2, "hybrid"), (2, "columns"), (2, "alone"), (3, "fsdp"), (3, "alone")]
 )
 def test_what_the_owner_sees_is_recorded_too(folder: Path, world: int, way: str) -> None:
-    """Of a matrix of ROOT's every statistic there is, the spectrum, the mask, and the momentum's quantiles.
+    """A matrix of ROOT's has every statistic, the spectrum, the mask, and the momentum's quantiles.
 
-    And where a mesh is of one process, which then is all.
+    The same holds for a mesh of one process, which is then all processes.
     """
     single, merged = (root_dash.open(folder / str(world) / f"{name}-root.db") for name in ("single", way))
     (_, layers), (_, expected) = only(merged), only(single)
@@ -149,7 +149,7 @@ def test_what_the_owner_sees_is_recorded_too(folder: Path, world: int, way: str)
 
 
 def test_watching_shards_changes_no_bit(pair: Said, three: Said) -> None:
-    """With every kind at every step the weights are those without, and every process has stored or sent all."""
+    """With every kind at every step the weights equal those without a recorder, and all frames are stored or sent."""
     for said in (pair, three):
         for rank, one in enumerate(said):
             for name, found in one["shards"].items():
@@ -191,9 +191,9 @@ def test_what_cannot_be_put_together_is_refused_by_all(pair: Said) -> None:
     """Before the training starts, with the argument, the value and the rule; and no process hangs."""
     for said in pair:
         refused = said["refusals"]
-        assert refused["all"].startswith("ranks must be 'first' where parameters are sharded, got 'all'")
+        assert refused["all"].startswith("ranks must be 'first' if parameters are sharded, got 'all'")
         assert refused["unknown"] == "ranks must be 'first' or 'all', got 'some'"
-        assert refused["others"].startswith("ranks must watch the same layers where parameters are sharded")
+        assert refused["others"].startswith("ranks must watch the same layers if parameters are sharded")
 
 
 def test_a_silent_process_is_not_waited_for_until_it_is_heard_again(pair: Said) -> None:
@@ -244,10 +244,10 @@ def test_a_process_that_is_killed_takes_nothing_with_it(pair: Said, folder: Path
 def test_without_torch_distributed_the_first_is_the_only_one() -> None:
     """No process group: nothing is asked of one, whichever ranks are to record."""
     assert not torch.distributed.is_initialized()
-    from root_dash.monitor.ranks.exchange import of_the_first, standing_of
+    from root_dash.monitor.ranks.role import role_of_this_process, text_of_first_rank
 
     weight = torch.nn.Parameter(torch.ones(2, 3))
     for which in ("first", "all"):
-        standing = standing_of(which, (), {weight: 0})
-        assert (standing.rank, standing.stores, standing.link) == (0, True, None)
-    assert of_the_first("so") == "so"
+        role = role_of_this_process(which, (), {weight: 0})
+        assert (role.rank, role.stores, role.link) == (0, True, None)
+    assert text_of_first_rank("so") == "so"

@@ -33,7 +33,7 @@ UNITLESS = ("alignment", "grad_skewness", "grad_kurtosis")
 
 
 def arrived(measurement: Measurement) -> LayerGroup:
-    """The group that the writer makes of it."""
+    """Return the group that the writer makes of a measurement."""
     keys = {(quantity, name): one for quantity, found in measurement.tensors.items() for name, one in found.items()}
     arrays: dict[str, dict[str, NDArray[Any]]] = {}
     for (quantity, name), array in send(keys).wait().items():
@@ -42,20 +42,20 @@ def arrived(measurement: Measurement) -> LayerGroup:
 
 
 def whole(gradient: Tensor, momentum: Tensor, weight: Tensor) -> LayerGroup:
-    """One layer as a single process measures it."""
+    """Measure one layer as a single process does."""
     base, threshold = outliers_of(momentum, 0.9)
     norm = norms(weight.flatten(1))
     return arrived(measure(LayerBatch((3,), gradient, norm, momentum, threshold, base, momentum, 0.1), KINDS))
 
 
 def owner(momentum: Tensor) -> LayerGroup:
-    """The same layer as the process sees it that orthogonalizes it."""
+    """Measure the layer as the process that orthogonalizes it does."""
     base, threshold = outliers_of(momentum, 0.9)
     return arrived(measure(LayerBatch((3,), None, None, momentum, threshold, base, momentum, 0.1), KINDS))
 
 
 def shard(gradient: Tensor, momentum: Tensor, weight: Tensor, rows: slice) -> LayerGroup:
-    """Some rows of it, as the process measures them that holds them."""
+    """Measure some rows of the layer, as the process that holds them does."""
     _, height, width = gradient.shape
     norm = norms(weight[:, rows].flatten(1))
     held = LayerBatch((3,), gradient[:, rows], norm, momentum[:, rows], shard_of=(height, width))
@@ -111,7 +111,7 @@ def assert_same(ours: Frame, theirs: Frame) -> None:
 def test_any_split_gives_what_the_whole_gives(
     seed: int, rows: int, cols: int, cuts: list[int], scale: float, spoiled: int
 ) -> None:
-    """Of one process or five, with pieces of any height, of any scale, with entries that are not finite."""
+    """One process or five, pieces of any height, any scale, entries that are not finite: the frame is the same."""
     tensors = drawn(seed, (rows, cols), scale, torch.float32, spoiled)
     bounds = [0, *sorted(min(cut, rows) for cut in cuts), rows]
     slices = [slice(*ends) for ends in zip(bounds, bounds[1:], strict=False) if ends[0] < ends[1]]
@@ -142,8 +142,8 @@ def test_what_the_owner_sees_goes_with_it() -> None:
     np.testing.assert_array_equal(ours.quantiles[3]["momentum"].values, theirs.quantiles[3]["momentum"].values)
 
 
-def test_a_sum_of_some_is_not_told() -> None:
-    """Where a part is missing, or there twice, the layer is left out, and the others are not."""
+def test_a_sum_of_some_parts_is_not_recorded() -> None:
+    """If a part is missing, or there twice, the layer is left out; other layers are not."""
     tensors = drawn(3, (12, 20), 1.0, torch.float32, 0)
     first, second = shard(*tensors, slice(0, 5)), shard(*tensors, slice(5, 12))
     other = replace(whole(*tensors), positions=(9,))

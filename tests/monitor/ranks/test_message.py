@@ -1,4 +1,4 @@
-"""What a process measured, as bytes."""
+"""The message in which a process sends what it measured, as bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from root_dash.monitor.frames import LayerGroup
-from root_dash.monitor.ranks.message import Bytes, Part, packed, unpacked
+from root_dash.monitor.ranks.message import Bytes, RankMessage, decode_message, encode_message
 
 NAMED = st.dictionaries(
     st.text(max_size=8),
@@ -33,8 +33,8 @@ GROUPS = st.builds(
 
 @given(step=st.integers(0, 2**50), groups=st.lists(GROUPS, max_size=3).map(tuple))
 def test_what_is_packed_is_unpacked(step: int, groups: tuple[LayerGroup, ...]) -> None:
-    """Every array, to the bit, with its name, dtype and shape; and what it is of."""
-    part = unpacked(packed(Part(step, groups)))
+    """Every array comes back to the bit, with its name, dtype, shape and layers."""
+    part = decode_message(encode_message(RankMessage(step, groups)))
     assert part.step == step
     assert len(part.groups) == len(groups)
     for ours, theirs in zip(part.groups, groups, strict=True):
@@ -74,14 +74,14 @@ def described(dtype: str, shape: list[int]) -> bytes:
     ],
 )
 def test_what_is_no_part_is_refused(text: bytes) -> None:
-    """No description, one of something else, objects, and arrays that are longer than what came."""
-    with pytest.raises(ValueError, match="message must be a packed part"):
-        unpacked(message(text))
+    """Refused are a missing or wrong description, arrays of objects, and arrays longer than the message."""
+    with pytest.raises(ValueError, match="data must be an encoded RankMessage"):
+        decode_message(message(text))
 
 
 def test_bytes_at_random_are_refused() -> None:
-    """And so is nothing."""
+    """Random bytes are refused, and so is an empty message."""
     generator = np.random.default_rng(0)
     for size in (0, 1, 7, 8, 100, 1000):
         with pytest.raises(ValueError, match=f"got {size} bytes"):
-            unpacked(generator.integers(0, 256, size, np.uint8))
+            decode_message(generator.integers(0, 256, size, np.uint8))

@@ -53,7 +53,7 @@ drain_on_termination(Slow())
 
 
 def test_a_process_whose_stderr_nobody_reads_is_ended_all_the_same() -> None:
-    """Where it has to say what is missing, and the pipe is full."""
+    """The process has to report lost frames, and its stderr is a full pipe."""
     script = _SCRIPT.replace("drain_on_termination(Slow())", _UNREAD)
     with subprocess.Popen([sys.executable, "-c", script, "3"], stderr=subprocess.PIPE) as process:
         try:
@@ -99,7 +99,7 @@ def ended(script: str, *arguments: str) -> tuple[int, str]:
 
 @pytest.mark.heavy
 def test_a_process_that_hangs_in_c_stores_what_waits_and_ends_by_sigterm(tmp_path: Path) -> None:
-    """Where no handler of Python's would ever run, for the main thread executes no instruction of it."""
+    """No handler of Python would ever run, since the main thread executes no instruction of Python."""
     assert ended(_STUCK, str(tmp_path / "runs.db")) == (-signal.SIGTERM, "")
     with root_dash.open(tmp_path / "runs.db") as store:
         (run,) = store.runs()
@@ -149,7 +149,7 @@ assert len(os.listdir("/dev/fd")) == files
 
 
 def test_who_is_woken_by_signals_already_stays_so() -> None:
-    """As asyncio is, before and after; SIGTERM is then handled as soon as Python gets to it."""
+    """asyncio is woken, before and after; SIGTERM is then handled as soon as Python gets to it."""
     check("""
 theirs, other = socket.socketpair()
 theirs.setblocking(False)
@@ -180,7 +180,7 @@ asyncio.run(wait())
 
 
 def test_a_process_that_ignores_sigterm_is_not_listened_in() -> None:
-    """Nor one with a handler of its own, whether it had it before or set it later; nor in another thread."""
+    """The same holds for a process with a handler of its own, set before or after, and for another thread."""
     check("""
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 drain_on_termination(Done())

@@ -66,7 +66,7 @@ def test_a_failing_sink_is_shown_once_and_given_up_after_three(capfd: pytest.Cap
 
 
 class Endless(BrokenSink):
-    """A sink that cannot be told of the end, as where another process holds the database; and a link beside it."""
+    """A sink whose end fails, as if another process held the database; and a link beside the sink."""
 
     def __init__(self, error: StoreError) -> None:
         self.error = error
@@ -193,7 +193,7 @@ def test_an_end_that_there_is_no_time_for_is_told(tmp_path: Path, capfd: pytest.
 
 
 def test_an_end_that_is_refused_at_first_is_said_again() -> None:
-    """Where only the end meets the lock: it is tried again within the patience, and says when training ended."""
+    """If only the end meets the lock, it is tried again, and keeps the time at which training ended."""
 
     class Held(LockedSink):
         def append(self, frame: Frame) -> object:
@@ -211,7 +211,7 @@ def test_an_end_that_is_refused_at_first_is_said_again() -> None:
     times: list[float] = []
     sink = Held()
     writer = Writer(sink)
-    writer.lose()
+    writer.count_lost()
     assert writer.close(60.0)
     assert (len(times), len(set(times)), sink.lost, writer.failures.count) == (4, 1, 1, 0)
 

@@ -1,4 +1,4 @@
-"""Numbers that a training loop logs."""
+"""The numbers that a user logs beside what is recorded: a loss, a learning rate."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from root_dash.optim.matrices.shards import is_dtensor, local
 
 
-def number(name: str, value: float | Tensor) -> float | Tensor:
-    """Take one number: a float, or a copy of a tensor on its own device, which is not waited for.
+def logged_number(name: str, value: float | Tensor) -> float | Tensor:
+    """Return a logged value as a float, or as a tensor () in float64 that the user no longer shares.
 
     Raises:
-        ValueError: it is no single real number, or a DTensor of which other processes have a part.
+        ValueError: the value is not a single real number, or is a DTensor that other processes hold parts of.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
@@ -20,7 +20,7 @@ def number(name: str, value: float | Tensor) -> float | Tensor:
         if is_dtensor(value) and not all(placement.is_replicate() for placement in value.placements):
             raise ValueError(f"log({name}=...) takes a number that is here, got a DTensor: give its full_tensor()")
         value = local(value)
-        # A copy, since the user may go on to write into it.
+        # A copy, since the user may go on to write into the tensor.
         return value.detach().reshape(()).to(torch.float64, copy=True)
     try:
         return float(value)
