@@ -9,6 +9,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import mse_loss
 
@@ -17,7 +18,7 @@ from root_dash import ROOT, watch
 dist.init_process_group("gloo")
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 for layer in (model[0], model[2], model):
     fully_shard(layer, mesh=mesh)
 
