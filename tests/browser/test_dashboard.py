@@ -9,6 +9,8 @@ import pytest
 from playwright.sync_api import Browser, FloatRect, Page, expect
 
 from root_dash.frontend import ids
+from root_dash.frontend.panels import PANELS
+from root_dash.frontend.panels.overview import loss_map
 from tests.browser.conftest import running, tab
 from tests.store.frames import record
 
@@ -20,11 +22,10 @@ PATIENCE = 60_000  # ms; two cores train, serve and draw at the same time
 PLOT = "document.querySelector(`#${id} .js-plotly-plot`)"
 LAST_X = f"Math.max(...({PLOT}?._fullData?.[0]?.x ?? [0]))"
 
-OVERVIEW_GRAPHS = (ids.MAP,)
-LAYER_GRAPHS = (
-    ids.HISTOGRAM, ids.QQ, ids.EVOLUTION, ids.SPECTRUM, ids.ERRORS, ids.MASK,
-    *(ids.statistic(slot) for slot in range(ids.STATISTIC_SLOTS)),
-)  # fmt: skip
+MAP = loss_map.PANEL.id
+OVERVIEW_GRAPHS, LAYER_GRAPHS = (
+    tuple(panel.id for panel in PANELS[page] if not panel.words) for page in ("overview", "layer")
+)
 
 
 def shown_step(page: Page) -> int:
@@ -84,11 +85,11 @@ def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
 
 def click_map(page: Page, layer: str) -> None:
     """Click the cell of a layer, a third of the way through the steps, once its numbers are shown."""
-    box = subplot(page, ids.MAP, largest=True)
-    row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [ids.MAP, layer])
+    box = subplot(page, MAP, largest=True)
+    row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [MAP, layer])
     x, y = box["x"] + box["width"] / 3, box["y"] + row
     page.mouse.move(x, y)
-    page.wait_for_selector(f"#{ids.MAP} .hoverlayer .hovertext", timeout=PATIENCE)
+    page.wait_for_selector(f"#{MAP} .hoverlayer .hovertext", timeout=PATIENCE)
     page.mouse.click(x, y)
 
 
@@ -103,17 +104,17 @@ def test_a_training_run_is_seen_live(browser: Browser, tmp_path: Path) -> None:
         wait_until_filled(page, OVERVIEW_GRAPHS)
         expect(page.locator(f"#{ids.STATUS_TEXT}")).to_have_text("live")
         page.evaluate("window.notReloaded = true")
-        before, curve = shown_step(page), last_x(page, ids.MAP)
+        before, curve = shown_step(page), last_x(page, MAP)
         wait_for_step(page, before + 5)
-        wait_for_curve(page, ids.MAP, curve)
+        wait_for_curve(page, MAP, curve)
 
-        whole = x_range(page, ids.MAP)
-        drag(page, subplot(page, ids.MAP, largest=False), 0.2, 0.6)
-        page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[ids.MAP, whole[0] + 0.5])
-        zoomed = x_range(page, ids.MAP)
-        wait_for_curve(page, ids.MAP, last_x(page, ids.MAP))
-        assert x_range(page, ids.MAP) == zoomed
-        box = subplot(page, ids.MAP, largest=False)
+        whole = x_range(page, MAP)
+        drag(page, subplot(page, MAP, largest=False), 0.2, 0.6)
+        page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[MAP, whole[0] + 0.5])
+        zoomed = x_range(page, MAP)
+        wait_for_curve(page, MAP, last_x(page, MAP))
+        assert x_range(page, MAP) == zoomed
+        box = subplot(page, MAP, largest=False)
         page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         wait_for_step(page, 21)
         opened.picture("overview-live")

@@ -13,12 +13,12 @@ import pytest
 
 from root_dash.frontend.figures import base, polynomial
 from root_dash.frontend.figures.errors import errors
-from root_dash.frontend.figures.evolution import bands_of, evolution
-from root_dash.frontend.figures.histogram import FINEST, bars_of, histogram
+from root_dash.frontend.figures.evolution import evolution, joined_bands
+from root_dash.frontend.figures.histogram import FINEST, histogram, joined_bars
 from root_dash.frontend.figures.history import history
-from root_dash.frontend.figures.loss_map import loss_map, mapped, rows_of, short_names
-from root_dash.frontend.figures.mask import block_shares, mask, totals_of
-from root_dash.frontend.figures.qq import band, points_of, qq
+from root_dash.frontend.figures.loss_map import loss_map, map_rows, mapped, short_names
+from root_dash.frontend.figures.mask import block_shares, line_totals, mask
+from root_dash.frontend.figures.qq import band, qq, standardized
 from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.theme import BLUE, DARK, LIGHT, VERMILION, Theme
 from root_dash.records import (
@@ -97,7 +97,7 @@ def test_nothing_is_an_empty_figure_with_axes_and_a_sentence(
 def test_bars_are_never_finer_than_can_be_seen_and_hold_every_entry() -> None:
     """Fine bins about zero are joined, mirrored about it, and no entry is lost."""
     values = np.random.default_rng(0).standard_t(3, 20_000) * 1e-3
-    bars = bars_of(counted(values))
+    bars = joined_bars(counted(values))
     assert bars is not None
     widths = np.diff(bars.edges)
     assert widths.min() >= (bars.edges[-1] - bars.edges[0]) / FINEST * 0.999
@@ -130,7 +130,7 @@ def test_a_histogram_without_a_threshold_claims_none() -> None:
 def test_overflow_and_single_values_can_be_drawn() -> None:
     """The outermost bins have no outer edge, and one occupied bin is a distribution too."""
     for values in ([1e9, -1e9], [1e-20, -1e-20, 3.0], [5.0]):
-        bars = bars_of(counted(values))
+        bars = joined_bars(counted(values))
         assert bars is not None
         assert np.isfinite(bars.edges).all()
         assert bars.counts.sum() == len(values)
@@ -139,7 +139,7 @@ def test_overflow_and_single_values_can_be_drawn() -> None:
 def test_normal_quantiles_lie_on_the_diagonal_within_the_band() -> None:
     """The exact normal is the dashed line, and no point of it is outside the band."""
     recorded = Quantiles((3 + 2 * quantile_positions()).astype(np.float32), 1_000_000)
-    points = points_of(recorded, 3.0, 2.0)
+    points = standardized(recorded, 3.0, 2.0)
     assert points is not None
     assert np.allclose(points.observed, points.position, atol=1e-5)
     assert not points.outside.any()
@@ -150,7 +150,7 @@ def test_normal_quantiles_lie_on_the_diagonal_within_the_band() -> None:
 def test_heavy_tails_leave_the_band_and_unresolved_tails_are_left_out() -> None:
     """A cube of a normal is vermilion far out; a sample of 100 has no quantile of 1e-5."""
     recorded = Quantiles((quantile_positions() ** 3).astype(np.float32), 100)
-    points = points_of(recorded, 0.0, 15**0.5)
+    points = standardized(recorded, 0.0, 15**0.5)
     assert points is not None
     assert np.abs(points.position).max() < 2.6
     data, _ = drawn(qq(replace(recorded, count=10**6), LIGHT, mean=0.0, deviation=15**0.5))
@@ -173,7 +173,7 @@ def test_the_evolution_keeps_every_entry_in_mirrored_bands() -> None:
     positive, negative = np.full(30, 0.5), np.full(10, -0.5)
     counts = np.stack([counted(np.concatenate([positive, negative])).counts, counted(positive).counts])
     recorded = HistogramHistory(np.array([0, 10]), counts)
-    bands = bands_of(recorded)
+    bands = joined_bands(recorded)
     assert bands is not None
     assert np.allclose(bands.share.sum(axis=0), 1)
     assert np.allclose(bands.low, -bands.high[::-1])
@@ -208,10 +208,10 @@ def test_errors_are_computed_from_spectra() -> None:
         sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
     flat = np.full(4, 7, np.float32)
     spectra = [Spectrum(np.geomspace(9, 1, 4).astype(np.float32), flat, flat, step=20)]
-    muon, paper = polynomial.errors_of(spectra, "polar_error", Layer("w", (4, 4), "root"))
+    muon, paper = polynomial.errors_on(spectra, "polar_error", Layer("w", (4, 4), "root"))
     assert list(muon.steps) == list(paper.steps) == [20]
     assert np.isclose(muon.values[0], abs(sigma - 1), atol=1e-6)  # of the base, which is flat
-    other, _ = polynomial.errors_of(spectra, "polar_error", Layer("w", (4, 4), "muon"))
+    other, _ = polynomial.errors_on(spectra, "polar_error", Layer("w", (4, 4), "muon"), of_base=False)
     assert not np.isclose(other.values[0], muon.values[0], atol=1e-3)  # of the momentum, which is not
     data, _ = drawn(errors(muon, muon, paper, LIGHT))
     assert {trace["name"] for trace in data} == {"ROOT", "Muon", "paper"}
@@ -245,7 +245,7 @@ def test_many_rows_share_bars_and_the_worst_speaks_for_them() -> None:
     """Of several rows in a bar the worst one is shown, and none is lost from view."""
     counts = np.ones(1000, np.int64)
     counts[333] = 50
-    totals = totals_of(counts, 100)
+    totals = line_totals(counts, 100)
     assert len(totals.line) <= 160
     assert 333 in totals.line
     assert list(totals.line[totals.worst]) == [333]
@@ -296,7 +296,7 @@ def test_the_colours_of_values_end_at_robust_percentiles() -> None:
     values = np.ones((1, 1000))
     values[0, :200] = 4.0
     values[0, 500] = 1e9
-    rows = rows_of(gridded(values), statistic("grad_norm"))
+    rows = map_rows(gridded(values), statistic("grad_norm"))
     assert rows is not None
     assert rows.log
     assert rows.ends == (0.5, 1.0, 4.0)

@@ -1,0 +1,47 @@
+"""One test for each part of Dash that is not public and that the dashboard uses: after an upgrade they say what broke.
+
+The parts that only a browser has are in `tests/browser/test_private_apis.py`.
+"""
+
+from __future__ import annotations
+
+from dash import Dash
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from root_dash.frontend import app
+
+REQUEST = Request({"type": "http", "method": "GET", "path": "/r/1", "headers": [], "query_string": b""})
+
+
+def own_app() -> Dash:
+    """A Dash app with our assets, as `app.dashboard` makes it."""
+    dash = Dash("own", server=FastAPI(), backend="fastapi", assets_folder=str(app.ASSETS))  # type: ignore[arg-type]
+    dash.layout = []
+    return dash
+
+
+def test_dash_backends_fastapi_sets_the_request_for_which_an_index_is_made() -> None:
+    """`app._answer_pages` sets the current request as Dash's catch-all route does, and resets it afterwards."""
+    from dash.backends import _fastapi
+
+    token = _fastapi.set_current_request(REQUEST)
+    assert _fastapi.get_current_request() is REQUEST
+    own_app().index()
+    _fastapi.reset_current_request(token)
+    assert _fastapi._current_request_var.get() is None
+
+
+def test_dash_setup_server_collects_the_assets() -> None:
+    """`app.dashboard` calls `_setup_server`: an index that is made before it names no style and no script of ours."""
+    from dash.backends import _fastapi
+
+    dash = own_app()
+    token = _fastapi.set_current_request(REQUEST)
+    before = dash.index()
+    dash._setup_server()
+    after = dash.index()
+    _fastapi.reset_current_request(token)
+    assert "assets/view.js" not in before
+    assert "assets/view.js" in after
+    assert "assets/style.css" in after
