@@ -75,12 +75,13 @@ def _answer(
     """Return what a panel draws of the view, at the shown step, with its controls' values."""
     step = (shown or {}).get("step")
     selection = Selection(
+        store,
         run=int(view["run"]),
         layer=int(view.get("layer") or 0),
         step=None if step is None else int(step),
         values=dict(values or {}),
     )
-    return panel.answer(store, selection, theme(theme_name))
+    return panel.answer(selection, theme(theme_name))
 
 
 def _serve(app: Dash, function: Callable[..., Any], outputs: Any, **inputs: Any) -> None:

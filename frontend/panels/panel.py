@@ -44,8 +44,9 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the user looks at: a run, perhaps a layer (else 0), a step (None: the newest), the values of controls."""
+    """What the user looks at in a store: a run, a layer (or 0), a step (None: the newest), the values of controls."""
 
+    store: Store
     run: int
     layer: int = 0
     step: int | None = None
@@ -85,7 +86,7 @@ class Panel:
     id: str
     title: str
     hint: str
-    read: Callable[[Store, Selection], Mapping[str, Any]]
+    read: Callable[[Selection], Mapping[str, Any]]
     draw: Callable[..., Drawing]
     kind: Kind | None = None
     shows: Shows = "history"
@@ -106,9 +107,9 @@ class Panel:
         """Return the id of the hint."""
         return f"{self.id}-hint"
 
-    def answer(self, store: Store, selection: Selection, theme: Theme) -> dict[str, Any]:
+    def answer(self, selection: Selection, theme: Theme) -> dict[str, Any]:
         """Read and draw the panel; return what its callback answers: body and, if it has a card, title and hint."""
-        drawing = self.draw(theme, **self.read(store, selection))
+        drawing = self.draw(theme, **self.read(selection))
         if isinstance(drawing.body, go.Figure):
             self._keep_zoom(drawing.body, selection)
         if not self.title:

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import ParamSpec, TypeVar
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend.numbers import count
 from root_dash.frontend.panels.panel import Selection
 from root_dash.records import Histogram, Kind, Mask, Quantiles, Spectrum
 
-if TYPE_CHECKING:
-    from root_dash.store import Store
-
 T = TypeVar("T")
+P = ParamSpec("P")
 
 POINTS = 400
 """The most points of a curve that a panel reads."""
 
 
-def recorded(read: Callable[[], T]) -> T | None:
+def recorded(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
     """Return what a verb of the store reads, or None if nothing was recorded."""
     try:
-        return read()
+        return read(*args, **kwargs)
     except NotRecorded:
         return None
 
 
-def nearest(store: Store, selection: Selection, kind: Kind, read: Callable[[int | None], T]) -> T | None:
-    """Return a layer's recording at or before the selected step; the first recording if the kind began later.
+def nearest(selection: Selection, kind: Kind, read: Callable[[int, int | None], T]) -> T | None:
+    """Return the layer's recording at or before the selected step; the first recording if the kind began later.
 
-    `read` takes a step, or None for the newest.
+    `read` is a verb of the store: it takes a layer's id, and a step or None for the newest.
     """
-    found = recorded(lambda: read(selection.step))
-    if found is None and selection.step is not None and len(steps := store.steps(selection.layer, kind)):
-        found = recorded(lambda: read(int(steps[0])))
+    layer, step = selection.layer, selection.step
+    found = recorded(read, layer, step)
+    if found is None and step is not None and len(steps := selection.store.steps(layer, kind)):
+        found = recorded(read, layer, int(steps[0]))
     return found
 
 

@@ -81,7 +81,7 @@ def test_a_callback_that_fails_is_answered_with_an_error(
 ) -> None:
     """The browser can then say so; an empty answer would leave the old figure as if it were the new figure."""
 
-    def broken(store: Store, selection: Selection) -> dict[str, Any]:
+    def broken(selection: Selection) -> dict[str, Any]:
         raise error
 
     panel = Panel("broken", "Broken", "", broken, lambda theme: Drawing(None))

@@ -55,8 +55,8 @@ def sentence(figure: Any) -> str:
 FACTOR = segmented("factor", "by how much", {"1": "once", "10": "ten times"})
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    norm = store.statistics(selection.layer, selection.step)["grad_norm"]
+def _read(selection: Selection) -> dict[str, Any]:
+    norm = selection.store.statistics(selection.layer, selection.step)["grad_norm"]
     return {"norm": norm, "factor": int(selection.values[FACTOR.id])}
 
 
@@ -103,7 +103,7 @@ def test_a_panel_is_added_by_its_object_alone(store: Store, matrix: int) -> None
 def test_a_panel_that_fails_leaves_the_others(store: Store, matrix: int) -> None:
     """Each panel has a callback of its own: of all answers one is an error."""
 
-    def broken(store: Store, selection: Selection) -> dict[str, Any]:
+    def broken(selection: Selection) -> dict[str, Any]:
         raise ZeroDivisionError
 
     api = FastAPI()

@@ -5,43 +5,44 @@ The parts that only a browser has are in `tests/browser/test_private_apis.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 from dash import Dash
+from dash.backends import _fastapi
 from fastapi import FastAPI
 from starlette.requests import Request
 
 from root_dash.frontend import app
 
+requests: Any = _fastapi
 REQUEST = Request({"type": "http", "method": "GET", "path": "/r/1", "headers": [], "query_string": b""})
 
 
-def own_app() -> Dash:
+def own_app() -> Any:
     """A Dash app with our assets, as `app.dashboard` makes it."""
-    dash = Dash("own", server=FastAPI(), backend="fastapi", assets_folder=str(app.ASSETS))  # type: ignore[arg-type]
+    server: Any = FastAPI()
+    dash = Dash("own", server=server, backend="fastapi", assets_folder=str(app.ASSETS))
     dash.layout = []
     return dash
 
 
 def test_dash_backends_fastapi_sets_the_request_for_which_an_index_is_made() -> None:
     """`app._answer_pages` sets the current request as Dash's catch-all route does, and resets it afterwards."""
-    from dash.backends import _fastapi
-
-    token = _fastapi.set_current_request(REQUEST)
-    assert _fastapi.get_current_request() is REQUEST
+    token = requests.set_current_request(REQUEST)
+    assert requests.get_current_request() is REQUEST
     own_app().index()
-    _fastapi.reset_current_request(token)
-    assert _fastapi._current_request_var.get() is None
+    requests.reset_current_request(token)
+    assert requests._current_request_var.get() is None
 
 
 def test_dash_setup_server_collects_the_assets() -> None:
     """`app.dashboard` calls `_setup_server`: an index that is made before it names no style and no script of ours."""
-    from dash.backends import _fastapi
-
     dash = own_app()
-    token = _fastapi.set_current_request(REQUEST)
+    token = requests.set_current_request(REQUEST)
     before = dash.index()
     dash._setup_server()
     after = dash.index()
-    _fastapi.reset_current_request(token)
+    requests.reset_current_request(token)
     assert "assets/view.js" not in before
     assert "assets/view.js" in after
     assert "assets/style.css" in after

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,19 +17,16 @@ from root_dash.frontend.panels.reading import POINTS, recorded
 from root_dash.frontend.theme import Theme
 from root_dash.records import History, Layer, Spectrum
 
-if TYPE_CHECKING:
-    from root_dash.store import Store
-
 MEASURE = segmented("measure", "which error", {"orthogonality_error": "orthogonality", "polar_error": "polar"})
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    layer, measure = store.layer(selection.layer), cast(Measure, selection.values[MEASURE.id])
+def _read(selection: Selection) -> dict[str, Any]:
+    store, layer_id, measure = selection.store, selection.layer, cast(Measure, selection.values[MEASURE.id])
     return {
-        "layer": layer,
+        "layer": store.layer(layer_id),
         "measure": measure,
-        "spectra": recorded(lambda: store.spectra(layer.id)) or [],
-        "own": recorded(lambda: store.history(layer.id, measure, POINTS)),
+        "spectra": recorded(store.spectra, layer_id) or [],
+        "own": recorded(store.history, layer_id, measure, POINTS),
     }
 
 

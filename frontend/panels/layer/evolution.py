@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from root_dash.frontend.figures.evolution import evolution
 from root_dash.frontend.panels.layer.tensor import TENSOR, chosen
@@ -11,13 +11,10 @@ from root_dash.frontend.panels.reading import recorded
 from root_dash.frontend.theme import Theme
 from root_dash.records import HistogramHistory
 
-if TYPE_CHECKING:
-    from root_dash.store import Store
 
-
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
+def _read(selection: Selection) -> dict[str, Any]:
     tensor = chosen(selection)
-    return {"tensor": tensor, "found": recorded(lambda: store.histograms(selection.layer, tensor))}
+    return {"tensor": tensor, "found": recorded(selection.store.histograms, selection.layer, tensor)}
 
 
 def _draw(theme: Theme, *, tensor: str, found: HistogramHistory | None) -> Drawing:

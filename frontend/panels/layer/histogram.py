@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from root_dash.frontend.figures.histogram import histogram
 from root_dash.frontend.numbers import count
@@ -11,9 +12,6 @@ from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.panels.reading import nearest, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Histogram
-
-if TYPE_CHECKING:
-    from root_dash.store import Store
 
 
 def hint(found: Histogram | None, threshold: float) -> str:
@@ -26,10 +24,9 @@ def hint(found: Histogram | None, threshold: float) -> str:
     return with_step(found, f"dashed: Gaussian{'; red: beyond ε' if threshold > 0 else ''}")
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    layer, tensor = selection.layer, chosen(selection)
-    found = nearest(store, selection, "histograms", lambda step: store.histogram(layer, step, tensor))
-    return {"found": found, "of": moments(store, selection, selection.step if found is None else found.step)}
+def _read(selection: Selection) -> dict[str, Any]:
+    found = nearest(selection, "histograms", partial(selection.store.histogram, tensor=chosen(selection)))
+    return {"found": found, "of": moments(selection, found)}
 
 
 def _draw(theme: Theme, *, found: Histogram | None, of: Moments) -> Drawing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from root_dash.frontend.figures.mask import mask
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
@@ -10,15 +10,12 @@ from root_dash.frontend.panels.reading import nearest, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Layer, Mask
 
-if TYPE_CHECKING:
-    from root_dash.store import Store
-
 NO_MASK = "A vector has no outlier map: its largest entries stand in the histogram."
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    found = nearest(store, selection, "masks", lambda step: store.mask(selection.layer, step))
-    return {"layer": store.layer(selection.layer), "found": found}
+def _read(selection: Selection) -> dict[str, Any]:
+    store = selection.store
+    return {"layer": store.layer(selection.layer), "found": nearest(selection, "masks", store.mask)}
 
 
 def _draw(theme: Theme, *, layer: Layer, found: Mask | None) -> Drawing:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from root_dash.frontend.figures.qq import qq
 from root_dash.frontend.panels.layer.tensor import TENSOR, Moments, chosen, moments
@@ -11,14 +12,10 @@ from root_dash.frontend.panels.reading import nearest, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Quantiles
 
-if TYPE_CHECKING:
-    from root_dash.store import Store
 
-
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    layer, tensor = selection.layer, chosen(selection)
-    found = nearest(store, selection, "quantiles", lambda step: store.quantiles(layer, step, tensor))
-    return {"found": found, "of": moments(store, selection, selection.step if found is None else found.step)}
+def _read(selection: Selection) -> dict[str, Any]:
+    found = nearest(selection, "quantiles", partial(selection.store.quantiles, tensor=chosen(selection)))
+    return {"found": found, "of": moments(selection, found)}
 
 
 def _draw(theme: Theme, *, found: Quantiles | None, of: Moments) -> Drawing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from root_dash.frontend import algorithms
 from root_dash.frontend.figures.spectrum import spectrum
@@ -11,15 +11,12 @@ from root_dash.frontend.panels.reading import nearest, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Layer, Spectrum
 
-if TYPE_CHECKING:
-    from root_dash.store import Store
-
 NO_SPECTRUM = "A vector has no spectrum: it is not orthogonalized."
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    found = nearest(store, selection, "spectra", lambda step: store.spectrum(selection.layer, step))
-    return {"layer": store.layer(selection.layer), "found": found}
+def _read(selection: Selection) -> dict[str, Any]:
+    store = selection.store
+    return {"layer": store.layer(selection.layer), "found": nearest(selection, "spectra", store.spectrum)}
 
 
 def _draw(theme: Theme, *, layer: Layer, found: Spectrum | None) -> Drawing:

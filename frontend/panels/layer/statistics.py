@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from dash import html
@@ -15,9 +14,6 @@ from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.panels.reading import POINTS, recorded
 from root_dash.frontend.theme import Theme
 from root_dash.records import History, Statistic, statistic
-
-if TYPE_CHECKING:
-    from root_dash.store import Store
 
 _MATRIX = ("grad_norm", "update_to_weight", "grad_kurtosis", "outlier_energy", "stable_rank", "orthogonality_error")
 _VECTOR = ("grad_norm", "update_to_weight", "grad_kurtosis", "grad_abs_max", "alignment", "weight_norm")
@@ -33,9 +29,10 @@ def title(shown: Statistic, found: History | None, step: int | None) -> list[Any
     return [html.Span(shown.label), html.Span(now, className="now")]
 
 
-def _read(slot: int, store: Store, selection: Selection) -> Mapping[str, Any]:
+def _read(slot: int, selection: Selection) -> dict[str, Any]:
+    store = selection.store
     names = _MATRIX if store.layer(selection.layer).is_matrix else _VECTOR
-    found = recorded(lambda: store.history(selection.layer, names[slot], POINTS))
+    found = recorded(store.history, selection.layer, names[slot], POINTS)
     return {"shown": statistic(names[slot]), "found": found, "step": selection.step}
 
 

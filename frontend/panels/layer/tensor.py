@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
 from root_dash.frontend.panels.controls import segmented
 from root_dash.frontend.panels.panel import Selection
 from root_dash.frontend.panels.reading import recorded
-from root_dash.records import TENSORS, Tensor
-
-if TYPE_CHECKING:
-    from root_dash.store import Store
+from root_dash.records import TENSORS, Histogram, Quantiles, Tensor
 
 TENSOR = segmented("tensor", "whose entries the first row shows", {tensor: tensor for tensor in TENSORS})
 
@@ -32,12 +29,13 @@ def chosen(selection: Selection) -> Tensor:
     return cast(Tensor, selection.values[TENSOR.id])
 
 
-def moments(store: Store, selection: Selection, step: int | None) -> Moments:
-    """Return the moments of the chosen tensor at a step, or at the newest for None.
+def moments(selection: Selection, found: Histogram | Quantiles | None) -> Moments:
+    """Return the moments of the chosen tensor at the step of a recording; at the selected step if there is none.
 
     The momentum's deviation follows from its norm, about a mean of zero. Only the momentum has a threshold.
     """
-    numbers = recorded(lambda: store.statistics(selection.layer, step)) or {}
+    store, step = selection.store, selection.step if found is None else found.step
+    numbers = recorded(store.statistics, selection.layer, step) or {}
     if chosen(selection) == "gradient":
         return Moments(numbers.get("grad_mean", np.nan), numbers.get("grad_std", np.nan))
     size = max(store.layer(selection.layer).size, 1)

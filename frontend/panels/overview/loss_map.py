@@ -64,8 +64,8 @@ def hint(shown: Statistic, grid: Grid, absent: int = 0) -> str:
     return shown.definition + without + packed
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    run_id, name = selection.run, selection.values[STATISTIC.id]
+def _read(selection: Selection) -> dict[str, Any]:
+    store, run_id, name = selection.store, selection.run, selection.values[STATISTIC.id]
     return {
         "shown": statistic(name),
         "losses": [store.scalar(run_id, scalar) for scalar in store.scalar_names(run_id) if "loss" in scalar],

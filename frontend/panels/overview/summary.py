@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from root_dash.frontend import algorithms
 from root_dash.frontend.numbers import count, every, plural
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.theme import Theme
 from root_dash.records import KINDS, Layer, Run
-
-if TYPE_CHECKING:
-    from root_dash.store import Store
 
 
 def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
@@ -44,12 +41,10 @@ def cadence(run: Run) -> str:
     return ", ".join(f"{' and '.join(kinds)} {every(steps)}" for steps, kinds in kinds_by_steps.items())
 
 
-def _read(store: Store, selection: Selection) -> dict[str, Any]:
-    return {
-        "run": store.run(selection.run),
-        "layers": store.layers(selection.run),
-        "thinned": any(event.kind == "cadence" for event in store.events(selection.run)),
-    }
+def _read(selection: Selection) -> dict[str, Any]:
+    store, run_id = selection.store, selection.run
+    thinned = any(event.kind == "cadence" for event in store.events(run_id))
+    return {"run": store.run(run_id), "layers": store.layers(run_id), "thinned": thinned}
 
 
 def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], thinned: bool) -> Drawing:
