@@ -1,6 +1,6 @@
 """The grammar of the URL, which is the state of a view: `/r/<run>?stat=…` and `/r/<run>/l/<layer>?step=…`.
 
-The browser makes and reads addresses by the same templates: `layout.shell` hands it `GRAMMAR`.
+The browser makes and reads addresses by the same templates: `layout.shell` gives `GRAMMAR` to the browser.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Address:
     """What an address asks for.
 
     `step` is None for the newest step. `query` holds the first value of every name in the query; a control takes its
-    own value from there and checks it.
+    own value from the query and checks the value.
     """
 
     page: Page

@@ -1,4 +1,4 @@
-"""What happens when the address, a cursor, a control or the theme changes: which answer goes to which component."""
+"""The callbacks: which answer goes to which component when the address, a cursor, a control or the theme changes."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def _answer(
 
 
 def _serve(app: Dash, function: Callable[..., Any], outputs: Any, **inputs: Any) -> None:
-    """Bind a function of named inputs, which answers its outputs by name."""
+    """Bind a function that takes its inputs and answers its outputs by name."""
 
-    # In a thread: the loop that answers has streams to feed meanwhile.
+    # The function runs in a thread, because the event loop also feeds the streams.
     async def answer(**values: Any) -> Any:
         return await asyncio.to_thread(_call, function, **values)
 

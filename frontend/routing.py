@@ -29,7 +29,7 @@ ROUTE = {
     "layers": Output(ids.LAYER_PICKER, "data"),
     "settled": Output(ids.RETRY, "disabled"),
 }
-"""Where the answers of `route` go."""
+"""The outputs that `route` fills, by name."""
 
 
 def route(

@@ -9,8 +9,8 @@
   const WORDS = {
     away: "The server does not answer: trying again.",
     token: "The server asks for its token: open the URL that root-dash serve printed.",
-    gone: "The database does not hold this any longer: looking again.",
-    fault: "The server could not draw what is grey: its log says why. Trying again.",
+    gone: "The database no longer holds this run or layer: looking again.",
+    fault: "The server could not draw the grey panels. Its log says why. Trying again.",
   };
   const failed = new Set(); // the outputs of callbacks whose last request failed, and STREAM
   const STREAM = "stream";

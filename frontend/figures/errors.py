@@ -26,7 +26,7 @@ def errors(
     span = base.log_range(np.concatenate([h.values for h, _, _ in curves])) if curves else None
     if span is None:
         recorded = any(h is not None and len(h.steps) for h, _, _ in named)
-        nothing = "No spectra yet: the error is computed from them."
+        nothing = "No spectra yet: the error is computed from spectra."
         return base.empty(theme, "errors", sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing))
     drawn = base.figure(theme, "errors")
     for history, text, colour in reversed(curves):

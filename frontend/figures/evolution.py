@@ -30,7 +30,7 @@ class Bands:
 def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
     """Draw the share of the entries in each band of magnitude over the steps, on a symmetric logarithmic axis."""
     if recorded is None or not len(recorded.steps):
-        return base.empty(theme, "evolution", "No histograms yet: watch() records them every 10 steps.")
+        return base.empty(theme, "evolution", "No histograms yet: watch() records histograms every 10 steps.")
     bands = joined_bands(recorded)
     if bands is None:
         return base.empty(theme, "evolution", "Every entry so far is zero or not finite.")

@@ -36,7 +36,7 @@ def histogram(
 ) -> go.Figure:
     """Draw the density on a logarithmic axis; bars beyond ±`threshold` are vermilion, the Gaussian is dashed ink."""
     if recorded is None:
-        return base.empty(theme, "histogram", "No histogram at this step: watch() records them every 10 steps.")
+        return base.empty(theme, "histogram", "No histogram at this step: watch() records histograms every 10 steps.")
     bars = joined_bars(recorded)
     if bars is None:
         return base.empty(theme, "histogram", why_empty(recorded))
@@ -86,7 +86,7 @@ def why_empty(recorded: Histogram) -> str:
     kinds = [(n, name) for n, name in ((zero, "zero"), (recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
     if len(kinds) == 1:
         return f"Every entry is {kinds[0][1]}."
-    return f"Of the entries {', '.join(f'{count(n)} are {name}' for n, name in kinds)}."
+    return f"Entries: {', '.join(f'{count(n)} {name}' for n, name in kinds)}."
 
 
 def joined_bars(recorded: Histogram) -> Bars | None:

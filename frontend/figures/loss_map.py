@@ -228,7 +228,7 @@ def _loss_ends(losses: Sequence[History], middle: float) -> list[tuple[str, str,
 def _absent(statistic: Statistic, *, recorded: bool) -> str:
     if recorded:
         return f"No layer has a value of “{statistic.label}”."
-    return f"No layer has “{statistic.label}” yet: it comes with the {statistic.kind} of a frame."
+    return f"No layer has “{statistic.label}” yet: watch() records it with the {statistic.kind}."
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

@@ -33,7 +33,7 @@ class LineTotals:
 def mask(recorded: Mask | None, theme: Theme, *, sentence: str = "") -> go.Figure:
     """Draw the share of outliers per block, per row at the right and per column above; the worst bars are vermilion."""
     if recorded is None or not recorded.pooled.size:
-        return base.empty(theme, "mask", sentence or "No mask at this step: watch() records them with the spectra.")
+        return base.empty(theme, "mask", sentence or "No mask at this step: watch() records masks with the spectra.")
     shares = block_shares(recorded)
     rows, cols = line_totals(recorded.row_totals, recorded.cols), line_totals(recorded.col_totals, recorded.rows)
     drawn = base.figure(theme, "mask")

@@ -34,7 +34,7 @@ class Points:
 def qq(recorded: Quantiles | None, theme: Theme, *, mean: float = np.nan, deviation: float = np.nan) -> go.Figure:
     """Draw standardized quantiles against the normal's, with the dashed diagonal and the 95 % band in grey."""
     if recorded is None:
-        return base.empty(theme, "qq", "No quantiles at this step: watch() records them with the histograms.")
+        return base.empty(theme, "qq", "No quantiles at this step: watch() records quantiles with the histograms.")
     points = standardized(recorded, mean, deviation)
     if points is None:
         return base.empty(theme, "qq", "No quantiles to standardize: the entries are all equal or not finite.")

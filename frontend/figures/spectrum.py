@@ -26,7 +26,9 @@ def spectrum(
     """
     if recorded is None or not len(recorded.momentum):
         return base.empty(
-            theme, "spectrum", sentence or "No spectrum at this step: watch() records them as often as `spectra` says."
+            theme,
+            "spectrum",
+            sentence or "No spectrum at this step: watch() records spectra as often as `spectra` says.",
         )
     top = float(np.nanmax(recorded.momentum, initial=0.0)) or 1.0
     wanted = [

@@ -31,7 +31,7 @@ HEAD = {
     "shown": Output(ids.STEP_SLIDER, "value"),
     "follows": Output(ids.FOLLOW, "checked"),
 }
-"""Where the answers of `head` go."""
+"""The outputs that `head` fills, by name."""
 
 
 def page(panels: Sequence[Panel], query: Mapping[str, str]) -> Any:
@@ -47,7 +47,7 @@ def page(panels: Sequence[Panel], query: Mapping[str, str]) -> Any:
 
 
 def _head() -> Any:
-    """The layer's name and neighbours, the shown step, and whether the page follows the newest step."""
+    """Return the head: the layer's name and neighbours, the shown step, the switch that follows the newest step."""
     return html.Div(
         className="layer-head",
         children=[

@@ -1,4 +1,4 @@
-"""What a panel is: a card of a page, described by one object.
+"""A panel: a card of a page, described by one object.
 
 A file `panels/<page>/<name>.py` makes a `PANEL`, and the page's list names it. The page's layout, the ids of the
 components and the callbacks follow from the list.
@@ -81,6 +81,9 @@ class Panel:
         note: a second hint at the head's right end: what can be done with the panel.
         click: the function in `assets/view.js` that answers a click on the figure.
         className: the CSS classes of the card.
+
+    Raises:
+        ValueError: the panel shows a step, but of no kind.
     """
 
     id: str
@@ -96,6 +99,10 @@ class Panel:
     note: str = ""
     click: str = ""
     className: str = "wide"
+
+    def __post_init__(self) -> None:
+        if self.shows != "history" and self.kind is None:
+            raise ValueError(f"panel {self.id!r}: kind must be named if the panel shows {self.shows!r}, not None")
 
     @property
     def title_id(self) -> str:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.browser]
 
 PATIENCE = 60_000  # ms; two cores train, serve and draw at the same time
 
-# JavaScript for the figure of that id, and for how far its first curve reaches.
+# JavaScript for the figure of an id, and for how far its first curve reaches.
 PLOT = "document.querySelector(`#${id} .js-plotly-plot`)"
 LAST_X = f"Math.max(...({PLOT}?._fullData?.[0]?.x ?? [0]))"
 
@@ -29,14 +29,14 @@ OVERVIEW_GRAPHS, LAYER_GRAPHS = (
 
 
 def shown_step(page: Page) -> int:
-    """The step counter in the header."""
+    """Return the step counter in the header."""
     text = page.locator(f"#{ids.STATUS_STEP}").inner_text()
     digits = re.sub(r"\D", "", text)
     return int(digits) if digits else 0
 
 
 def wait_for_step(page: Page, step: int) -> None:
-    """Until the header's step counter has reached a step."""
+    """Wait until the step counter in the header has reached a step."""
     page.wait_for_function(
         "([id, step]) => Number(document.getElementById(id)?.innerText.replace(/\\D/g, '') || 0) >= step",
         arg=[ids.STATUS_STEP, step],
@@ -45,24 +45,24 @@ def wait_for_step(page: Page, step: int) -> None:
 
 
 def last_x(page: Page, graph: str) -> float:
-    """How far the first curve of a figure reaches."""
+    """Return how far the first curve of a figure reaches."""
     reached: float = page.evaluate(f"id => {LAST_X}", graph)
     return reached
 
 
 def wait_for_curve(page: Page, graph: str, beyond: float) -> None:
-    """Until the first curve of a figure reaches further than that."""
+    """Wait until the first curve of a figure reaches further than `beyond`."""
     page.wait_for_function(f"([id, beyond]) => {LAST_X} > beyond", arg=[graph, beyond], timeout=PATIENCE)
 
 
 def x_range(page: Page, graph: str) -> list[float]:
-    """What a figure's x axis shows."""
+    """Return the range of a figure's x axis."""
     shown: list[float] = page.evaluate(f"id => {PLOT}._fullLayout.xaxis.range", graph)
     return shown
 
 
 def subplot(page: Page, graph: str, *, largest: bool) -> FloatRect:
-    """Where the largest or the smallest subplot of a figure lies in the window."""
+    """Return the box of the largest or the smallest subplot of a figure in the window."""
     boxes = [box for drag in page.locator(f"#{graph} .nsewdrag").all() if (box := drag.bounding_box())]
     return sorted(boxes, key=lambda box: box["height"])[-1 if largest else 0]
 
@@ -77,7 +77,7 @@ def drag(page: Page, box: FloatRect, start: float, end: float) -> None:
 
 
 def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
-    """Until every one of the figures has data."""
+    """Wait until every figure has data."""
     filled = f"id => ({PLOT}?._fullData ?? []).some(trace => ((trace.z ?? trace.y ?? trace.x)?.length ?? 0) > 0)"
     for graph in graphs:
         page.wait_for_function(filled, arg=graph, timeout=PATIENCE)
@@ -164,7 +164,7 @@ def test_a_finished_run_opens_with_every_panel_filled(browser: Browser, tmp_path
 
 
 def test_an_address_that_leads_nowhere_says_so(browser: Browser, tmp_path: Path) -> None:
-    """A run or layer that is not there is a sentence, not a broken page."""
+    """The address of a missing run or layer shows a sentence, not a broken page."""
     db = record(tmp_path / "runs.db", 3)
     with running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url, tab(browser) as opened:
         opened.page.goto(url)

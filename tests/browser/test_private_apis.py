@@ -1,6 +1,4 @@
-"""One test for each part of Dash and Plotly that is not public and that our scripts use: after an upgrade they say what
-broke.
-"""
+"""One test for each private API of Dash and Plotly that our scripts use, so that an upgrade says what broke."""
 
 from __future__ import annotations
 
@@ -77,13 +75,13 @@ def test_dash_marks_what_it_loads(page: Page) -> None:
 
 
 def test_dash_component_api_gives_the_layers_of_the_picker(page: Page) -> None:
-    """view.js walks through the layers that the picker holds."""
+    """view.js reads the layers of the picker to walk through them."""
     layers = page.evaluate("id => window.dash_component_api.getLayout(id).props.data", ids.LAYER_PICKER)
     assert [layer["value"] for layer in layers] == ["1", "2", "3"]
 
 
 def test_the_browser_makes_and_reads_addresses_as_the_server_does(page: Page) -> None:
-    """An address is the same from both sides, and both sides read it back, or both refuse it."""
+    """Both sides make the same address for a view, and both read an address or both refuse it."""
     for run, layer in ((1, 2), (31, 10**17)):
         numbers = {"run": str(run), "layer": str(layer)}
         made = page.evaluate("numbers => window.rootDashAddress.make('layer', numbers, { step: 7 })", numbers)

@@ -127,7 +127,7 @@ def recorded(path: Path, nonfinite: Any, poison: Callable[[torch.nn.Module], Non
 
 @pytest.mark.parametrize("nonfinite", ["skip", "propagate"])
 def test_a_recorded_layer_that_was_never_finite_is_on_the_map(tmp_path: Path, nonfinite: str) -> None:
-    """Every layer of the run has its row, the sick one a vermilion one, and the loss says that it is NaN."""
+    """Every layer of the run has a row, the sick layer's row is vermilion, and the label of the loss says NaN."""
     recorded(tmp_path / "sick.db", nonfinite, skipping)
     with Store.open(tmp_path / "sick.db") as store:
         drawing = draw(store, "map", stat="grad_norm")
@@ -144,7 +144,7 @@ def test_a_recorded_layer_that_was_never_finite_is_on_the_map(tmp_path: Path, no
 
 
 def test_the_dashboard_answers_its_addresses_and_leaves_the_api_its_own(store: Store) -> None:
-    """Pages are HTML of our own, the API's routes stay what they were, a callback answers."""
+    """Pages are the dashboard's HTML, the API's routes still answer, and a callback answers."""
     api = FastAPI()
 
     @api.get("/api/v1/ping")
@@ -168,7 +168,7 @@ def test_the_dashboard_answers_its_addresses_and_leaves_the_api_its_own(store: S
 
 
 def test_dashboards_of_one_process_do_not_share_their_callbacks(store: Store, tmp_path: Path) -> None:
-    """Assets and callbacks are collected when an app is made: another one made later changes neither."""
+    """Dash collects assets and callbacks when an app is made: a later app changes neither."""
     first = FastAPI()
     app.mount(first, store)
     with Store.open(record(tmp_path / "b.db", 2)) as other:

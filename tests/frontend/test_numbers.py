@@ -27,7 +27,7 @@ from root_dash.frontend import numbers
     ],
 )
 def test_values_have_few_digits(number: float, text: str) -> None:
-    """Three significant digits, thousands apart, powers of ten only where they are shorter."""
+    """Values have three significant digits and thousands apart; a power of ten is written only if it is shorter."""
     assert numbers.value(number) == text
 
 

@@ -77,7 +77,7 @@ def added(store: Store) -> FastAPI:
 
 
 def test_a_panel_is_added_by_its_object_alone(store: Store, matrix: int) -> None:
-    """The page has its card and control, and its callback answers with what it read, at the shown step."""
+    """The page has the panel's card and control, and the panel's callback draws what it read at the shown step."""
     values = {
         f"{ids.VIEW}.data": {"page": "layer", "run": 1, "layer": matrix, "step": None},
         f"{ids.shown('masks')}.data": {"step": 20},
@@ -101,7 +101,7 @@ def test_a_panel_is_added_by_its_object_alone(store: Store, matrix: int) -> None
 
 
 def test_a_panel_that_fails_leaves_the_others(store: Store, matrix: int) -> None:
-    """Each panel has a callback of its own: of all answers one is an error."""
+    """Each panel has its own callback, so that only the answer of the broken panel is an error."""
 
     def broken(selection: Selection) -> dict[str, Any]:
         raise ZeroDivisionError
@@ -117,6 +117,12 @@ def test_a_panel_that_fails_leaves_the_others(store: Store, matrix: int) -> None
     assert [output for output, answer in given.items() if answer.status_code != 200] == [
         "..added.figure...added-title.children...added-hint.children.."
     ]
+
+
+def test_a_panel_of_one_step_names_its_kind() -> None:
+    """Each kind has its own steps, so that a step without a kind means nothing."""
+    with pytest.raises(ValueError, match="'added': kind must be named if the panel shows 'step'"):
+        replace(ADDED, kind=None)
 
 
 # The overview
@@ -208,7 +214,7 @@ def test_spectra_masks_and_errors_of_a_matrix_are_drawn(store: Store, matrix: in
 
 
 @pytest.mark.parametrize("estimated", [True, False])
-def test_estimated_singular_values_are_called_so(tmp_path: Path, estimated: bool) -> None:
+def test_the_hint_says_that_singular_values_are_estimated(tmp_path: Path, estimated: bool) -> None:
     """The singular values of a large matrix are estimates, and the hint says so."""
     layers = make_layers(1)
     frame = make_frame(0, 1, layers, np.random.default_rng(0))
@@ -219,7 +225,7 @@ def test_estimated_singular_values_are_called_so(tmp_path: Path, estimated: bool
     assert ("estimated" in hint) == estimated
 
 
-def test_before_its_first_recording_a_kind_shows_that_one(tmp_path: Path) -> None:
+def test_before_its_first_recording_a_kind_shows_its_first_recording(tmp_path: Path) -> None:
     """At a step between the first histogram and the first spectrum both panels show their first recording."""
     with Store.open(record(tmp_path / "late.db", 40, start=1)) as late:
         layer = late.layers(1)[0].id

@@ -1,6 +1,6 @@
-"""One test for each part of Dash that is not public and that the dashboard uses: after an upgrade they say what broke.
+"""One test for each private API of Dash that the dashboard uses, so that an upgrade says what broke.
 
-The parts that only a browser has are in `tests/browser/test_private_apis.py`.
+The private APIs in the browser are tested in `tests/browser/test_private_apis.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def test_dash_backends_fastapi_sets_the_request_for_which_an_index_is_made() -> 
 
 
 def test_dash_setup_server_collects_the_assets() -> None:
-    """`app.dashboard` calls `_setup_server`: an index that is made before it names no style and no script of ours."""
+    """`app.dashboard` calls `_setup_server`, because an index names our styles and scripts only after this call."""
     dash = own_app()
     token = requests.set_current_request(REQUEST)
     before = dash.index()

@@ -1,4 +1,4 @@
-"""Where the outliers sit in the matrix at the shown step."""
+"""The map of the outliers in the matrix at the shown step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from root_dash.frontend.panels.reading import nearest, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Layer, Mask
 
-NO_MASK = "A vector has no outlier map: its largest entries stand in the histogram."
+NO_MASK = "A vector has no outlier map. The histogram shows its largest entries."
 
 
 def _read(selection: Selection) -> dict[str, Any]:

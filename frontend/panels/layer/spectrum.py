@@ -11,7 +11,7 @@ from root_dash.frontend.panels.reading import nearest, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Layer, Spectrum
 
-NO_SPECTRUM = "A vector has no spectrum: it is not orthogonalized."
+NO_SPECTRUM = "A vector has no spectrum, since no vector is orthogonalized."
 
 
 def _read(selection: Selection) -> dict[str, Any]:

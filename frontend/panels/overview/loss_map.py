@@ -41,8 +41,9 @@ class Nonfinite:
     def __call__(self, store: Store, run_id: int) -> Grid:
         """Return the counts of NaN and infinite entries of all layers, at most `PERIOD` seconds old."""
         known, now = self._known.setdefault(store, {}), self._clock()
-        if run_id in known and now - known[run_id][0] < self.PERIOD:
-            return known[run_id][1]
+        before = known.get(run_id)
+        if before is not None and now - before[0] < self.PERIOD:
+            return before[1]
         nan, inf = store.grid(run_id, "grad_nan"), store.grid(run_id, "grad_inf")
         # If a frame comes between the two reads, one grid is longer than the other.
         both = nan if nan.values.shape != inf.values.shape else replace(nan, values=nan.values + inf.values)
