@@ -1,1 +1,1 @@
-"""Pixels: the dashboard. No torch, no SQL; reads through the verbs of the store."""
+"""The dashboard: no torch and no SQL; the dashboard reads through the verbs of the store."""

@@ -1,57 +1,72 @@
-"""The address is the state of a view: `/r/<run>?stat=…` and `/r/<run>/l/<layer>?step=…`."""
+"""The grammar of the URL, which is the state of a view: `/r/<run>?stat=…` and `/r/<run>/l/<layer>?step=…`.
+
+The browser makes and reads addresses by the same templates: `layout.shell` gives `GRAMMAR` to the browser.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qs
 
-from root_dash.records import STATISTICS
-
 Page = Literal["newest", "overview", "layer", "missing"]
 
-DEFAULT_STATISTIC = "grad_norm"
+PATHS: Mapping[Page, str] = {"overview": "/r/{run}", "layer": "/r/{run}/l/{layer}"}
+"""The template of each page's path. A name in braces stands for a whole number."""
+STEP = "step"
+"""The name of the shown step in the query."""
+_NUMBER = r"\d{1,18}"
+"""A regular expression for a whole number, in the common part of Python's and JavaScript's syntax."""
 
-_PATH = re.compile(r"/r/(?P<run>\d{1,18})(?:/l/(?P<layer>\d{1,18}))?/?", re.ASCII)
-_WHOLE = re.compile(r"\d{1,18}", re.ASCII)
-_NAMES = frozenset(s.name for s in STATISTICS)
+GRAMMAR = json.dumps({"paths": PATHS, "number": _NUMBER, "step": STEP})
+"""The grammar as JSON, for `assets/address.js`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What an address asks for. `step` is None for the newest, `statistic` always one that exists."""
+    """What an address asks for.
+
+    `step` is None for the newest step. `query` holds the first value of every name in the query; a control takes its
+    own value from the query and checks the value.
+    """
 
     page: Page
     run: int | None = None
     layer: int | None = None
     step: int | None = None
-    statistic: str = DEFAULT_STATISTIC
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    named = re.sub(r"{(\w+)}", lambda name: f"(?P<{name[1]}>{_NUMBER})", template)
+    return re.compile(f"{named}/?", re.ASCII)
+
+
+_PATTERNS = {page: _pattern(template) for page, template in PATHS.items()}
+_WHOLE = re.compile(_NUMBER, re.ASCII)
 
 
 def parse(path: str | None, search: str | None = None) -> Address:
-    """The address of a path and its query; `"missing"` for whatever is none of ours."""
+    """Parse a path and its query; the page is `"missing"` if the path is no address of the dashboard."""
     if path in (None, "", "/"):
         return Address("newest")
-    match = _PATH.fullmatch(path or "")
-    if match is None:
-        return Address("missing")
-    query = parse_qs((search or "").removeprefix("?"))
-    step, wanted = query.get("step", [""])[0], query.get("stat", [""])[0]
-    return Address(
-        page="layer" if match["layer"] else "overview",
-        run=int(match["run"]),
-        layer=int(match["layer"]) if match["layer"] else None,
-        step=int(step) if _WHOLE.fullmatch(step) else None,
-        statistic=wanted if wanted in _NAMES else DEFAULT_STATISTIC,
-    )
+    query = {name: values[0] for name, values in parse_qs((search or "").removeprefix("?")).items()}
+    step = query.pop(STEP, "")
+    for page, pattern in _PATTERNS.items():
+        if match := pattern.fullmatch(path or ""):
+            numbers = {name: int(number) for name, number in match.groupdict().items()}
+            return Address(page, **numbers, step=int(step) if _WHOLE.fullmatch(step) else None, query=query)
+    return Address("missing")
 
 
 def overview(run: int) -> str:
-    """The path of a run's overview."""
-    return f"/r/{run}"
+    """Return the path of a run's overview."""
+    return PATHS["overview"].format(run=run)
 
 
 def layer(run: int, layer_id: int) -> str:
-    """The path of a layer's page."""
-    return f"/r/{run}/l/{layer_id}"
+    """Return the path of a layer's page."""
+    return PATHS["layer"].format(run=run, layer=layer_id)

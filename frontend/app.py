@@ -11,6 +11,7 @@ from dash import Dash
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend import callbacks, layout
+from root_dash.frontend.panels import PANELS, Panels
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 
-# The theme's script stands in the head and runs before anything is painted: no white flash on dark paper.
+# The theme's script stands in the head and runs before the first paint, so that dark paper does not flash white.
 _INDEX = """<!DOCTYPE html>
 <html lang="en">
   <head>
@@ -36,18 +37,17 @@ _INDEX = """<!DOCTYPE html>
 </html>"""
 
 
-def mount(api: FastAPI, store: Store) -> None:
-    """Serve the dashboard on every path that `api` does not answer itself.
+def mount(api: FastAPI, store: Store, panels: Panels = PANELS) -> None:
+    """Serve the dashboard on every path that `api` does not answer.
 
-    The API's own routes, and a 404 for what it does not know below its prefix, are registered before: Dash answers
-    every path that is left.
+    Register the API's routes first, and a 404 for unknown paths below the API's prefix: Dash answers every other path.
     """
-    dash = dashboard(api, store)
+    dash = dashboard(api, store, panels)
     _answer_pages(api, dash)
 
 
-def dashboard(api: FastAPI, store: Store) -> Any:
-    """The Dash app on that API, with its layout and callbacks."""
+def dashboard(api: FastAPI, store: Store, panels: Panels = PANELS) -> Any:
+    """Make the Dash app on an API, with its layout and its callbacks."""
     dash: Any = Dash(
         "root_dash.frontend",
         server=cast(Any, api),
@@ -66,16 +66,16 @@ def dashboard(api: FastAPI, store: Store) -> Any:
     )
     dash.index_string = _INDEX.replace("__THEME__", escape(str(dash.get_asset_url("theme.js"))))
     dash.layout = layout.shell
-    callbacks.register(dash, store)
-    # Dash collects its styles and scripts when the first request of its own comes; `_answer_pages` may be asked before.
+    callbacks.register(dash, store, panels)
+    # Dash collects its styles and scripts at the first request to a route of Dash; a page's route may be asked before.
     dash._setup_server()
     return dash
 
 
 def _log(error: Exception) -> None:
-    """Say in the log why a callback failed, which Dash alone would not, and let the server answer with the error.
+    """Log why a callback failed, which Dash does not do, and let the server answer with the error.
 
-    What is not recorded is no fault of the server: a page may be open on a run that is gone.
+    A missing recording is no fault of the server and is not logged: a page may be open on a run that was deleted.
     """
     if not isinstance(error, NotRecorded):
         logging.getLogger(__name__).error("a panel could not be drawn", exc_info=error)
@@ -83,12 +83,12 @@ def _log(error: Exception) -> None:
 
 
 def _answer_pages(api: FastAPI, dash: Any) -> None:
-    """Routes of our own for the pages: Dash's catch-all belongs to the app of this process that was made last."""
+    """Add a route for the pages: Dash's catch-all route serves only the last app that this process has made."""
     from dash.backends import _fastapi
     from starlette.requests import Request
     from starlette.responses import HTMLResponse, Response
 
-    requests: Any = _fastapi  # as Dash's own catch-all does: the index is made for a request
+    requests: Any = _fastapi  # Dash makes an index for the current request, which its own catch-all route sets
 
     async def index(request: Request) -> Response:
         token = requests.set_current_request(request)

@@ -1,205 +1,151 @@
-"""What happens when the address, the cursor, a control or the theme changes: which answer goes to which component."""
+"""The callbacks: which answer goes to which component when the address, a cursor, a control or the theme changes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State
 
-from root_dash.frontend import answers, ids
+from root_dash.frontend import ids, routing
 from root_dash.frontend.pages import layer
+from root_dash.frontend.panels import PANELS, Panels
+from root_dash.frontend.panels.panel import Panel, Selection, kinds_at_step
+from root_dash.frontend.theme import theme
 
 if TYPE_CHECKING:
     from root_dash.store import Store
 
-
-def register(app: Dash, store: Store) -> None:
-    """Bind every callback to the app."""
-    _register_clientside(app)
-    view, light = Input(ids.VIEW, "data"), Input(ids.THEME, "data")
-
-    def serve(function: Callable[..., Any], outputs: list[Any], *inputs: Any) -> None:
-        # In a thread: the loop that answers has streams to feed meanwhile.
-        async def answer(*values: Any) -> Any:
-            return await asyncio.to_thread(_call, function, store, *values)
-
-        answer.__name__ = function.__name__
-        app.callback(outputs, *inputs)(answer)
-
-    serve(
-        answers.route,
-        [
-            Output(ids.VIEW, "data"),
-            Output(ids.PAGE, "children"),
-            Output(ids.RUN_PICKER, "data"),
-            Output(ids.RUN_PICKER, "value"),
-            Output(ids.LAYER_PICKER, "data"),
-            Output(ids.RETRY, "disabled"),
-        ],
-        Input(ids.URL, "pathname"),
-        Input(ids.URL, "search"),
-        Input(ids.RETRY, "n_intervals"),
-        State(ids.VIEW, "data"),
-    )
-    serve(answers.ended, [Output(ids.ENDED, "data")], Input(ids.QUIET, "data"), State(ids.VIEW, "data"))
-    nonfinite = answers.Nonfinite()
-
-    def draw_map(store: Store, *values: Any) -> Any:
-        return answers.draw_map(store, nonfinite, *values)
-
-    serve(
-        draw_map,
-        [Output(ids.MAP, "figure"), Output(ids.SUMMARY, "children"), Output(ids.STAT_HINT, "children")],
-        view,
-        Input(ids.CURSOR, "data"),
-        Input(ids.STAT_PICKER, "value"),
-        light,
-    )
-    serve(
-        answers.layer_head,
-        [
-            Output(ids.LAYER_TITLE, "children"),
-            Output(ids.LAYER_SHAPE, "children"),
-            Output(ids.BACK, "href"),
-            Output(ids.PREVIOUS_LAYER, "href"),
-            Output(ids.NEXT_LAYER, "href"),
-            Output(ids.STEP_SLIDER, "min"),
-            Output(ids.STEP_SLIDER, "max"),
-            Output(ids.STEP_SLIDER, "step"),
-            Output(ids.STEP_SLIDER, "value"),
-            Output(ids.FOLLOW, "checked"),
-        ],
-        view,
-    )
-    serve(
-        answers.draw_distribution,
-        [
-            Output(ids.HISTOGRAM, "figure"),
-            Output(ids.HISTOGRAM_HINT, "children"),
-            Output(ids.QQ, "figure"),
-            Output(ids.QQ_HINT, "children"),
-        ],
-        view,
-        Input(ids.shown("histograms"), "data"),
-        Input(ids.TENSOR, "value"),
-        light,
-    )
-    serve(
-        answers.draw_evolution,
-        [Output(ids.EVOLUTION, "figure"), Output(ids.EVOLUTION_TITLE, "children")],
-        view,
-        Input(ids.cursor_of("histograms"), "data"),
-        Input(ids.TENSOR, "value"),
-        light,
-    )
-    serve(
-        answers.draw_spectrum,
-        [Output(ids.SPECTRUM, "figure"), Output(ids.SPECTRUM_HINT, "children")],
-        view,
-        Input(ids.shown("spectra"), "data"),
-        light,
-    )
-    serve(
-        answers.draw_errors,
-        [Output(ids.ERRORS, "figure"), Output(ids.ERRORS_HINT, "children")],
-        view,
-        Input(ids.cursor_of("spectra"), "data"),
-        Input(ids.MEASURE, "value"),
-        light,
-    )
-    serve(
-        answers.draw_mask,
-        [Output(ids.MASK, "figure"), Output(ids.MASK_HINT, "children")],
-        view,
-        Input(ids.shown("masks"), "data"),
-        light,
-    )
-    slots = range(ids.STATISTIC_SLOTS)
-    serve(
-        answers.draw_statistics,
-        [
-            *(Output(ids.statistic(slot), "figure") for slot in slots),
-            *(Output(ids.statistic_title(slot), "children") for slot in slots),
-        ],
-        view,
-        Input(ids.cursor_of("statistics"), "data"),
-        Input(ids.shown("histograms"), "data"),
-        light,
-    )
+View = routing.View
 
 
-def _call(function: Callable[..., Any], *values: Any) -> Any:
-    """What a function returns; a StopIteration cannot leave a thread, and the request would wait for ever."""
+def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
+    """Bind every callback of the shell, the pages and the panels to the app."""
+
+    def route(path: str | None, search: str | None, before: View | None, retries: int | None) -> dict[str, Any]:
+        return routing.route(store, path, search, before, panels)
+
+    def ended(quiet: Any, view: View | None) -> int | None:
+        return routing.ended(store, view)
+
+    view = Input(ids.VIEW, "data")
+    _serve(
+        app, route, routing.ROUTE,
+        path=Input(ids.URL, "pathname"), search=Input(ids.URL, "search"),
+        retries=Input(ids.RETRY, "n_intervals"), before=State(ids.VIEW, "data"),
+    )  # fmt: skip
+    _serve(app, ended, Output(ids.ENDED, "data"), quiet=Input(ids.QUIET, "data"), view=State(ids.VIEW, "data"))
+    _serve(app, partial(layer.head, store), layer.HEAD, view=view)
+    for page in panels.values():
+        for panel in page:
+            _serve(app, partial(_answer, store, panel), _outputs(panel), **_inputs(panel))
+    _register_clientside(app, panels)
+
+
+def _outputs(panel: Panel) -> dict[str, Output]:
+    outputs = {"body": Output(panel.id, "children" if panel.words else "figure")}
+    if panel.title:
+        outputs |= {"title": Output(panel.title_id, "children"), "hint": Output(panel.hint_id, "children")}
+    return outputs
+
+
+def _inputs(panel: Panel) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"view": Input(ids.VIEW, "data"), "theme_name": Input(ids.THEME, "data")}
+    if panel.shows != "step":
+        inputs["cursor"] = Input(ids.cursor(panel.kind), "data")
+    if panel.shows != "history" and panel.kind is not None:
+        inputs["shown"] = Input(ids.shown(panel.kind), "data")
+    if panel.controls:
+        inputs["values"] = {control.id: Input(control.id, "value") for control in panel.controls}
+    return inputs
+
+
+def _answer(
+    store: Store,
+    panel: Panel,
+    *,
+    view: View,
+    theme_name: str | None,
+    cursor: Any = None,
+    shown: View | None = None,
+    values: View | None = None,
+) -> dict[str, Any]:
+    """Return what a panel draws of the view, at the shown step, with its controls' values."""
+    step = (shown or {}).get("step")
+    selection = Selection(
+        store,
+        run=int(view["run"]),
+        layer=int(view.get("layer") or 0),
+        step=None if step is None else int(step),
+        values=dict(values or {}),
+    )
+    return panel.answer(selection, theme(theme_name))
+
+
+def _serve(app: Dash, function: Callable[..., Any], outputs: Any, **inputs: Any) -> None:
+    """Bind a function that takes its inputs and answers its outputs by name."""
+
+    # The function runs in a thread, because the event loop also feeds the streams.
+    async def answer(**values: Any) -> Any:
+        return await asyncio.to_thread(_call, function, **values)
+
+    app.callback(output=outputs, inputs=inputs)(answer)
+
+
+def _call(function: Callable[..., Any], **values: Any) -> Any:
+    """Return what a function returns; a StopIteration cannot leave a thread, and the request would wait for ever."""
     try:
-        return function(*values)
+        return function(**values)
     except StopIteration as error:
         raise RuntimeError(f"{getattr(function, '__name__', function)} ran out of values") from error
 
 
-def _register_clientside(app: Any) -> None:
-    """What `assets/view.js` answers without the server."""
+def _register_clientside(app: Any, panels: Panels) -> None:
+    """Bind what `assets/view.js` answers without the server."""
 
-    def bind(name: str, outputs: list[Any], *inputs: Any, initially: bool = True) -> None:
+    def bind(name: str, outputs: list[Any], *inputs: Any, initially: bool = False) -> None:
         app.clientside_callback(
             ClientsideFunction("rootdash", name), *outputs, *inputs, prevent_initial_call=not initially
         )
 
-    view, slider, follow = State(ids.VIEW, "data"), Input(ids.STEP_SLIDER, "value"), Input(ids.FOLLOW, "checked")
-    most = State(ids.STEP_SLIDER, "max")
-    bind(
-        "theme",
-        [Output(ids.THEME, "data"), Output(ids.PROVIDER, "forceColorScheme")],
-        Input(ids.THEME_TOGGLE, "n_clicks"),
-    )
-    bind("arrive", [], Input(ids.VIEW, "data"))
-    bind("ended", [], Input(ids.ENDED, "data"), initially=False)
-    bind("pickRun", [], Input(ids.RUN_PICKER, "value"), view, initially=False)
-    bind("pickLayer", [Output(ids.LAYER_PICKER, "value")], Input(ids.LAYER_PICKER, "value"), view, initially=False)
-    bind("openCell", [], Input(ids.MAP, "clickData"), State(ids.MAP, "figure"), view, initially=False)
-    bind("statistic", [], Input(ids.STAT_PICKER, "value"), initially=False)
+    def also(component: str, name: str) -> Output:
+        return Output(component, name, allow_duplicate=True)
+
+    slider, follow, view = ids.STEP_SLIDER, ids.FOLLOW, State(ids.VIEW, "data")
+    value, most = Input(slider, "value"), State(slider, "max")
+    outputs = [Output(ids.THEME, "data"), Output(ids.PROVIDER, "forceColorScheme")]
+    bind("theme", outputs, Input(ids.THEME_TOGGLE, "n_clicks"), initially=True)
+    bind("arrive", [], Input(ids.VIEW, "data"), initially=True)
+    bind("ended", [], Input(ids.ENDED, "data"))
+    bind("pickRun", [], Input(ids.RUN_PICKER, "value"), view)
+    bind("pickLayer", [Output(ids.LAYER_PICKER, "value")], Input(ids.LAYER_PICKER, "value"), view)
+    every = [panel for page in panels.values() for panel in page]
+    for panel in every:
+        if panel.click:
+            bind(panel.click, [], Input(panel.id, "clickData"), State(panel.id, "figure"), view)
+    for control_id in dict.fromkeys(c.id for panel in every for c in panel.controls if c.in_url):
+        bind("keep", [], Input(control_id, "value"))
     bind(
         "advance",
-        [Output(ids.STEP_SLIDER, "max", allow_duplicate=True), Output(ids.STEP_SLIDER, "value", allow_duplicate=True)],
-        Input(ids.cursor_of("histograms"), "data"),
-        State(ids.FOLLOW, "checked"),
-        initially=False,
+        [also(slider, "max"), also(slider, "value")],
+        Input(ids.cursor("histograms"), "data"),
+        State(follow, "checked"),
     )
-    bind(
-        "letGo",
-        [Output(ids.FOLLOW, "checked", allow_duplicate=True)],
-        slider,
-        most,
-        State(ids.FOLLOW, "checked"),
-        initially=False,
-    )
-    bind(
-        "catchUp",
-        [Output(ids.STEP_SLIDER, "value", allow_duplicate=True)],
-        follow,
-        most,
-        State(ids.STEP_SLIDER, "value"),
-        initially=False,
-    )
-    bind(
-        "nudge",
-        [Output(ids.STEP_SLIDER, "value", allow_duplicate=True)],
-        Input(ids.EARLIER, "n_clicks"),
-        Input(ids.LATER, "n_clicks"),
-        State(ids.STEP_SLIDER, "value"),
-        State(ids.STEP_SLIDER, "min"),
-        most,
-        State(ids.STEP_SLIDER, "step"),
-        initially=False,
-    )
-    for kind in layer.STEP_KINDS:
+    bind("letGo", [also(follow, "checked")], value, most, State(follow, "checked"))
+    bind("catchUp", [also(slider, "value")], Input(follow, "checked"), most, State(slider, "value"))
+    clicks = [Input(ids.EARLIER, "n_clicks"), Input(ids.LATER, "n_clicks")]
+    bind("nudge", [also(slider, "value")], *clicks, *(State(slider, name) for name in ("value", "min", "max", "step")))
+    for kind in kinds_at_step(panels["layer"]):
+        store = ids.shown(kind)
         bind(
             "shown",
-            [Output(ids.shown(kind), "data")],
-            Input(ids.cursor_of(kind), "data"),
-            slider,
-            follow,
-            State(ids.shown(kind), "data"),
+            [Output(store, "data")],
+            Input(ids.cursor(kind), "data"),
+            value,
+            Input(follow, "checked"),
+            State(store, "data"),
+            initially=True,
         )
-    bind("step", [Output(ids.STEP_LABEL, "children")], slider, follow)
+    bind("step", [Output(ids.STEP_LABEL, "children")], value, Input(follow, "checked"), initially=True)

@@ -1,4 +1,4 @@
-"""The shell: the header, the stores, and the place where a page goes; and the card that every panel is."""
+"""The shell: the header, the stores, and the element that holds the page; a graph and a notice for the pages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from root_dash.frontend import ids
+from root_dash.frontend import address, ids
 from root_dash.frontend.theme import BLUE, MONO, SANS
 from root_dash.records import KINDS
 
@@ -33,13 +33,18 @@ _BLANK = {
 }
 
 
-def aria(**said: str) -> dict[str, Any]:
-    """What a screen reader is told of a component: `aria(label="run")`."""
-    return {f"aria-{name}": text for name, text in said.items()}
+def aria(**properties: str) -> dict[str, Any]:
+    """Return properties of a component for screen readers: `aria(label="run")`."""
+    return {f"aria-{name}": text for name, text in properties.items()}
+
+
+def data(**attributes: str) -> dict[str, Any]:
+    """Return data attributes of a component for scripts: `data(grammar="…")`."""
+    return {f"data-{name}": text for name, text in attributes.items()}
 
 
 def shell() -> Any:
-    """The whole document: what stays while pages come and go."""
+    """Return the whole document, which stays while pages come and go."""
     return dmc.MantineProvider(
         id=ids.PROVIDER,
         defaultColorScheme="auto",
@@ -56,20 +61,19 @@ def shell() -> Any:
             dcc.Location(id=ids.URL, refresh=False),
             dcc.Store(id=ids.THEME),
             dcc.Store(id=ids.VIEW),
-            dcc.Store(id=ids.CURSOR),
             dcc.Store(id=ids.QUIET),
             dcc.Store(id=ids.ENDED),
-            *(dcc.Store(id=ids.cursor_of(kind)) for kind in KINDS),
+            *(dcc.Store(id=ids.cursor(kind)) for kind in (None, *KINDS)),
             dcc.Interval(id=ids.RETRY, interval=2000, disabled=True),
             header(),
             connection(),
-            html.Main(id=ids.PAGE),
+            html.Main(id=ids.PAGE, **data(grammar=address.GRAMMAR)),
         ],
     )
 
 
 def header() -> Any:
-    """Run, layers, live status, theme."""
+    """Return the header: pickers of run and layer, live status, theme."""
     return html.Header(
         className="head",
         children=[
@@ -102,7 +106,7 @@ def header() -> Any:
 
 
 def connection() -> Any:
-    """The bar under the header that says why the page may be old; shown and hidden in the browser."""
+    """Return the bar under the header that says why the page may be old. The browser shows and hides the bar."""
     return html.Div(
         id=ids.CONNECTION, className="connection", role="alert", hidden=True,
         children=[
@@ -114,7 +118,7 @@ def connection() -> Any:
 
 
 def graph(graph_id: str, label: str) -> Any:
-    """A figure that fills its box; the box has the height, so that nothing jumps when the figure changes."""
+    """Return a figure that fills its box. The box sets the height, so that nothing jumps when the figure changes."""
     return html.Div(
         dcc.Graph(id=graph_id, figure=_BLANK, config=CONFIG, responsive=True, className="graph"),
         className="graph-box",
@@ -123,35 +127,6 @@ def graph(graph_id: str, label: str) -> Any:
     )
 
 
-def card(
-    title: str,
-    hint: str,
-    graph_id: str,
-    *,
-    title_id: str | None = None,
-    hint_id: str | None = None,
-    control: Any = None,
-    className: str = "",
-) -> Any:
-    """A panel: its title, how to read it in under ten words, and its figure."""
-    given: dict[str, Any] = {"id": title_id} if title_id else {}
-    hinted: dict[str, Any] = {"id": hint_id} if hint_id else {}
-    return html.Section(
-        className=f"card {className}".strip(),
-        children=[
-            html.Div(
-                [
-                    html.H2(title, **given),
-                    html.Span(hint, className="hint", **hinted),
-                    *([control] if control is not None else []),
-                ],
-                className="card-head",
-            ),
-            graph(graph_id, title),
-        ],
-    )
-
-
 def notice(title: str, *lines: Any) -> Any:
-    """A panel of words alone: nothing recorded yet, or nothing at this address."""
+    """Return a card of words for a page without panels."""
     return html.Section([html.H1(title), *(html.P(line) for line in lines)], className="card notice")

@@ -23,12 +23,12 @@ AMBER = "#e69f00"
 PURPLE = "#aa6fb0"
 
 Stops = tuple[tuple[float, str], ...]
-"""A colour scale: positions in ascending order, from 0 to 1 (or from -1 where the scale has two sides)."""
+"""A colour scale: positions in ascending order, from 0 to 1 (from -1 if the scale has two sides)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """What differs between light and dark paper."""
+    """The inks and colour scales that differ between light and dark paper."""
 
     name: Literal["light", "dark"]
     paper: str
@@ -37,19 +37,19 @@ class Theme:
     ink: str
     second: str
     grey: str
-    """The momentum before it was touched."""
+    """The ink of the momentum before the outliers are removed."""
     band: str
-    """A confidence band behind the data."""
+    """The ink of a confidence band behind the data."""
     density: Stops
-    """From nothing to much, in the data's blue."""
+    """The scale of a density, from nothing to much, in the blue of the data."""
     severity: Stops
-    """From the low end (-1) over the middle (0, almost the paper) to the high end (1) of what the map shows."""
+    """The scale of the map: low values (-1), the middle (0, almost the paper), high values (1)."""
     words: Mapping[str, str]
     """The inks of words that name a coloured line: the same hues, with the contrast that small text needs."""
 
     @property
     def template(self) -> go.layout.Template:
-        """The template of every figure on this paper."""
+        """Return the template of every figure on this paper."""
         axis = {
             "gridcolor": self.line,
             "linecolor": self.line,
@@ -133,11 +133,11 @@ DARK = Theme(
 
 
 def theme(name: str | None) -> Theme:
-    """The theme of that name; light for anything else."""
+    """Return the theme of a name; light for any other name than dark."""
     return DARK if name == "dark" else LIGHT
 
 
 def scale(stops: Stops) -> list[list[float | str]]:
-    """Stops as Plotly wants them: positions from 0 to 1."""
+    """Return stops as Plotly takes them: with positions from 0 to 1."""
     low, high = stops[0][0], stops[-1][0]
     return [[(at - low) / (high - low), colour] for at, colour in stops]

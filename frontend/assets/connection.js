@@ -1,18 +1,18 @@
-// Whether the server answers. A callback that is refused, fails or stays without an answer puts a bar on the page, which
-// says why; what may be old is grey. The server is asked again, ever more rarely, and when it answers the address is
-// routed anew: the page then shows what address and header name.
+// Watch whether the server answers. If a callback is refused, fails or gets no answer, a bar on the page says why, and
+// the panels that may be old are grey. The script asks the server again, ever more rarely. When the server answers, the
+// address is routed anew, so that the page shows what the address and the header name.
 (function () {
   const CALLBACK = "/_dash-update-component";
-  const ROUTE = "page.children"; // among the outputs of the callback that answers the address
+  const ROUTE = "page.children"; // an output of the callback that answers the address
   const PATIENCE = 30000; // ms after which a request counts as not answered
   const FIRST = 1000, LONGEST = { away: 10000, token: 30000, gone: 60000, fault: 60000 }; // ms until the next try
   const WORDS = {
     away: "The server does not answer: trying again.",
     token: "The server asks for its token: open the URL that root-dash serve printed.",
-    gone: "The database does not hold this any longer: looking again.",
-    fault: "The server could not draw what is grey: its log says why. Trying again.",
+    gone: "The database no longer holds this run or layer: looking again.",
+    fault: "The server could not draw the grey panels. Its log says why. Trying again.",
   };
-  const failed = new Set(); // the outputs of the callbacks without a good answer, and STREAM
+  const failed = new Set(); // the outputs of callbacks whose last request failed, and STREAM
   const STREAM = "stream";
   let kind = "away", wait = FIRST, pending = 0, next = null, settling = null, leaving = false;
 
@@ -43,7 +43,7 @@
     if (next === null) plan();
   }
 
-  // Only when the page is drawn is it over: the figures are asked for after the view.
+  // The trouble is over only when the page is drawn: the page asks for the figures after the view.
   function settle() {
     clearTimeout(settling);
     if (failed.size === 0 && pending === 0) settling = setTimeout(() => {
@@ -60,7 +60,7 @@
     wait = Math.min(2 * wait, LONGEST[kind]);
   }
 
-  // A small question first: a server that is away or refuses is not asked for figures.
+  // Send a small request first: a server that is away or refuses is not asked for figures.
   async function probe() {
     try {
       const answer = await ask("/assets/theme.js", {
@@ -96,7 +96,7 @@
   window.fetch = async function (url, options) {
     if (!String(url?.url ?? url).includes(CALLBACK)) return ask(url, options);
     let output = "";
-    try { output = JSON.parse(options.body).output; } catch { /* none of Dash's own */ }
+    try { output = JSON.parse(options.body).output; } catch { /* not a request of Dash */ }
     const late = setTimeout(() => fail(output, "away"), PATIENCE);
     pending += 1;
     let why = "away";
@@ -109,7 +109,7 @@
       pending -= 1;
       clearTimeout(late);
       if (why !== null) fail(output, why);
-      else if (output.includes(ROUTE)) failed.clear(); // every figure is asked for anew
+      else if (output.includes(ROUTE)) failed.clear(); // the page asks for every figure anew
       else failed.delete(output);
       settle();
     }
@@ -124,7 +124,7 @@
 
   window.rootDashConnection = {
     failing: () => failed.size > 0,
-    // The stream broke off: is it the server?
+    // The stream broke off: find out whether the server is the cause.
     async doubt() {
       if (failed.has(STREAM)) return;
       const why = await probe();

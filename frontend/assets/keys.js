@@ -1,4 +1,4 @@
-// J and K walk the layers, the arrows the steps, space follows the newest, / searches.
+// Keys: J and K walk the layers, the arrows the steps, space follows the newest step, / searches a layer.
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const within = event.target.closest("input, textarea, select, [role='slider'], [role='option']");

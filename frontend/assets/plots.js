@@ -1,13 +1,14 @@
-// What the page knows of its figures and the server does not: the user's zoom, and the step that is shown.
+// The state of figures that only the browser knows: the user's zoom, and the shown step.
 //
-// A zoom is kept over live updates. Plotly's own `uirevision` would, but dcc.Graph (Dash 4.4) writes every zoom back into
-// the figure and draws it again, after which Plotly takes the range for the figure's own and lets the next figure
-// replace it. So the ranges that the user chose are put into each further figure of the same `uirevision`.
+// A zoom survives live updates. Plotly's `uirevision` does not achieve this alone: dcc.Graph (Dash 4.4) writes every zoom
+// into the figure and draws the figure again. Plotly then takes the range for the figure's own, and the next figure
+// replaces the range. So this script wraps `Plotly.react`, through which dcc.Graph draws, and puts the ranges that the
+// user chose into each further figure of the same `uirevision`. tests/browser/test_private_apis.py checks the wrapping.
 (function () {
   const zooms = new WeakMap();
   let shown = null;
 
-  // The dotted line at the shown step; figures come with it unseen.
+  // The dotted line at the shown step; the server sends figures with a hidden line.
   const placed = (shape) =>
     shape.name !== "step" ? shape : { ...shape, x0: shown ?? 0, x1: shown ?? 0, visible: shown !== null };
 

@@ -1,10 +1,10 @@
-// The stream tells that a run has grown: an event is {id, step, time, kinds}. Its id goes into the cursor stores,
-// at most twice a second and never while the page still draws, and the server's callbacks do the rest.
+// The stream tells that a run has grown: an event is {id, step, time, kinds}. The script puts the event's id into the
+// cursor stores, at most twice a second and never while the page still draws; the server's callbacks do the rest.
 (function () {
   const PERIOD = 500;
-  const QUIET_AFTER = 20; // seconds without a frame after which "live" would be a claim
+  const QUIET_AFTER = 20; // seconds without a frame after which the page no longer says "live"
   let source = null, run = null, last = null, pending = {}, sent = 0, ended = false, broken = false, skew = 0;
-  let asked = 0; // when it was last asked whether a quiet run has ended
+  let asked = 0; // when the page last asked whether a quiet run has ended
   let reopening = null;
 
   const set = (id, props) => window.dash_clientside.set_props(id, props);
@@ -19,7 +19,7 @@
     close();
     clearTimeout(reopening);
     if (run === null || ended || document.hidden) return;
-    // A server that refuses or is away is asked by connection.js alone.
+    // If the server refuses or is away, only connection.js asks again.
     if (window.rootDashConnection.failing()) { reopening = setTimeout(open, 1000); return; }
     const after = last ? last.id : 0;
     source = new EventSource(`/api/v1/runs/${run}/stream?after=${after}`);
@@ -27,13 +27,13 @@
     source.onerror = () => {
       broken = true;
       window.rootDashConnection.doubt();
-      // The browser retries a broken connection by itself, but not one that was refused.
+      // The browser reopens a broken connection by itself, but not a refused connection.
       if (source && source.readyState === EventSource.CLOSED) reopening = setTimeout(open, 3000);
     };
     source.onmessage = (event) => {
       broken = false;
       last = JSON.parse(event.data);
-      skew = Math.min(skew, Date.now() / 1000 - last.time); // a trainer's clock may run ahead of ours
+      skew = Math.min(skew, Date.now() / 1000 - last.time); // a trainer's clock may run ahead of the browser's
       pending.cursor = last;
       for (const kind of last.kinds) pending[`cursor-${kind}`] = { id: last.id, step: last.step };
     };
@@ -81,7 +81,7 @@
       tell();
     },
 
-    // Follow the run of a view; a view of the run that is followed already changes nothing.
+    // Follow the run of a view; another view of the same run changes nothing.
     follow(view) {
       const wanted = view && view.run !== undefined ? view.run : null;
       if (wanted === run && ended === Boolean(view && view.ended)) return;

@@ -1,4 +1,4 @@
-// Runs in the head: the paper is right before the first paint. Mantine reads the same key.
+// This script runs in the head, so that the paper has its colour before the first paint. Mantine reads the same key.
 (function () {
   const KEY = "mantine-color-scheme-value";
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -20,7 +20,7 @@
     current,
     toggle() {
       const next = current() === "dark" ? "light" : "dark";
-      try { localStorage.setItem(KEY, next); } catch { /* a private window forgets it */ }
+      try { localStorage.setItem(KEY, next); } catch { /* a private window may store nothing */ }
       apply(next);
       return next;
     },

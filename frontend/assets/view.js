@@ -1,28 +1,22 @@
-// What needs no server: the theme, the address, which step is shown, the marker at that step.
+// The answers that need no server: theme, address, shown step, and the marker at the shown step.
 (function () {
+  const address = window.rootDashAddress;
   const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
   const skip = () => window.dash_clientside.no_update;
-  // dcc.Location hears of a change through popstate.
+  // dcc.Location hears of a new address through a popstate event.
   const go = (to, record = "pushState") => {
     history[record](null, "", to);
     window.dispatchEvent(new PopStateEvent("popstate"));
   };
   const count = (step) => step.toLocaleString("en-US");
 
-  function address(query) {
-    const url = new URL(window.location);
-    for (const [name, value] of Object.entries(query))
-      value === null ? url.searchParams.delete(name) : url.searchParams.set(name, value);
-    if (url.href !== window.location.href) history.replaceState(history.state, "", url);
-  }
-
-  // J and K: the layer that stands so many places further in the picker.
+  // J and K: go to the layer so many places further in the picker.
   function walk(places) {
     const picker = window.dash_component_api?.getLayout("layer-picker");
     const layers = ((picker && picker.props.data) || []).map((layer) => layer.value);
-    const [, run, layer] = window.location.pathname.match(/^\/r\/(\d+)\/l\/(\d+)/) || [];
+    const { run, layer } = address.read("layer", window.location.pathname) ?? {};
     const at = layers.indexOf(layer);
-    if (at >= 0) go(`/r/${run}/l/${layers[(at + places + layers.length) % layers.length]}`);
+    if (at >= 0) go(address.make("layer", { run, layer: layers[(at + places + layers.length) % layers.length] }));
   }
   window.rootDashView = { walk };
 
@@ -32,36 +26,37 @@
         const scheme = clicks ? window.rootDashTheme.toggle() : window.rootDashTheme.current();
         return [scheme, scheme];
       },
-      // Another view: go where it points to, else follow its run.
+      // A new view: go to the address that the view points to, or follow its run.
       arrive(view) {
         if (view && view.to) return go(view.to, "replaceState");
         document.title = view && view.name ? `${view.name} · root-dash` : "root-dash";
         window.rootDashStream.follow(view);
       },
       ended(run) { window.rootDashStream.end(run); },
-      pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(`/r/${run}`); },
+      pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(address.make("overview", { run })); },
       pickLayer(layer, view) {
         if (!layer || !view) return skip();
-        go(`/r/${view.run}/l/${layer}`);
+        go(address.make("layer", { run: view.run, layer }));
         return null;
       },
-      // A click on a cell of the map: the row's layer, at the first step of the column.
+      // A click on a cell of the map opens the row's layer at the first step of the column.
       openCell(click, figure, view) {
         const cell = click && click.points && click.points.find((point) => point.z !== undefined);
         const { layers, starts } = (figure && figure.layout && figure.layout.meta) || {};
         if (!cell || !layers || !(cell.y in layers)) return;
         const step = starts.filter((start) => start <= cell.x).pop() ?? starts[0];
-        go(`/r/${view.run}/l/${layers[cell.y]}?step=${step}`);
+        go(address.make("layer", { run: view.run, layer: layers[cell.y] }, { [address.step]: step }));
       },
-      statistic(name) {
-        address({ stat: name });
+      // The URL keeps the value of a control under the control's id.
+      keep(value) {
+        address.keep({ [window.dash_clientside.callback_context.triggered_id]: value });
       },
-      // A new recording: the slider grows, and moves along while it follows.
+      // A new recording: the slider grows, and moves along if the page follows the newest step.
       advance(cursor, follow) {
         if (!cursor || document.querySelector("#step-slider:active")) return [skip(), skip()];
         return [cursor.step, follow ? cursor.step : skip()];
       },
-      // A hand on the slider lets go of the newest step.
+      // If the user moves the slider away from its end, the page stops following the newest step.
       letGo(value, most, follow) { return follow && value < most ? false : skip(); },
       catchUp(follow, most, value) { return follow && value !== most ? most : skip(); },
       nudge(earlier, later, value, least, most, step) {
@@ -73,7 +68,7 @@
         return same(next, before) ? skip() : next;
       },
       step(value, follow) {
-        address({ step: follow ? null : value });
+        address.keep({ [address.step]: follow ? null : value });
         window.rootDashPlots.mark(follow ? null : value);
         return value === null || value === undefined ? "" : `step ${count(value)}`;
       },

@@ -1,1 +1,1 @@
-"""One file per figure: records in, a Plotly figure out, nothing else."""
+"""One file per figure: a pure function from records to a Plotly figure."""

@@ -1,4 +1,4 @@
-"""What all figures share: the empty figure, axes over steps, bent colour scales, labels at line ends."""
+"""Parts that figures share: the empty figure, axes over steps, two-sided colour scales, labels at line ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STEP_AXIS = {"tickformat": "~s", "nticks": 7, "hoverformat": ","}
 
 
 def figure(theme: Theme, plot: str) -> go.Figure:
-    """A figure on a theme's paper; `plot` names it, so that zoom and hidden traces survive an update."""
+    """Return a figure on a theme's paper. `plot` names the figure, so that zoom and hidden traces survive an update."""
     return go.Figure(layout={"template": theme.template, "uirevision": plot, "hovermode": "closest"})
 
 
 def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
-    """Axes, and a sentence that says why nothing is drawn or what to do."""
+    """Return a figure without data: axes, and a sentence that says why nothing is drawn or what to do."""
     drawn = figure(theme, plot)
     bare = {"range": [0, 1], "showticklabels": False, "showgrid": False, "showline": True, "fixedrange": True}
     drawn.update_layout(xaxis=bare, yaxis=bare)
@@ -33,7 +33,7 @@ def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
 
 
 def wrap(sentence: str, width: int = 44) -> str:
-    """A sentence broken into lines for an annotation."""
+    """Break a sentence into lines for an annotation."""
     lines = [""]
     for word in sentence.split():
         if lines[-1] and len(lines[-1]) + len(word) >= width:
@@ -42,8 +42,8 @@ def wrap(sentence: str, width: int = 44) -> str:
     return "<br>".join(lines)
 
 
-def edges_of(steps: Any) -> Float64Array:
-    """Edges of cells about ascending steps, half-way between them, so that the middle of a cell is its step."""
+def cell_edges(steps: Any) -> Float64Array:
+    """Return the edges of cells around ascending steps: each edge lies half-way between two steps."""
     middles = np.asarray(steps, np.float64)
     usual = float(np.median(np.diff(middles))) if len(middles) > 1 else 1.0
     between = (middles[1:] + middles[:-1]) / 2
@@ -51,10 +51,9 @@ def edges_of(steps: Any) -> Float64Array:
 
 
 def warped(stops: Stops, low: float, middle: float, high: float, log: bool, count: int = 24) -> list[list[Any]]:
-    """A two-sided colour scale for raw values between `low` and `high`, with its centre at `middle`.
+    """Return a two-sided colour scale for raw values between `low` and `high`, with its centre at `middle`.
 
-    Plotly has no logarithmic colour axis; bending the scale instead keeps the values themselves in the figure, for the
-    hover and for whoever reads it.
+    Plotly has no logarithmic colour axis. A warped scale keeps the raw values in the figure, for the hover text.
     """
     side = np.linspace(-1.0, 1.0, 2 * count + 1)
     a, b, c = (np.log10(v) for v in (low, middle, high)) if log else (low, middle, high)
@@ -73,7 +72,7 @@ def _colour(stops: Stops, at: float) -> str:
 
 
 def line(steps: Any, values: Any, colour: str, width: float) -> dict[str, Any]:
-    """A curve, with a dot where a finite value stands alone: Plotly draws no line through one point."""
+    """Return a curve with a dot at every finite value that has no finite neighbour: one point makes no line."""
     finite = np.concatenate([[False], np.isfinite(np.asarray(values, np.float64)), [False]])
     alone = finite[1:-1] & ~finite[:-2] & ~finite[2:]
     curve = {"x": steps, "y": values, "mode": "lines", "line": {"color": colour, "width": width}}
@@ -83,7 +82,7 @@ def line(steps: Any, values: Any, colour: str, width: float) -> dict[str, Any]:
 
 
 def log_range(values: Any, decades: float = 12.0, pad: float = 0.08) -> tuple[float, float] | None:
-    """The range in powers of ten that holds all positive finite values, at most so many decades below the largest."""
+    """Return the range of the positive finite values in powers of ten, at most `decades` below the largest."""
     finite = np.asarray(values, np.float64)
     finite = finite[np.isfinite(finite) & (finite > 0)]
     if not len(finite):
@@ -95,11 +94,11 @@ def log_range(values: Any, decades: float = 12.0, pad: float = 0.08) -> tuple[fl
 
 
 def log_ticks(low: float, high: float) -> dict[str, Any]:
-    """Few ticks on a logarithmic axis between two powers of ten: whole decades, or 1-2-5 on a short one."""
+    """Return few ticks for a logarithmic axis between two powers of ten: whole decades, or 1-2-5 on a short axis."""
     whole = high - low
     if whole >= 2:
         return {"dtick": max(1, int(np.ceil(whole / 5)))}
-    # Plotly labels 0.05 on such an axis "5" unless it is given a format.
+    # Without a format Plotly labels 0.05 on a short axis as "5".
     format_ = {"tickformat": "~g" if low > -3.5 else "~e"}
     return {"dtick": "D2", **format_} if whole >= 0.4 else {"nticks": 4, **format_}
 
@@ -113,10 +112,10 @@ def end_labels(
     domain: tuple[float, float] = (0.0, 1.0),
     gap: float = 0.085,
 ) -> None:
-    """Name lines at their right end instead of in a legend, pushed apart where they would cover each other.
+    """Name lines at their right end instead of in a legend, and push labels apart that would overlap.
 
-    `ends` are text, colour and height on the axis (a power of ten on a logarithmic one), `span` is the axis' range,
-    `domain` its place in the figure and `gap` the height of a label there.
+    `ends` are text, colour and height on the axis (a power of ten on a logarithmic axis). `span` is the range of the
+    axis, `domain` is the axis' part of the figure's height, and `gap` is the height of a label in the same unit.
     """
     low, high = span
     wanted = sorted((float(np.clip((y - low) / (high - low), 0.0, 1.0)), text, colour) for text, colour, y in ends)
@@ -135,7 +134,7 @@ def end_labels(
 
 
 def marker(drawn: go.Figure, theme: Theme) -> None:
-    """A dotted line, unseen: the page moves it to the step that it shows, without asking for the figure again."""
+    """Add a hidden dotted line. The browser shows the line at the shown step, without a request for the figure."""
     drawn.add_shape(
         name="step", visible=False, type="line", x0=0, x1=0, y0=0, y1=1, yref="y domain",
         line={"color": theme.ink, "width": 1, "dash": "dot"},

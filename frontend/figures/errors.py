@@ -1,4 +1,4 @@
-"""The error of the orthogonalization over the steps, beside other coefficients on the same recorded spectra."""
+"""The error of the orthogonalization over the steps, beside the errors of other coefficients on the same spectra."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ def errors(
     paper: History | None,
     theme: Theme,
     *,
-    algorithm: str = "root",
+    name: str = "ROOT",
     sentence: str = "",
 ) -> go.Figure:
-    """Three curves on a logarithmic axis: this run's, Muon's and the paper's, named at their ends."""
-    name = "ROOT" if algorithm == "root" else algorithm
+    """Draw three curves, named at their ends, on a logarithmic axis: this run's (`name`), Muon's and the paper's."""
     named = ((own, name, colours.GREEN), (muon, "Muon", colours.AMBER), (paper, "paper", colours.PURPLE))
     curves = [(h, text, colour) for h, text, colour in named if h is not None and np.isfinite(h.values).any()]
     span = base.log_range(np.concatenate([h.values for h, _, _ in curves])) if curves else None
     if span is None:
         recorded = any(h is not None and len(h.steps) for h, _, _ in named)
-        nothing = "No spectra yet: the error is computed from them."
+        nothing = "No spectra yet: the error is computed from spectra."
         return base.empty(theme, "errors", sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing))
     drawn = base.figure(theme, "errors")
     for history, text, colour in reversed(curves):

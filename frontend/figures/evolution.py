@@ -1,4 +1,4 @@
-"""A tensor's distribution over the steps: the same bins at every step."""
+"""The distribution of a tensor's entries over the steps, in the same bins at every step."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from root_dash.frontend.theme import Theme
 from root_dash.records import Float64Array, HistogramHistory
 
 DECADES = 5
-"""How far below the largest entry the axis reaches before all the rest is "about zero"."""
+"""How many decades the axis reaches below the largest entry. All smaller entries share the band about zero."""
 JOINED = 2
-"""Recorded bins per row of the picture."""
+"""How many recorded bins a row of the heat map joins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Bands:
 
 
 def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
-    """The share of the entries in each band of magnitude over the steps, on a symmetric logarithmic axis."""
+    """Draw the share of the entries in each band of magnitude over the steps, on a symmetric logarithmic axis."""
     if recorded is None or not len(recorded.steps):
-        return base.empty(theme, "evolution", "No histograms yet: watch() records them every 10 steps.")
-    bands = bands_of(recorded)
+        return base.empty(theme, "evolution", "No histograms yet: watch() records histograms every 10 steps.")
+    bands = joined_bands(recorded)
     if bands is None:
         return base.empty(theme, "evolution", "Every entry so far is zero or not finite.")
     drawn = base.figure(theme, "evolution")
@@ -42,7 +42,7 @@ def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
     scale = base.warped(((-1.0, theme.density[0][1]), *theme.density[1:]), low, (low * most) ** 0.5, most, True)
     rows = len(names)
     drawn.add_heatmap(
-        x=base.edges_of(recorded.steps), y=names,
+        x=base.cell_edges(recorded.steps), y=names,
         z=np.where(bands.share > 0, bands.share, np.nan).astype(np.float32), zmin=low, zmax=most, colorscale=scale,
         showscale=False, hoverongaps=False,
         hovertemplate="step %{x:,.0f}<br>%{z:.2~p} of the entries<br>%{y}<extra></extra>",
@@ -67,8 +67,8 @@ def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
     return drawn
 
 
-def bands_of(recorded: HistogramHistory) -> Bands | None:
-    """The occupied bins, joined in twos; those nearest to zero are one band."""
+def joined_bands(recorded: HistogramHistory) -> Bands | None:
+    """Join the occupied bins in twos, and the bins nearest to zero into one band; None if no bin is occupied."""
     counts = np.asarray(recorded.counts, np.float64)
     middle = counts.shape[1] // 2
     folded = counts.sum(axis=0)
@@ -99,7 +99,7 @@ def bands_of(recorded: HistogramHistory) -> Bands | None:
 
 
 def _ticks(bands: Bands) -> list[tuple[float, str]]:
-    """Zero and every other power of ten on both sides, at their place between the bands."""
+    """Return the ticks: zero, and every second power of ten on both sides, at its position between the bands."""
     half = len(bands.low) // 2
     positive = np.append(bands.low[half + 1 :], bands.high[-1])
     low, high = np.log10(positive[0]), np.log10(positive[-1])

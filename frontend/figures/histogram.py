@@ -1,4 +1,4 @@
-"""The distribution of a tensor's entries over the Gaussian of the same moments."""
+"""The distribution of a tensor's entries, over the Gaussian of the same moments."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from root_dash.frontend.theme import Theme
 from root_dash.records import Float64Array, Histogram
 
 FINEST = 120
-"""No bar is narrower than the range divided by this: near zero the recorded bins are finer than a pixel."""
+"""The most bars over the whole range. Near zero the recorded bins are finer than a pixel and are joined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Bars of density: recorded bins, joined where they were too fine to see."""
+    """Bars of density: recorded bins, of which those too fine to see are joined."""
 
     edges: Float64Array
     counts: Float64Array
@@ -34,10 +34,10 @@ def histogram(
     deviation: float = np.nan,
     threshold: float = np.nan,
 ) -> go.Figure:
-    """Density on a logarithmic axis; bars beyond ±`threshold` are vermilion, the Gaussian is dashed ink."""
+    """Draw the density on a logarithmic axis; bars beyond ±`threshold` are vermilion, the Gaussian is dashed ink."""
     if recorded is None:
-        return base.empty(theme, "histogram", "No histogram at this step: watch() records them every 10 steps.")
-    bars = bars_of(recorded)
+        return base.empty(theme, "histogram", "No histogram at this step: watch() records histograms every 10 steps.")
+    bars = joined_bars(recorded)
     if bars is None:
         return base.empty(theme, "histogram", why_empty(recorded))
     centre = (bars.edges[1:] + bars.edges[:-1]) / 2
@@ -81,23 +81,23 @@ def histogram(
 
 
 def why_empty(recorded: Histogram) -> str:
-    """What the entries are if none of them is a finite number other than zero."""
+    """Say what the entries are, if every entry is zero or not finite."""
     zero = int(np.asarray(recorded.counts, np.int64).sum())
     kinds = [(n, name) for n, name in ((zero, "zero"), (recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
     if len(kinds) == 1:
         return f"Every entry is {kinds[0][1]}."
-    return f"Of the entries {', '.join(f'{count(n)} are {name}' for n, name in kinds)}."
+    return f"Entries: {', '.join(f'{count(n)} {name}' for n, name in kinds)}."
 
 
-def bars_of(recorded: Histogram) -> Bars | None:
-    """The occupied part of a histogram, symmetric about zero, its fine bins joined; None where nothing is in it."""
+def joined_bars(recorded: Histogram) -> Bars | None:
+    """Return the occupied bins, symmetric about zero, with fine bins joined; None if only zero is occupied."""
     counts = np.asarray(recorded.counts, np.float64)
     edges = np.array(recorded.edges, np.float64)
     occupied = np.flatnonzero(counts)
-    # The middle bin alone means that every finite entry is zero.
+    # If only the middle bin is occupied, every finite entry is zero.
     if not len(occupied) or (len(occupied) == 1 and occupied[0] == len(counts) // 2):
         return None
-    # The outermost bins have no outer edge: they are drawn as wide as their neighbours.
+    # The outermost bins have no outer edge: the figure draws them up to 1.25 times their inner edge.
     edges[0], edges[-1] = 1.25 * edges[1], 1.25 * edges[-2]
     reach = max(-edges[occupied[0]], edges[occupied[-1] + 1])
     inside = (edges[:-1] >= -reach) & (edges[1:] <= reach)
@@ -109,7 +109,7 @@ def bars_of(recorded: Histogram) -> Bars | None:
 
 
 def _coarse(edges: Float64Array, width: float) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
-    """Indices of the edges to keep, so that no bin is narrower than `width`; mirrored about zero as the bins are."""
+    """Return the indices of the edges to keep, so that no bin is narrower than `width`; symmetric about zero."""
     half = len(edges) // 2
     kept = [len(edges) - 1]
     for i in range(len(edges) - 2, half - 1, -1):

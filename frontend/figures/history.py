@@ -1,4 +1,4 @@
-"""One statistic of one layer over the steps, small."""
+"""A small figure of one statistic of one layer over the steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from root_dash.records import History, Statistic
 
 
 def history(recorded: History | None, statistic: Statistic, theme: Theme) -> go.Figure:
-    """The curve, on a logarithmic axis where the statistic is best read on one."""
+    """Draw the curve; on a logarithmic axis if the statistic is best read so."""
     plot = f"history-{statistic.name}"
     if recorded is None or not len(recorded.steps):
         return base.empty(theme, plot, "not recorded")

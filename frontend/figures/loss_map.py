@@ -1,4 +1,4 @@
-"""The loss over the map of layers: one figure, one axis of steps, so that zooming one zooms both."""
+"""The loss over the map of layers: one figure with one axis of steps, so that a zoom changes both."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _NUMBERED = re.compile(r"(\D+\.)\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """What the map draws: its layers, the statistic's values, and what is coloured between which ends."""
+class MapRows:
+    """The rows of the map: layers, the statistic's raw values, the values that get a colour, and the colours' ends."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
@@ -34,7 +34,7 @@ class Rows:
     coloured: Float64Array
     log: bool
     ends: tuple[float, float, float]
-    """Where the colours begin, are the paper's, and end."""
+    """The values of the first colour, of the paper's colour, and of the last colour."""
 
 
 def loss_map(
@@ -45,13 +45,13 @@ def loss_map(
     *,
     nonfinite: Grid | None = None,
 ) -> go.Figure:
-    """The curves of `losses` above the heat map of one statistic, layers in model order from the top.
+    """Draw the curves of `losses` above the heat map of one statistic, layers in model order from the top.
 
-    The colour is the value between the percentiles 0.5 and 99.5, the median the colour of the paper. Vermilion are the
-    cells whose value is not finite and those where `nonfinite` counts entries of the gradient that were not; what was
-    not recorded is empty.
+    The colours cover the values between the percentiles 0.5 and 99.5; the median has the colour of the paper. A cell
+    is vermilion if its value is not finite, or if `nonfinite` counts gradient entries there that were not finite. A
+    cell without a recording is empty.
     """
-    rows = rows_of(grid, statistic, nonfinite) if grid is not None and grid.values.size else None
+    rows = map_rows(grid, statistic, nonfinite) if grid is not None and grid.values.size else None
     if rows is None and not any(len(loss.steps) for loss in losses):
         return base.empty(theme, "map", "Nothing recorded yet: the first frame appears here by itself.")
     span = _span(losses)
@@ -90,9 +90,9 @@ def loss_map(
 
 
 def mapped(grid: Grid, nonfinite: Grid | None = None) -> NDArray[np.bool_]:
-    """Which layers the map shows: those with a value, and those whose gradient ever held entries that were not finite.
+    """Return which layers the map shows: layers with a value, and layers whose gradient was ever not finite.
 
-    The second are the sickest: a gradient that is NaN from the first step has no statistic at all.
+    The second kind must not be missing: a gradient that is NaN from the first step has no statistic at all.
     """
     has = np.asarray(~np.isnan(grid.values).all(axis=1))
     if nonfinite is None or not nonfinite.values.size:
@@ -101,8 +101,8 @@ def mapped(grid: Grid, nonfinite: Grid | None = None) -> NDArray[np.bool_]:
     return np.asarray(has | broken.any(axis=1))
 
 
-def rows_of(grid: Grid, statistic: Statistic, nonfinite: Grid | None = None) -> Rows | None:
-    """The rows of a grid that the map shows, and the ends of their colours; None if there is none."""
+def map_rows(grid: Grid, statistic: Statistic, nonfinite: Grid | None = None) -> MapRows | None:
+    """Return the rows of a grid that the map shows; None if the map shows none."""
     has = mapped(grid, nonfinite)
     if not has.any():
         return None
@@ -112,7 +112,7 @@ def rows_of(grid: Grid, statistic: Statistic, nonfinite: Grid | None = None) -> 
     finite = np.where(np.isfinite(raw) & ((raw > 0) | (not log)), raw, np.nan)
     ends = _ends(finite[~np.isnan(finite)], log)
     names, ids = tuple(layer.name for layer in layers), tuple(layer.id for layer in layers)
-    return Rows(names, ids, raw, finite, log, ends)
+    return MapRows(names, ids, raw, finite, log, ends)
 
 
 def _ends(values: Float64Array, log: bool) -> tuple[float, float, float]:
@@ -126,21 +126,21 @@ def _ends(values: Float64Array, log: bool) -> tuple[float, float, float]:
 
 
 def _edges(grid: Grid) -> Float64Array:
-    """Edges of the columns, such that the middle of a column of one step is that step."""
+    """Return the edges of the columns, so that a column of one step has the step in its middle."""
     return np.append(grid.starts, grid.ends[-1] + 1) - 0.5
 
 
 def _counts(nonfinite: Grid, layer_ids: Sequence[int]) -> Float64Array:
-    """Counts of entries that were not finite, a row for each of the layers."""
+    """Return the counts of entries that were not finite, a row for each of `layer_ids`."""
     by_id = {layer.id: row for layer, row in zip(nonfinite.layers, nonfinite.values, strict=True)}
     none = np.full(nonfinite.values.shape[1], np.nan)
     return np.array([by_id.get(layer_id, none) for layer_id in layer_ids])
 
 
 def _add_broken(drawn: go.Figure, cells: NDArray[np.bool_], place: dict[str, Any], hover: str) -> None:
-    """Paint cells vermilion: a layer of their own, of no more columns than they span.
+    """Paint cells vermilion with a second heat map, which has only the columns from the first to the last such cell.
 
-    Of all rows, though: on an axis of names Plotly counts a heat map's rows from the first name.
+    The second heat map has all rows: on an axis of names, Plotly counts the rows of a heat map from the first name.
     """
     if not cells.any():
         return
@@ -155,7 +155,7 @@ def _add_broken(drawn: go.Figure, cells: NDArray[np.bool_], place: dict[str, Any
 
 
 def _add_map(
-    drawn: go.Figure, grid: Grid, rows: Rows, statistic: Statistic, theme: Theme, nonfinite: Grid | None
+    drawn: go.Figure, grid: Grid, rows: MapRows, statistic: Statistic, theme: Theme, nonfinite: Grid | None
 ) -> None:
     place: dict[str, Any] = {"x": _edges(grid), "y": list(rows.names), "ygap": 1 if len(rows.names) <= 80 else 0}
     where = "<b>%{y}</b><br>step %{x:,.0f}<br>"
@@ -175,12 +175,12 @@ def _add_map(
         selector={"autorange": "reversed"}, type="category", tickfont={"family": MONO, "size": 10},
         labelalias=short_names(rows.names),
     )  # fmt: skip
-    # A click on a cell gives its row's name and its middle: these say which layer and which step.
+    # A click on a cell gives the row's name and the cell's middle; `meta` maps both to a layer and a step.
     drawn.update_layout(meta={"layers": dict(zip(rows.names, rows.ids, strict=True)), "starts": grid.starts.tolist()})
 
 
-def _add_colour_bar(drawn: go.Figure, rows: Rows, theme: Theme) -> None:
-    """A bar with honest ticks: the heat map's own would be linear."""
+def _add_colour_bar(drawn: go.Figure, rows: MapRows, theme: Theme) -> None:
+    """Add a colour bar whose ticks fit the scale; the heat map's own colour bar would be linear."""
     ends = np.log10(rows.ends) if rows.log else np.array(rows.ends)
     side = np.linspace(-1, 1, 25)
     at = np.where(side < 0, ends[1] + side * (ends[1] - ends[0]), ends[1] + side * (ends[2] - ends[1]))
@@ -210,7 +210,7 @@ def _span(losses: Sequence[History]) -> tuple[float, float]:
 
 
 def _loss_ends(losses: Sequence[History], middle: float) -> list[tuple[str, str, float]]:
-    """Each curve's name and last value, for its right end; at the `middle` if the curve has no finite value."""
+    """Return the label of each curve: name and last value, colour, height (`middle` if no value is finite)."""
     ends = []
     for loss, colour in zip(losses, LOSS_COLOURS, strict=False):
         if not len(loss.steps):
@@ -219,7 +219,7 @@ def _loss_ends(losses: Sequence[History], middle: float) -> list[tuple[str, str,
         height = float(loss.values[finite[-1]]) if len(finite) else middle
         text = f"{loss.name} {'NaN' if np.isnan(last) else value(last)}"
         if not np.isfinite(last):
-            about = "about " if loss.total > len(loss.steps) else ""  # the curve shows some of the steps alone
+            about = "about " if loss.total > len(loss.steps) else ""  # the curve does not show every step
             text += f"<br>since {about}{count(int(loss.steps[finite[-1] + 1]))}" if len(finite) else "<br>at every step"
         ends.append((text, colour, height))
     return ends
@@ -228,11 +228,11 @@ def _loss_ends(losses: Sequence[History], middle: float) -> list[tuple[str, str,
 def _absent(statistic: Statistic, *, recorded: bool) -> str:
     if recorded:
         return f"No layer has a value of “{statistic.label}”."
-    return f"No layer has “{statistic.label}” yet: it comes with the {statistic.kind} of a frame."
+    return f"No layer has “{statistic.label}” yet: watch() records it with the {statistic.kind}."
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names without what most of them share: `blocks.3.attn.v.weight` is `3.attn.v` among its like."""
+    """Return shorter names, without the parts that most names share: `3.attn.v` for `blocks.3.attn.v.weight`."""
     last = {name.rpartition(".")[2] for name in names}
     suffix = f".{last.pop()}" if len(last) == 1 and len(names) > 1 and all("." in name for name in names) else ""
     starts = Counter(match[1] for name in names if (match := _NUMBERED.match(name)))

@@ -1,4 +1,4 @@
-"""Where the outliers sit: the map of blocks, with the totals of rows and columns beside it."""
+"""The map of outliers by blocks of the matrix, with the totals of rows and columns beside the map."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from root_dash.frontend.theme import Theme
 from root_dash.records import CountArray, Float64Array, IntArray, Mask
 
 BARS = 160
-"""At most so many bars beside the map; each stands for the worst of its rows."""
+"""The most bars beside the map. A bar shows the worst of its rows or columns."""
 FAR = 6.0
-"""A row may be vermilion when its share lies so many robust deviations above the median."""
+"""Robust deviations above the median. A row with a larger share may be vermilion."""
 WORST = 0.01
-"""And at most this share of the rows is, as in `outlier_row_share`."""
+"""The largest share of the rows that is vermilion, as in `outlier_row_share`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """The share of outliers per row (or column): of several lines that share a bar, the worst."""
+class LineTotals:
+    """The share of outliers per bar: the bars' edges, the worst line (row or column) of each, and its share."""
 
     edges: Float64Array
     line: IntArray
@@ -31,11 +31,11 @@ class Totals:
 
 
 def mask(recorded: Mask | None, theme: Theme, *, sentence: str = "") -> go.Figure:
-    """Shares of outliers per block; bars at the right per row and above per column, the worst ones vermilion."""
+    """Draw the share of outliers per block, per row at the right and per column above; the worst bars are vermilion."""
     if recorded is None or not recorded.pooled.size:
-        return base.empty(theme, "mask", sentence or "No mask at this step: watch() records them with the spectra.")
+        return base.empty(theme, "mask", sentence or "No mask at this step: watch() records masks with the spectra.")
     shares = block_shares(recorded)
-    rows, cols = totals_of(recorded.row_totals, recorded.cols), totals_of(recorded.col_totals, recorded.rows)
+    rows, cols = line_totals(recorded.row_totals, recorded.cols), line_totals(recorded.col_totals, recorded.rows)
     drawn = base.figure(theme, "mask")
     most = float(shares.max()) or 1.0
     drawn.add_heatmap(
@@ -66,15 +66,18 @@ def mask(recorded: Mask | None, theme: Theme, *, sentence: str = "") -> go.Figur
 
 
 def block_shares(recorded: Mask) -> Float64Array:
-    """The share of each block's entries that lie beyond ε."""
+    """Return the share of each block's entries that lie beyond ε."""
     heights = np.diff(_block_edges(recorded.rows, recorded.pooled.shape[0]))
     widths = np.diff(_block_edges(recorded.cols, recorded.pooled.shape[1]))
     share: Float64Array = recorded.pooled.astype(np.float64) / np.maximum(np.outer(heights, widths), 1)
     return share
 
 
-def totals_of(counts: CountArray | IntArray, entries: int) -> Totals:
-    """The share per line, several lines to a bar where there are too many, and which are far above the others."""
+def line_totals(counts: CountArray | IntArray, entries: int) -> LineTotals:
+    """Return the share of outliers per line (row or column), with several lines to a bar if there are more than `BARS`.
+
+    `entries` is the number of entries of a line. The worst lines lie far above the others: see `FAR` and `WORST`.
+    """
     share = np.asarray(counts, np.float64) / max(entries, 1)
     median = float(np.median(share))
     spread = max(1.4826 * float(np.median(np.abs(share - median))), 0.1 * median, 1e-9)
@@ -83,7 +86,7 @@ def totals_of(counts: CountArray | IntArray, entries: int) -> Totals:
     line = np.array([a + int(np.argmax(share[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)], np.int64)
     least_of_worst = np.sort(share)[-max(1, round(WORST * len(share)))]
     worst = (share[line] > median + FAR * spread) & (share[line] >= least_of_worst)
-    return Totals(edges.astype(np.float64), line, share[line], worst)
+    return LineTotals(edges.astype(np.float64), line, share[line], worst)
 
 
 def _block_edges(length: int, blocks: int) -> IntArray:

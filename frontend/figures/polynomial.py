@@ -1,6 +1,6 @@
-"""What a set of Newton-Schulz coefficients makes of a recorded spectrum.
+"""The singular values that a set of Newton-Schulz coefficients makes of a recorded spectrum, and their error.
 
-The iteration acts on singular values alone, so its result on a recorded spectrum is exact and needs no run of its own.
+The iteration acts on singular values alone. So the result on a recorded spectrum is exact and needs no second run.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ Measure = Literal["polar_error", "orthogonality_error"]
 
 STEPS = 5
 NULL = 1e-6
-"""Singular values below this share of the largest are directions that the tensor does not have."""
+"""Share of the largest singular value. A direction with a smaller value is null: the tensor does not have it."""
 
 
 def muon(sigma: NDArray[np.floating]) -> Float64Array:
-    """The singular values that Muon's five steps give, in the order of those that they are given."""
+    """Return the singular values after Muon's five steps, in the order of `sigma`."""
     values = np.asarray(sigma, np.float64)
     return np.asarray(evaluate(resolve("muon", STEPS), normalize_spectrum(values, "frobenius")), np.float64)
 
 
 def paper(sigma: NDArray[np.floating], shape: tuple[int, int]) -> Float64Array:
-    """The singular values that the paper's table for the nearest shape gives."""
+    """Return the singular values after the five steps of the paper's table for the nearest shape, in the same order."""
     values = np.asarray(sigma, np.float64)
     return np.asarray(evaluate(resolve("paper", STEPS, shape), normalize_spectrum(values, "frobenius")), np.float64)
 
 
 def error(sigma: NDArray[np.floating], measure: Measure) -> float:
-    """How far from 1 singular values (polar) or their squares (orthogonality) are, root mean square."""
+    """Return the root mean square distance from 1: of the singular values (polar) or their squares (orthogonality)."""
     if not len(sigma):
         return float("nan")
     away = np.asarray(sigma, np.float64)
@@ -43,18 +43,20 @@ def error(sigma: NDArray[np.floating], measure: Measure) -> float:
 
 
 def present(sigma: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The singular values of the directions that the tensor has."""
+    """Return the singular values that are not null."""
     return sigma[sigma > NULL * sigma.max()] if len(sigma) and sigma.max() > 0 else sigma[:0]
 
 
-def given(spectrum: Spectrum, algorithm: str) -> Float64Array:
-    """The spectrum to compare coefficient sets on: of the base, which ROOT orthogonalizes; else of the momentum."""
-    return np.asarray(spectrum.base if algorithm == "root" else spectrum.momentum, np.float64)
+def orthogonalized(spectrum: Spectrum, *, of_base: bool) -> Float64Array:
+    """Return the singular values that the optimizer orthogonalizes: the base's or the momentum's."""
+    return np.asarray(spectrum.base if of_base else spectrum.momentum, np.float64)
 
 
-def errors_of(spectra: Iterable[Spectrum], measure: Measure, layer: Layer) -> tuple[History, History]:
-    """The error that Muon's and the paper's coefficients would have had on a layer's recorded spectra."""
-    taken = [(spectrum.step, present(given(spectrum, layer.algorithm))) for spectrum in spectra]
+def errors_on(
+    spectra: Iterable[Spectrum], measure: Measure, layer: Layer, *, of_base: bool = True
+) -> tuple[History, History]:
+    """Return the errors that Muon's and the paper's coefficients would have had on a layer's recorded spectra."""
+    taken = [(spectrum.step, present(orthogonalized(spectrum, of_base=of_base))) for spectrum in spectra]
     steps = np.array([step for step, _ in taken], np.int64)
     muons = np.array([error(muon(sigma), measure) for _, sigma in taken], np.float64)
     papers = np.array([error(paper(sigma, (layer.rows, layer.cols)), measure) for _, sigma in taken], np.float64)

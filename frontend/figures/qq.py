@@ -1,4 +1,4 @@
-"""The Q-Q plot: a tensor's quantiles against the normal's. The tails are the story."""
+"""The Q-Q plot: a tensor's quantiles against the quantiles of the normal distribution. Look at the tails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from root_dash.frontend.figures import base
 from root_dash.frontend.theme import Theme
 from root_dash.records import Float64Array, Quantiles, quantile_positions, quantile_probabilities
 
-Z95 = 1.959963984540054  # the standard normal's quantile of 0.975
+Z95 = 1.959963984540054  # the 0.975 quantile of the standard normal distribution
 
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """Standardized quantiles at normal positions, and the band in which a normal sample's would lie."""
+    """Standardized quantiles at normal positions, and the band of a normal sample's quantiles."""
 
     position: Float64Array
     observed: Float64Array
@@ -27,15 +27,15 @@ class Points:
 
     @property
     def outside(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Which points no normal sample of this size would give, but one time in twenty."""
+        """Return which points lie outside the band: a normal sample has such a quantile one time in twenty."""
         return (self.observed < self.low) | (self.observed > self.high)
 
 
 def qq(recorded: Quantiles | None, theme: Theme, *, mean: float = np.nan, deviation: float = np.nan) -> go.Figure:
-    """Recorded quantiles, standardized, against the normal's, with the dashed diagonal and the 95 % band in grey."""
+    """Draw standardized quantiles against the normal's, with the dashed diagonal and the 95 % band in grey."""
     if recorded is None:
-        return base.empty(theme, "qq", "No quantiles at this step: watch() records them with the histograms.")
-    points = points_of(recorded, mean, deviation)
+        return base.empty(theme, "qq", "No quantiles at this step: watch() records quantiles with the histograms.")
+    points = standardized(recorded, mean, deviation)
     if points is None:
         return base.empty(theme, "qq", "No quantiles to standardize: the entries are all equal or not finite.")
     drawn = base.figure(theme, "qq")
@@ -60,11 +60,11 @@ def qq(recorded: Quantiles | None, theme: Theme, *, mean: float = np.nan, deviat
     return drawn
 
 
-def points_of(recorded: Quantiles, mean: float, deviation: float) -> Points | None:
-    """The points and their band; None where they cannot be standardized.
+def standardized(recorded: Quantiles, mean: float, deviation: float) -> Points | None:
+    """Return the points and their band; None if the quantiles cannot be standardized.
 
-    Quantiles further out than the sample has entries (n p < 1/2) only repeat its extremes and are left out. The band
-    is Wilson's interval of the probability, seen through the normal's quantile function.
+    A quantile further out than the sample has entries (n p < 1/2) only repeats an extreme and is left out. The band
+    is Wilson's interval of the probability, mapped by the normal's quantile function.
     """
     if recorded.count < 2 or not (np.isfinite(mean) and deviation > 0):
         return None
@@ -78,7 +78,7 @@ def points_of(recorded: Quantiles, mean: float, deviation: float) -> Points | No
 
 
 def band(probabilities: Float64Array, count: int) -> tuple[Float64Array, Float64Array]:
-    """Between which values 95 % of normal samples of `count` entries have their quantile."""
+    """Return the bounds between which 95 % of normal samples of `count` entries have their quantile."""
     ratio = Z95**2 / count
     centre = (probabilities + ratio / 2) / (1 + ratio)
     half = Z95 / (1 + ratio) * np.sqrt(probabilities * (1 - probabilities) / count + ratio / (4 * count))

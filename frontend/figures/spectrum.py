@@ -1,4 +1,4 @@
-"""Singular values before and after the iteration; 1 is perfect."""
+"""Singular values before and after the orthogonalization; after it, 1 is perfect."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from root_dash.frontend.theme import Theme
 from root_dash.records import Spectrum
 
 DEEPEST = 5.0
-"""Decades below the largest value that the axis reaches."""
+"""How many decades the axis reaches below the largest value."""
 
 
-def spectrum(recorded: Spectrum | None, theme: Theme, *, algorithm: str = "root", sentence: str = "") -> go.Figure:
-    """Singular values by index: momentum and base relative to the momentum's largest, the update as it is.
+def spectrum(
+    recorded: Spectrum | None, theme: Theme, *, own: str = "ROOT", of_base: bool = True, sentence: str = ""
+) -> go.Figure:
+    """Draw singular values by index: momentum and base relative to the momentum's largest, the update unscaled.
 
-    Amber is what Muon's coefficients make of the same spectrum, at the index of the value that they were given: of the
-    base under ROOT, which orthogonalizes it, and of the momentum elsewhere.
+    The amber line is the result of Muon's coefficients on the spectrum that the optimizer orthogonalizes, which is the
+    base's if `of_base` is true, else the momentum's. Each result stands at the index of its input. `own` names the
+    line of the update.
     """
     if recorded is None or not len(recorded.momentum):
         return base.empty(
-            theme, "spectrum", sentence or "No spectrum at this step: watch() records them as often as `spectra` says."
+            theme,
+            "spectrum",
+            sentence or "No spectrum at this step: watch() records spectra as often as `spectra` says.",
         )
     top = float(np.nanmax(recorded.momentum, initial=0.0)) or 1.0
-    own = "ROOT" if algorithm == "root" else algorithm
     wanted = [
         ("momentum", theme.grey, recorded.momentum / top),
         ("base", colours.BLUE, recorded.base / top),
-        ("Muon", colours.AMBER, polynomial.muon(polynomial.given(recorded, algorithm))),
+        ("Muon", colours.AMBER, polynomial.muon(polynomial.orthogonalized(recorded, of_base=of_base))),
         (own, colours.GREEN, recorded.update),
     ]
     lines: list[tuple[str, str, NDArray[np.float64]]] = [
@@ -68,7 +72,7 @@ def _span(lines: list[NDArray[np.float64]]) -> tuple[float, float]:
 
 
 def _named(name: str, values: NDArray[np.float64]) -> str:
-    """A line's name, and what it is if nothing of it can be drawn."""
+    """Return a line's name, followed by NaN or 0 if the line has no value that can be drawn."""
     return name if (values > 0).any() else f"{name} {'NaN' if np.isnan(values).any() else '0'}"
 
 

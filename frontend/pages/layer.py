@@ -1,95 +1,53 @@
-"""One layer at one step: how its gradient is distributed, what the iteration makes of it, and how it got there."""
+"""The page of one layer at one step: its head, and the panels in rows."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import dash_mantine_components as dmc
 import numpy as np
-from dash import dcc, html
+from dash import Output, dcc, html
 
-from root_dash.frontend import ids, layout
-from root_dash.frontend.numbers import count, value
+from root_dash.exceptions import NotRecorded
+from root_dash.frontend import address, ids, layout
+from root_dash.frontend.panels.cards import cards
+from root_dash.frontend.panels.panel import Panel, kinds_at_step
 from root_dash.frontend.theme import GREEN
-from root_dash.records import (
-    Histogram,
-    History,
-    Kind,
-    Layer,
-    Mask,
-    Quantiles,
-    Spectrum,
-    Statistic,
-    TensorName,
-    statistic,
-)
+from root_dash.records import Layer
 
-STEP_KINDS: tuple[Kind, ...] = ("histograms", "spectra", "masks")
-"""The kinds whose panels show one step."""
+if TYPE_CHECKING:
+    from root_dash.store import Store
 
-_MATRIX = ("grad_norm", "update_to_weight", "grad_kurtosis", "outlier_energy", "stable_rank", "orthogonality_error")
-_VECTOR = ("grad_norm", "update_to_weight", "grad_kurtosis", "grad_abs_max", "alignment", "weight_norm")
-
-NO_SPECTRUM = "A vector has no spectrum: it is not orthogonalized."
-NO_MASK = "A vector has no outlier map: its largest entries stand in the histogram."
+HEAD = {
+    "name": Output(ids.LAYER_TITLE, "children"),
+    "shape": Output(ids.LAYER_SHAPE, "children"),
+    "back": Output(ids.BACK, "href"),
+    "previous": Output(ids.PREVIOUS_LAYER, "href"),
+    "next": Output(ids.NEXT_LAYER, "href"),
+    "first": Output(ids.STEP_SLIDER, "min"),
+    "last": Output(ids.STEP_SLIDER, "max"),
+    "interval": Output(ids.STEP_SLIDER, "step"),
+    "shown": Output(ids.STEP_SLIDER, "value"),
+    "follows": Output(ids.FOLLOW, "checked"),
+}
+"""The outputs that `head` fills, by name."""
 
 
-def small(layer: Layer) -> tuple[Statistic, ...]:
-    """The six statistics of the last row."""
-    return tuple(statistic(name) for name in (_MATRIX if layer.is_matrix else _VECTOR))
-
-
-def shape(layer: Layer) -> str:
-    """Shape and optimizer: 512 × 128 · root."""
-    return f"{' × '.join(f'{side:,}' for side in layer.shape) or 'a number'} · {layer.algorithm}"
-
-
-def page() -> Any:
-    """The layout of every layer's page; which layer it is, the view says."""
-    tensor = dmc.SegmentedControl(
-        id=ids.TENSOR, value="gradient", size="xs", className="far", data=["gradient", "momentum"],
-        **layout.aria(label="whose entries the first row shows"),
-    )  # fmt: skip
-    measure = dmc.SegmentedControl(
-        id=ids.MEASURE, value="orthogonality_error", size="xs", className="far", **layout.aria(label="which error"),
-        data=[{"value": "orthogonality_error", "label": "orthogonality"}, {"value": "polar_error", "label": "polar"}],
-    )  # fmt: skip
+def page(panels: Sequence[Panel], query: Mapping[str, str]) -> Any:
+    """Return the layout of every layer's page; the view says which layer the page shows."""
     return html.Div(
         className="layer",
         children=[
-            *(dcc.Store(id=ids.shown(kind)) for kind in STEP_KINDS),
-            head(),
-            html.Div(
-                className="rows",
-                children=[
-                    layout.card(
-                        "Distribution", "dashed: Gaussian of the same moments", ids.HISTOGRAM,
-                        hint_id=ids.HISTOGRAM_HINT, control=tensor, className="wide",
-                    ),
-                    layout.card("Q–Q against normal", "", ids.QQ, hint_id=ids.QQ_HINT, className="wide"),
-                    layout.card(
-                        "Gradient over time", "share of entries per bin, same bins always", ids.EVOLUTION,
-                        title_id=ids.EVOLUTION_TITLE, className="wide",
-                    ),
-                    layout.card("Singular values", "", ids.SPECTRUM, hint_id=ids.SPECTRUM_HINT, className="wide tall"),
-                    layout.card(
-                        "Error", "", ids.ERRORS, hint_id=ids.ERRORS_HINT, control=measure, className="wide tall"
-                    ),
-                    layout.card("Outlier map", "", ids.MASK, hint_id=ids.MASK_HINT, className="wide tall"),
-                    *(
-                        layout.card(
-                            "\u00a0", "", ids.statistic(slot), title_id=ids.statistic_title(slot), className="small"
-                        )
-                        for slot in range(ids.STATISTIC_SLOTS)
-                    ),
-                ],
-            ),
+            *(dcc.Store(id=ids.shown(kind)) for kind in kinds_at_step(panels)),
+            _head(),
+            html.Div(cards(panels, query), className="rows"),
         ],
-    )  # fmt: skip
+    )
 
 
-def head() -> Any:
-    """The layer's name and its neighbours; the step and whether it follows the newest."""
+def _head() -> Any:
+    """Return the head: the layer's name and neighbours, the shown step, the switch that follows the newest step."""
     return html.Div(
         className="layer-head",
         children=[
@@ -115,27 +73,43 @@ def head() -> Any:
     )  # fmt: skip
 
 
-def at_step(recorded: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
-    """The hint, with the step whose recording is shown: each kind has its own rhythm."""
-    return hint if recorded is None else f"step {count(recorded.step)} · {hint}"
+def position(layers: Sequence[Layer], run_id: int, layer_id: int) -> int:
+    """Return the position of a layer in its run.
+
+    Raises:
+        NotRecorded: the run has no such layer.
+    """
+    for at, layer in enumerate(layers):
+        if layer.id == layer_id:
+            return at
+    raise NotRecorded(f"run {run_id} has no layer {layer_id}")
 
 
-def histogram_hint(recorded: Histogram | None, tensor: TensorName, threshold: float) -> str:
-    """How to read the bars, and what they leave out."""
-    if recorded is None:
-        return ""
-    lost = [f"{count(n)} {name}" for n, name in ((recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
-    if lost:
-        return at_step(recorded, f"{' and '.join(lost)} left out")
-    beyond = "; red: beyond ε" if tensor == "momentum" and threshold > 0 else ""
-    return at_step(recorded, f"dashed: Gaussian{beyond}")
+def head(store: Store, view: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answers of `HEAD`: the layer, its neighbours, and the slider at the step that the address names."""
+    run_id, layer_id = int(view["run"]), int(view["layer"])
+    layers = store.layers(run_id)
+    at = position(layers, run_id, layer_id)
+    steps = store.steps(layer_id, "histograms")
+    if not len(steps):
+        steps = store.steps(layer_id, "statistics")
+    first, last = (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
+    step = view.get("step") if len(steps) else None
+    return {
+        "name": layers[at].name,
+        "shape": shape(layers[at]),
+        "back": address.overview(run_id),
+        "previous": address.layer(run_id, layers[at - 1].id),
+        "next": address.layer(run_id, layers[(at + 1) % len(layers)].id),
+        # A slider needs two ends, and the newest step is the upper end.
+        "first": min(first, last - 1),
+        "last": last,
+        "interval": max(1, int(np.gcd.reduce(np.diff(steps)))) if len(steps) > 1 else 1,
+        "shown": last if step is None else int(steps[max(0, int(np.searchsorted(steps, step, side="right")) - 1)]),
+        "follows": step is None,
+    }
 
 
-def statistic_title(shown: Statistic, recorded: History | None, step: int | None) -> list[Any]:
-    """A statistic's name, and its value at the shown step."""
-    now = ""
-    if recorded is not None and np.isfinite(recorded.values).any():
-        at = len(recorded.steps) if step is None else int(np.searchsorted(recorded.steps, step, side="right"))
-        number = float(recorded.values[max(at - 1, 0)])
-        now = "NaN" if np.isnan(number) else value(number)
-    return [html.Span(shown.label), html.Span(now, className="now")]
+def shape(layer: Layer) -> str:
+    """Return a layer's shape and optimizer: 512 × 128 · root."""
+    return f"{' × '.join(f'{side:,}' for side in layer.shape) or 'a number'} · {layer.algorithm}"

@@ -1,4 +1,4 @@
-"""Pages of words: nothing recorded yet, and nothing at this address."""
+"""Pages of words: nothing was recorded yet, or there is nothing at this address."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ with watch(model, optimizer, db="root-dash.db") as run:
 
 
 def empty() -> Any:
-    """No run yet: what to do."""
+    """Return the page that is shown before the first run: what to do."""
     return layout.notice(
         "No run yet",
         "This page opens the first run by itself as soon as there is one. To see one now:",
@@ -27,6 +27,6 @@ def empty() -> Any:
 
 
 def missing(path: str | None, reason: str) -> Any:
-    """Nothing at this address, and the way back."""
-    said = f"{reason[:1].upper()}{reason[1:]}." if reason else f"There is no page at {path}."
-    return layout.notice("Nothing here", said, dcc.Link("Go to the newest run", href="/"))
+    """Return the page of an address that leads nowhere: why, and a link to the newest run."""
+    why = f"{reason[:1].upper()}{reason[1:]}." if reason else f"There is no page at {path}."
+    return layout.notice("Nothing here", why, dcc.Link("Go to the newest run", href="/"))

@@ -70,17 +70,17 @@ class Kernel:
     def __init__(
         self, function: Callable[..., Any], do_not_specialize: Sequence[str] = (), helpers: Sequence[str] = ()
     ) -> None:
-        self._function, self._do_not_specialize, self._helpers = function, list(do_not_specialize), helpers
+        self.function, self._do_not_specialize, self._helpers = function, list(do_not_specialize), helpers
 
     @cached_property
     def jit(self) -> Any:
         """The kernel as Triton has it. Puts `tl` and the helpers into the module of the kernel."""
         triton = importlib.import_module("triton")
-        module = self._function.__globals__
+        module = self.function.__globals__
         module["tl"] = importlib.import_module("triton.language")
         for name in self._helpers:
             module[name] = triton.jit(module[name])
-        return triton.jit(self._function, do_not_specialize=self._do_not_specialize)
+        return triton.jit(self.function, do_not_specialize=self._do_not_specialize)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         return self.jit[grid]

@@ -13,7 +13,6 @@ torch. Importing this module imports no Triton; the first call on a GPU does.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,7 +21,7 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
-from root_dash.kernels.loader import available
+from root_dash.kernels.loader import available, kernel
 
 PIECE_WIDTH = 2**16
 """Entries of a row that are summed in float32, exact to 1e-6; the host adds up the pieces in float64."""
@@ -94,7 +93,7 @@ def _sums(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor | 
     limits = None if threshold is None else threshold.float().contiguous()
     fields = [name for name in _parameters() if name.startswith(_FIELD)]
     with torch.cuda.device_of(entries):  # Triton launches on the current device
-        _kernel()[(rows * pieces,)](
+        _piece[(rows * pieces,)](
             *given,
             limits,
             out,
@@ -125,16 +124,7 @@ def _empty(gradient: Tensor | None, momentum: Tensor | None, threshold: Tensor |
 @cache
 def _parameters() -> tuple[str, ...]:
     """Return the names of the kernel's parameters, in order."""
-    return tuple(inspect.signature(_piece).parameters)
-
-
-@cache
-def _kernel() -> Any:
-    global tl, _unit
-    triton = importlib.import_module("triton")
-    tl = importlib.import_module("triton.language")
-    _unit = triton.jit(_unit)
-    return triton.jit(_piece, do_not_specialize=["pieces"])
+    return tuple(inspect.signature(_piece.function).parameters)
 
 
 @no_type_check
@@ -145,6 +135,7 @@ def _unit(magnitude):
     return tl.maximum(exponent.to(tl.float32, bitcast=True), 1.1754943508222875e-38)
 
 
+@kernel(do_not_specialize=("pieces",), helpers=("_unit",))
 @no_type_check
 def _piece(
     G,  # (L, n)

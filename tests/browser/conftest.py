@@ -1,4 +1,4 @@
-"""A real Chromium, and servers for it to look at."""
+"""A real Chromium, and servers for its pages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _REFUSED = "ERROR:    ASGI callable returned without completing handshake.\n"
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium; where there is none the tests are skipped, and fail under CI."""
+    """Chromium; without a Chromium the tests are skipped, and fail under CI."""
     path = find()
     if path is None:
         reason = "no Chromium: `python -m tests.browser.chromium` says why none could be had"
@@ -41,18 +41,18 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Tab:
-    """A page, and what went wrong on it."""
+    """A page, and the errors on the page."""
 
     page: Page
     errors: list[str] = field(default_factory=list)
 
     def heard(self, message: ConsoleMessage) -> None:
-        """Keep what the console calls an error."""
+        """Keep an error message of the console."""
         if message.type == "error":
             self.errors.append(f"console: {message.text}")
 
     def answered(self, response: Response) -> None:
-        """Keep what the server refused or failed to do, with what was asked."""
+        """Keep a response that refuses or fails, with its request."""
         if response.status >= 400:
             asked = (response.request.post_data or "")[:300]
             self.errors.append(f"{response.status} {response.url} asked {asked}")
@@ -71,7 +71,7 @@ class Tab:
 def tab(
     browser: Browser, width: int = 1440, height: int = 900, scheme: str = "light", expected: str | None = None
 ) -> Iterator[Tab]:
-    """A fresh tab; leaving it checks that nothing went wrong on the page but what matches `expected` at its start."""
+    """Open a fresh tab; at the end, fail for every error on the page whose start does not match `expected`."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)  # type: ignore[arg-type]
     opened = Tab(context.new_page())
     opened.page.on("console", opened.heard)
@@ -85,7 +85,7 @@ def tab(
 
 @contextmanager
 def running(arguments: list[str], log: Path, token: str | None = None) -> Iterator[str]:
-    """A `root-dash` command that serves, for as long as it is looked at: the URL that it prints, with a token of it."""
+    """Run a `root-dash` command that serves, and yield the URL that the command prints; `token` is its token."""
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "root_dash.cli", *arguments],
@@ -105,7 +105,7 @@ def running(arguments: list[str], log: Path, token: str | None = None) -> Iterat
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 raise
-    # What a server could not answer it says there; so does uvicorn of Dash's own socket, if its page has an old token.
+    # The server logs its faults there. uvicorn also logs a refused WebSocket of Dash, if the page has an old token.
     assert log.read_text().replace(_REFUSED, "") == ""
 
 

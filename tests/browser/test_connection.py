@@ -11,18 +11,18 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from root_dash.frontend import ids
 from tests.browser.conftest import running, tab
-from tests.browser.test_dashboard import LAYER_GRAPHS, OVERVIEW_GRAPHS, PATIENCE, wait_until_filled
+from tests.browser.test_dashboard import LAYER_GRAPHS, MAP, OVERVIEW_GRAPHS, PATIENCE, wait_until_filled
 from tests.store.frames import make_layers, record
 
 pytestmark = [pytest.mark.heavy, pytest.mark.browser]
 
-# What the browser and Dash say in the console when a server is away or refuses.
+# The messages of the browser and of Dash in the console when a server is away or refuses.
 TROUBLE = r"(401|500) |console: (Failed to load resource: |.*Callback (error updating|failed)|.*WebSocket)"
 CALLBACKS = "**/_dash-update-component*"
 AWAY = "The server does not answer: trying again."
 ASKS = "The server asks for its token: open the URL that root-dash serve printed."
-GONE = "The database does not hold this any longer: looking again."
-FAULT = "The server could not draw what is grey: its log says why. Trying again."
+GONE = "The database no longer holds this run or layer: looking again."
+FAULT = "The server could not draw the grey panels. Its log says why. Trying again."
 
 
 @pytest.fixture
@@ -42,13 +42,13 @@ def port() -> int:
 
 
 def serving(db: Path, port: int, token: str) -> AbstractContextManager[str]:
-    """A server on that port, with that token."""
+    """Run a server on a port, with a token."""
     command = ["serve", str(db), "--port", str(port), "--no-open"]
     return running(command, db.with_suffix(f".{token}.log"), token)
 
 
 def bar(page: Page, text: str | None) -> None:
-    """Until the bar says so, or is gone; while it says that the server is away the page is grey."""
+    """Wait until the bar shows a text, or (for None) is gone; check that the page is grey while the server is away."""
     shown = page.locator(f"#{ids.CONNECTION}")
     if text is None:
         expect(shown).to_be_hidden(timeout=PATIENCE)
@@ -70,16 +70,16 @@ def pick_run(page: Page, name: str) -> None:
 
 
 def drawn_run(page: Page, run: int) -> None:
-    """Until the map is that run's."""
+    """Wait until the map shows a run."""
     page.wait_for_function(
         "([id, revision]) => document.querySelector(`#${id} .js-plotly-plot`)?.layout?.uirevision === revision",
-        arg=[ids.MAP, f"map {run}"],
+        arg=[MAP, f"map {run}"],
         timeout=PATIENCE,
     )
 
 
 def test_a_bookmark_opens_whole_on_a_server_that_was_just_started(browser: Browser, db: Path, port: int) -> None:
-    """The page has its styles and scripts, whichever page is the first that is asked for."""
+    """The first page of a server has its styles and scripts, whichever page the browser asks for."""
     command = ["serve", str(db), "--port", str(port), "--no-open", "--no-token"]
     for path, graphs in (("/r/1/l/1", LAYER_GRAPHS), ("/r/2", OVERVIEW_GRAPHS)):
         with running(command, db.with_suffix(".log")) as url:
@@ -93,7 +93,7 @@ def test_a_bookmark_opens_whole_on_a_server_that_was_just_started(browser: Brows
 def test_a_page_whose_server_is_away_says_so_and_shows_its_address_when_it_is_back(
     browser: Browser, db: Path, port: int
 ) -> None:
-    """Another run is picked while the server is away: the old panels are grey until the new ones are there."""
+    """If another run is picked while the server is away, the old panels are grey until the new panels are drawn."""
     with tab(browser, expected=TROUBLE) as opened:
         page = opened.page
         with serving(db, port, "one") as url:
@@ -122,7 +122,7 @@ def test_a_page_whose_server_is_away_says_so_and_shows_its_address_when_it_is_ba
 
 
 def test_a_page_that_is_refused_names_the_token_and_recovers_with_it(browser: Browser, db: Path, port: int) -> None:
-    """The server came back with another token; it is asked seldom, and again as soon as the URL was opened."""
+    """If the server comes back with another token, the page asks seldom, and at once after the URL was opened."""
     with tab(browser, 390, 844, expected=TROUBLE) as opened:
         page = opened.page
         with serving(db, port, "one") as url:
@@ -161,11 +161,11 @@ def test_a_live_page_says_that_its_stream_is_refused(browser: Browser, db: Path,
 
 
 def test_one_panel_that_fails_is_grey_alone_until_it_is_drawn(browser: Browser, db: Path, port: int) -> None:
-    """A fault of one callback does not take the other panels away, and is tried again by itself."""
+    """A fault of one callback leaves the other panels, and the page asks again by itself."""
 
     def refuse(route: Route) -> None:
         asked = route.request.post_data or ""
-        if f'"{ids.SPECTRUM}.figure' in asked or f"..{ids.SPECTRUM}.figure" in asked:
+        if "spectrum.figure" in asked:
             route.fulfill(status=500, body="{}")
         else:
             route.continue_()
@@ -188,7 +188,7 @@ def test_one_panel_that_fails_is_grey_alone_until_it_is_drawn(browser: Browser, 
 
 
 def test_a_request_that_is_never_answered_puts_the_bar_up(browser: Browser, db: Path, port: int) -> None:
-    """A server may take a request and say nothing; whatever it says in the end, the page shows."""
+    """If the server answers a request very late, the page shows the bar first and the answer in the end."""
     held: list[Route] = []
     silent = False
 

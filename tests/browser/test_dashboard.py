@@ -9,6 +9,8 @@ import pytest
 from playwright.sync_api import Browser, FloatRect, Page, expect
 
 from root_dash.frontend import ids
+from root_dash.frontend.panels import PANELS
+from root_dash.frontend.panels.overview import loss_map
 from tests.browser.conftest import running, tab
 from tests.store.frames import record
 
@@ -16,26 +18,25 @@ pytestmark = [pytest.mark.heavy, pytest.mark.browser]
 
 PATIENCE = 60_000  # ms; two cores train, serve and draw at the same time
 
-# JavaScript for the figure of that id, and for how far its first curve reaches.
+# JavaScript for the figure of an id, and for how far its first curve reaches.
 PLOT = "document.querySelector(`#${id} .js-plotly-plot`)"
 LAST_X = f"Math.max(...({PLOT}?._fullData?.[0]?.x ?? [0]))"
 
-OVERVIEW_GRAPHS = (ids.MAP,)
-LAYER_GRAPHS = (
-    ids.HISTOGRAM, ids.QQ, ids.EVOLUTION, ids.SPECTRUM, ids.ERRORS, ids.MASK,
-    *(ids.statistic(slot) for slot in range(ids.STATISTIC_SLOTS)),
-)  # fmt: skip
+MAP = loss_map.PANEL.id
+OVERVIEW_GRAPHS, LAYER_GRAPHS = (
+    tuple(panel.id for panel in PANELS[page] if not panel.words) for page in ("overview", "layer")
+)
 
 
 def shown_step(page: Page) -> int:
-    """The step counter in the header."""
+    """Return the step counter in the header."""
     text = page.locator(f"#{ids.STATUS_STEP}").inner_text()
     digits = re.sub(r"\D", "", text)
     return int(digits) if digits else 0
 
 
 def wait_for_step(page: Page, step: int) -> None:
-    """Until the header's step counter has reached a step."""
+    """Wait until the step counter in the header has reached a step."""
     page.wait_for_function(
         "([id, step]) => Number(document.getElementById(id)?.innerText.replace(/\\D/g, '') || 0) >= step",
         arg=[ids.STATUS_STEP, step],
@@ -44,24 +45,24 @@ def wait_for_step(page: Page, step: int) -> None:
 
 
 def last_x(page: Page, graph: str) -> float:
-    """How far the first curve of a figure reaches."""
+    """Return how far the first curve of a figure reaches."""
     reached: float = page.evaluate(f"id => {LAST_X}", graph)
     return reached
 
 
 def wait_for_curve(page: Page, graph: str, beyond: float) -> None:
-    """Until the first curve of a figure reaches further than that."""
+    """Wait until the first curve of a figure reaches further than `beyond`."""
     page.wait_for_function(f"([id, beyond]) => {LAST_X} > beyond", arg=[graph, beyond], timeout=PATIENCE)
 
 
 def x_range(page: Page, graph: str) -> list[float]:
-    """What a figure's x axis shows."""
+    """Return the range of a figure's x axis."""
     shown: list[float] = page.evaluate(f"id => {PLOT}._fullLayout.xaxis.range", graph)
     return shown
 
 
 def subplot(page: Page, graph: str, *, largest: bool) -> FloatRect:
-    """Where the largest or the smallest subplot of a figure lies in the window."""
+    """Return the box of the largest or the smallest subplot of a figure in the window."""
     boxes = [box for drag in page.locator(f"#{graph} .nsewdrag").all() if (box := drag.bounding_box())]
     return sorted(boxes, key=lambda box: box["height"])[-1 if largest else 0]
 
@@ -76,7 +77,7 @@ def drag(page: Page, box: FloatRect, start: float, end: float) -> None:
 
 
 def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
-    """Until every one of the figures has data."""
+    """Wait until every figure has data."""
     filled = f"id => ({PLOT}?._fullData ?? []).some(trace => ((trace.z ?? trace.y ?? trace.x)?.length ?? 0) > 0)"
     for graph in graphs:
         page.wait_for_function(filled, arg=graph, timeout=PATIENCE)
@@ -84,11 +85,11 @@ def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
 
 def click_map(page: Page, layer: str) -> None:
     """Click the cell of a layer, a third of the way through the steps, once its numbers are shown."""
-    box = subplot(page, ids.MAP, largest=True)
-    row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [ids.MAP, layer])
+    box = subplot(page, MAP, largest=True)
+    row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [MAP, layer])
     x, y = box["x"] + box["width"] / 3, box["y"] + row
     page.mouse.move(x, y)
-    page.wait_for_selector(f"#{ids.MAP} .hoverlayer .hovertext", timeout=PATIENCE)
+    page.wait_for_selector(f"#{MAP} .hoverlayer .hovertext", timeout=PATIENCE)
     page.mouse.click(x, y)
 
 
@@ -103,17 +104,17 @@ def test_a_training_run_is_seen_live(browser: Browser, tmp_path: Path) -> None:
         wait_until_filled(page, OVERVIEW_GRAPHS)
         expect(page.locator(f"#{ids.STATUS_TEXT}")).to_have_text("live")
         page.evaluate("window.notReloaded = true")
-        before, curve = shown_step(page), last_x(page, ids.MAP)
+        before, curve = shown_step(page), last_x(page, MAP)
         wait_for_step(page, before + 5)
-        wait_for_curve(page, ids.MAP, curve)
+        wait_for_curve(page, MAP, curve)
 
-        whole = x_range(page, ids.MAP)
-        drag(page, subplot(page, ids.MAP, largest=False), 0.2, 0.6)
-        page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[ids.MAP, whole[0] + 0.5])
-        zoomed = x_range(page, ids.MAP)
-        wait_for_curve(page, ids.MAP, last_x(page, ids.MAP))
-        assert x_range(page, ids.MAP) == zoomed
-        box = subplot(page, ids.MAP, largest=False)
+        whole = x_range(page, MAP)
+        drag(page, subplot(page, MAP, largest=False), 0.2, 0.6)
+        page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[MAP, whole[0] + 0.5])
+        zoomed = x_range(page, MAP)
+        wait_for_curve(page, MAP, last_x(page, MAP))
+        assert x_range(page, MAP) == zoomed
+        box = subplot(page, MAP, largest=False)
         page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         wait_for_step(page, 21)
         opened.picture("overview-live")
@@ -163,7 +164,7 @@ def test_a_finished_run_opens_with_every_panel_filled(browser: Browser, tmp_path
 
 
 def test_an_address_that_leads_nowhere_says_so(browser: Browser, tmp_path: Path) -> None:
-    """A run or layer that is not there is a sentence, not a broken page."""
+    """The address of a missing run or layer shows a sentence, not a broken page."""
     db = record(tmp_path / "runs.db", 3)
     with running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url, tab(browser) as opened:
         opened.page.goto(url)

@@ -1,4 +1,4 @@
-"""Figures, field by field, for records written by hand and for nothing at all."""
+"""Every figure, field by field, for hand-written records and without a record."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from root_dash.frontend.figures import base, polynomial
 from root_dash.frontend.figures.errors import errors
-from root_dash.frontend.figures.evolution import bands_of, evolution
-from root_dash.frontend.figures.histogram import FINEST, bars_of, histogram
+from root_dash.frontend.figures.evolution import evolution, joined_bands
+from root_dash.frontend.figures.histogram import FINEST, histogram, joined_bars
 from root_dash.frontend.figures.history import history
-from root_dash.frontend.figures.loss_map import loss_map, mapped, rows_of, short_names
-from root_dash.frontend.figures.mask import block_shares, mask, totals_of
-from root_dash.frontend.figures.qq import band, points_of, qq
+from root_dash.frontend.figures.loss_map import loss_map, map_rows, mapped, short_names
+from root_dash.frontend.figures.mask import block_shares, line_totals, mask
+from root_dash.frontend.figures.qq import band, qq, standardized
 from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.theme import BLUE, DARK, LIGHT, VERMILION, Theme
 from root_dash.records import (
@@ -39,13 +39,13 @@ BOTH = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 
 
 def drawn(figure: go.Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A figure's traces and layout as they are sent."""
+    """Return a figure's traces and layout as the server sends them."""
     sent = plain(figure.to_plotly_json())
     return sent["data"], sent["layout"]
 
 
 def plain(sent: Any) -> Any:
-    """What is sent, with its base64 arrays as arrays again."""
+    """Return sent JSON with base64 arrays decoded."""
     if isinstance(sent, dict) and "bdata" in sent:
         values = np.frombuffer(base64.b64decode(sent["bdata"]), np.dtype(sent["dtype"]))
         return values.reshape([int(side) for side in str(sent.get("shape", len(values))).split(",")])
@@ -55,12 +55,12 @@ def plain(sent: Any) -> Any:
 
 
 def counted(values: Any) -> Histogram:
-    """The histogram of some values."""
+    """Return the histogram of some values."""
     return Histogram(np.histogram(values, histogram_edges())[0].astype(np.uint32))
 
 
 def gridded(values: Any, name: str = "grad_norm") -> Grid:
-    """A grid of hand-written values, one column a step."""
+    """Return a grid of hand-written values, with a column for each step."""
     array = np.asarray(values, np.float64)
     layers = tuple(Layer(f"blocks.{i}.weight", (4, 4), "root", i, id=10 + i) for i in range(array.shape[0]))
     steps = np.arange(array.shape[1])
@@ -95,9 +95,9 @@ def test_nothing_is_an_empty_figure_with_axes_and_a_sentence(
 
 
 def test_bars_are_never_finer_than_can_be_seen_and_hold_every_entry() -> None:
-    """Fine bins about zero are joined, mirrored about it, and no entry is lost."""
+    """Fine bins around zero are joined symmetrically, and the bars hold every entry."""
     values = np.random.default_rng(0).standard_t(3, 20_000) * 1e-3
-    bars = bars_of(counted(values))
+    bars = joined_bars(counted(values))
     assert bars is not None
     widths = np.diff(bars.edges)
     assert widths.min() >= (bars.edges[-1] - bars.edges[0]) / FINEST * 0.999
@@ -130,16 +130,16 @@ def test_a_histogram_without_a_threshold_claims_none() -> None:
 def test_overflow_and_single_values_can_be_drawn() -> None:
     """The outermost bins have no outer edge, and one occupied bin is a distribution too."""
     for values in ([1e9, -1e9], [1e-20, -1e-20, 3.0], [5.0]):
-        bars = bars_of(counted(values))
+        bars = joined_bars(counted(values))
         assert bars is not None
         assert np.isfinite(bars.edges).all()
         assert bars.counts.sum() == len(values)
 
 
 def test_normal_quantiles_lie_on_the_diagonal_within_the_band() -> None:
-    """The exact normal is the dashed line, and no point of it is outside the band."""
+    """The quantiles of an exact normal lie on the dashed line and inside the band."""
     recorded = Quantiles((3 + 2 * quantile_positions()).astype(np.float32), 1_000_000)
-    points = points_of(recorded, 3.0, 2.0)
+    points = standardized(recorded, 3.0, 2.0)
     assert points is not None
     assert np.allclose(points.observed, points.position, atol=1e-5)
     assert not points.outside.any()
@@ -150,7 +150,7 @@ def test_normal_quantiles_lie_on_the_diagonal_within_the_band() -> None:
 def test_heavy_tails_leave_the_band_and_unresolved_tails_are_left_out() -> None:
     """A cube of a normal is vermilion far out; a sample of 100 has no quantile of 1e-5."""
     recorded = Quantiles((quantile_positions() ** 3).astype(np.float32), 100)
-    points = points_of(recorded, 0.0, 15**0.5)
+    points = standardized(recorded, 0.0, 15**0.5)
     assert points is not None
     assert np.abs(points.position).max() < 2.6
     data, _ = drawn(qq(replace(recorded, count=10**6), LIGHT, mean=0.0, deviation=15**0.5))
@@ -169,11 +169,11 @@ def test_the_band_holds_19_of_20_quantiles_of_normal_samples() -> None:
 
 
 def test_the_evolution_keeps_every_entry_in_mirrored_bands() -> None:
-    """Shares of each step add up to one, positive entries above the middle and negative ones below."""
+    """The shares of each step add up to one; positive entries lie above the middle, negative entries below."""
     positive, negative = np.full(30, 0.5), np.full(10, -0.5)
     counts = np.stack([counted(np.concatenate([positive, negative])).counts, counted(positive).counts])
     recorded = HistogramHistory(np.array([0, 10]), counts)
-    bands = bands_of(recorded)
+    bands = joined_bands(recorded)
     assert bands is not None
     assert np.allclose(bands.share.sum(axis=0), 1)
     assert np.allclose(bands.low, -bands.high[::-1])
@@ -208,17 +208,17 @@ def test_errors_are_computed_from_spectra() -> None:
         sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
     flat = np.full(4, 7, np.float32)
     spectra = [Spectrum(np.geomspace(9, 1, 4).astype(np.float32), flat, flat, step=20)]
-    muon, paper = polynomial.errors_of(spectra, "polar_error", Layer("w", (4, 4), "root"))
+    muon, paper = polynomial.errors_on(spectra, "polar_error", Layer("w", (4, 4), "root"))
     assert list(muon.steps) == list(paper.steps) == [20]
-    assert np.isclose(muon.values[0], abs(sigma - 1), atol=1e-6)  # of the base, which is flat
-    other, _ = polynomial.errors_of(spectra, "polar_error", Layer("w", (4, 4), "muon"))
-    assert not np.isclose(other.values[0], muon.values[0], atol=1e-3)  # of the momentum, which is not
+    assert np.isclose(muon.values[0], abs(sigma - 1), atol=1e-6)  # on the base, which is flat
+    other, _ = polynomial.errors_on(spectra, "polar_error", Layer("w", (4, 4), "muon"), of_base=False)
+    assert not np.isclose(other.values[0], muon.values[0], atol=1e-3)  # on the momentum, which is not flat
     data, _ = drawn(errors(muon, muon, paper, LIGHT))
     assert {trace["name"] for trace in data} == {"ROOT", "Muon", "paper"}
 
 
 def test_directions_that_are_null_count_for_no_error() -> None:
-    """A spectrum of rank one has one direction, and one of zeros none."""
+    """A spectrum of rank one has one direction, and a spectrum of zeros has none."""
     assert list(polynomial.present(np.array([2.0, 1e-9]))) == [2.0]
     assert len(polynomial.present(np.zeros(3))) == 0
     assert np.isnan(polynomial.error(np.zeros(0), "polar_error"))
@@ -242,17 +242,17 @@ def test_a_mask_shows_shares_and_its_worst_row() -> None:
 
 
 def test_many_rows_share_bars_and_the_worst_speaks_for_them() -> None:
-    """Of several rows in a bar the worst one is shown, and none is lost from view."""
+    """A bar of several rows shows the worst row, so that no bad row is hidden."""
     counts = np.ones(1000, np.int64)
     counts[333] = 50
-    totals = totals_of(counts, 100)
+    totals = line_totals(counts, 100)
     assert len(totals.line) <= 160
     assert 333 in totals.line
     assert list(totals.line[totals.worst]) == [333]
 
 
 def test_the_map_leaves_out_layers_without_the_statistic_and_names_the_rest_shortly() -> None:
-    """A row for each layer that has a value, in model order, with what a click needs."""
+    """The map has a row for each layer with a value, in model order, and the layer ids and steps for a click."""
     grid = gridded([[1.0, 2.0], [np.nan, np.nan], [3.0, np.inf]])
     figure = loss_map([], grid, statistic("grad_norm"), LIGHT)
     data, layout = drawn(figure)
@@ -266,13 +266,13 @@ def test_the_map_leaves_out_layers_without_the_statistic_and_names_the_rest_shor
 
 
 def test_gradients_that_were_not_finite_are_vermilion_whatever_the_statistic() -> None:
-    """The norm of a gradient's finite entries says nothing of its NaNs: their counts do."""
+    """The norm covers the finite entries only; the counts tell of NaN and infinity."""
     grid = gridded([[1.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
     counts = gridded([[0, 0, 0], [0, 4, 0]], "grad_nan")
     data, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=counts))
     assert data[1]["z"] == [[None], [1]]
     assert VERMILION in str(data[1]["colorscale"])
-    # Nothing was counted, and: the counts were read before the first frame came.
+    # In the first case nothing was counted; in the second the counts were read before the first frame.
     for empty in (gridded(np.zeros((2, 3))), gridded(np.zeros((2, 0)))):
         none, _ = drawn(loss_map([], grid, statistic("grad_norm"), LIGHT, nonfinite=empty))
         assert len(none) == 2  # the map and the colour bar
@@ -296,7 +296,7 @@ def test_the_colours_of_values_end_at_robust_percentiles() -> None:
     values = np.ones((1, 1000))
     values[0, :200] = 4.0
     values[0, 500] = 1e9
-    rows = rows_of(gridded(values), statistic("grad_norm"))
+    rows = map_rows(gridded(values), statistic("grad_norm"))
     assert rows is not None
     assert rows.log
     assert rows.ends == (0.5, 1.0, 4.0)
@@ -318,7 +318,7 @@ def test_names_lose_what_they_share(names: list[str], short: list[str]) -> None:
 
 
 def test_a_history_is_logarithmic_where_its_statistic_is() -> None:
-    """Positive statistics over orders of magnitude on a log axis, with a gap where nothing was recorded."""
+    """A positive statistic over orders of magnitude has a log axis; a step without a recording is a gap."""
     recorded = History("grad_norm", np.array([0, 1, 2]), np.array([1.0, np.nan, 100.0]))
     data, layout = drawn(history(recorded, statistic("grad_norm"), LIGHT))
     assert layout["yaxis"]["type"] == "log"
@@ -344,14 +344,14 @@ NAN, INF = float("nan"), float("inf")
 
 
 def alike(value: float) -> Spectrum:
-    """A spectrum of one value."""
+    """Return a spectrum whose singular values are all equal."""
     values = np.full(3, value, np.float32)
     return Spectrum(values, values, values)
 
 
 @BOTH
 def test_a_layer_whose_gradient_was_never_finite_keeps_its_row(theme: Theme) -> None:
-    """It has no statistic at any step, and is painted at every one; a layer without either has no row."""
+    """Such a layer has no statistic and is vermilion at every step; a layer without values and counts has no row."""
     grid = gridded([[1.0, 2.0], [NAN, NAN], [NAN, NAN]])
     broken = gridded([[0.0, 0.0], [16.0, 16.0], [0.0, 0.0]], "grad_nan")
     data, layout = drawn(loss_map([], grid, statistic("grad_norm"), theme, nonfinite=broken))
@@ -363,7 +363,7 @@ def test_a_layer_whose_gradient_was_never_finite_keeps_its_row(theme: Theme) -> 
 
 
 def test_a_map_of_broken_layers_alone_has_no_colours_to_read() -> None:
-    """Every row is vermilion, so that a colour bar would show numbers that are nobody's."""
+    """If every row is vermilion, a colour bar would show numbers that belong to no layer."""
     data, _ = drawn(
         loss_map([], gridded([[NAN, NAN]]), statistic("grad_norm"), LIGHT, nonfinite=gridded([[4.0, 4.0]], "grad_nan"))
     )
@@ -383,7 +383,7 @@ def test_a_map_of_broken_layers_alone_has_no_colours_to_read() -> None:
     ],
 )
 def test_a_loss_that_is_no_longer_finite_says_since_when(values: list[float], total: int, text: str) -> None:
-    """The number at the end of the curve is the run's last, not the last that could be drawn."""
+    """The number at the end of the curve is the run's last value, even if the last value cannot be drawn."""
     loss = History("loss", np.arange(len(values)), np.array(values), total)
     data, layout = drawn(loss_map([loss], gridded([[1.0, 2.0]]), statistic("grad_norm"), LIGHT))
     assert [a["text"] for a in layout["annotations"]] == [text]
@@ -393,7 +393,7 @@ def test_a_loss_that_is_no_longer_finite_says_since_when(values: list[float], to
 
 @pytest.mark.parametrize("values", [[NAN, 2.0, NAN], [2.0], [1.0, 2.0, NAN, 3.0], [NAN, -1.0, 4.0, 0.0]])
 def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> None:
-    """No line can be drawn through one point."""
+    """One point makes no line, so a lone point is drawn as a dot."""
     recorded = History("grad_norm", np.arange(len(values)), np.array(values))
     for figure in (
         history(recorded, statistic("grad_norm"), LIGHT),
@@ -420,31 +420,31 @@ def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> No
         (histogram(counted(np.zeros(9)), LIGHT), "Every entry is zero."),
         (
             histogram(replace(counted(np.zeros(9)), nan=2, inf=1), LIGHT),
-            "Of the entries 9 are zero, 2 are NaN, 1 are ±Inf.",
+            "Entries: 9 zero, 2 NaN, 1 ±Inf.",
         ),
         (spectrum(alike(NAN), LIGHT), base.NO_SPECTRUM_LEFT),
         (spectrum(alike(0.0), LIGHT), base.NO_SPECTRUM_LEFT),
         (errors(History("polar_error", np.arange(2), np.full(2, NAN)), None, None, LIGHT), base.NO_SPECTRUM_LEFT),
-        (errors(None, None, None, LIGHT), "No spectra yet: the error is computed from them."),
+        (errors(None, None, None, LIGHT), "No spectra yet: the error is computed from spectra."),
     ],
 )
 def test_a_panel_says_what_its_values_are_if_none_can_be_drawn(figure: go.Figure, said: str) -> None:
-    """What was recorded as NaN or zero is not called unrecorded."""
+    """A panel of recorded NaN or zero does not say that nothing was recorded."""
     data, layout = drawn(figure)
     assert data == []
     assert layout["annotations"][0]["text"].replace("<br>", " ") == said
 
 
-def test_a_spectrum_names_the_line_that_is_not_a_number() -> None:
-    """The others are drawn, and the label says what became of the one that is not."""
+def test_a_spectrum_labels_a_line_of_nan() -> None:
+    """The other lines are drawn, and the label of the missing line says NaN."""
     values = np.array([3.0, 1.0], np.float32)
     data, layout = drawn(spectrum(Spectrum(values, values, np.full(2, NAN, np.float32)), LIGHT))
     assert "ROOT NaN" in [a["text"] for a in layout["annotations"]]
     assert len(data) == 4
 
 
-def test_a_step_without_a_finite_entry_is_called_so() -> None:
-    """Its column is blank, as one that was not recorded would be."""
+def test_an_evolution_says_that_a_blank_step_had_no_finite_entry() -> None:
+    """The column of such a step is blank, like the column of a step without a recording."""
     counts = np.stack([counted(np.ones(9)).counts, np.zeros(len(histogram_edges()) - 1, np.uint32)])
     _, layout = drawn(evolution(HistogramHistory(np.array([1, 2]), counts), LIGHT))
     assert "blank: no finite entry" in [a["text"] for a in layout["annotations"]]

@@ -1,4 +1,4 @@
-"""The shell and the pages: ids, labels, and what the callbacks hang on."""
+"""The shell and the pages: ids, labels, and the components that the callbacks need."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from fastapi import FastAPI
 
 from root_dash.frontend import app, layout
 from root_dash.frontend.pages import layer, notices, overview
+from root_dash.frontend.panels import PANELS
+from root_dash.frontend.panels.overview.summary import summary
 from root_dash.records import Layer, Run
 from root_dash.store import Store
 from tests.store.frames import record
@@ -31,8 +33,8 @@ def components(tree: Any) -> Iterator[Any]:
 
 
 PAGES: dict[str, Callable[[], Any]] = {
-    "overview": lambda: overview.page("grad_norm"),
-    "layer": layer.page,
+    "overview": lambda: overview.page(PANELS["overview"], {}),
+    "layer": lambda: layer.page(PANELS["layer"], {}),
     "empty": notices.empty,
     "missing": lambda: notices.missing("/nope", ""),
 }
@@ -40,14 +42,14 @@ PAGES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("page", PAGES)
 def test_ids_are_unique_on_every_page(page: str) -> None:
-    """No id stands twice in the shell and a page together."""
+    """The shell and a page together have no id twice."""
     tree = [layout.shell(), PAGES[page]()]
     known = [component.id for component in components(tree) if getattr(component, "id", None)]
     assert [name for name, times in Counter(known).items() if times > 1] == []
 
 
 def test_every_id_of_a_callback_is_in_some_page(tmp_path: Path) -> None:
-    """A callback on a component that is nowhere would never run."""
+    """A callback on a component that no page has would never run."""
     with Store.open(record(tmp_path / "a.db", 2)) as store:
         dash = app.dashboard(FastAPI(), store)
     known = {
@@ -65,25 +67,25 @@ def test_every_id_of_a_callback_is_in_some_page(tmp_path: Path) -> None:
 
 
 def test_controls_and_figures_are_named_for_screen_readers() -> None:
-    """Every control says what it is, every figure what it shows."""
+    """Every control and every figure has a label."""
     tree = [layout.shell(), *(page() for page in PAGES.values())]
     for component in components(tree):
         kind = type(component).__name__
         if kind in ("Select", "SegmentedControl") or (kind == "Button" and len(str(component.children)) < 2):
             assert getattr(component, "aria-label", ""), component
         if "graph-box" in str(getattr(component, "className", "")):
-            assert getattr(component, "aria-label", "")
+            assert getattr(component, "aria-label", "").strip()
 
 
 def test_every_hint_is_short() -> None:
     """A hint tells how to read a panel in under ten words."""
-    hints = [c.children for c in components(layer.page()) if getattr(c, "className", "") == "hint" and c.children]
+    hints = [c.children for c in components(PAGES["layer"]()) if getattr(c, "className", "") == "hint" and c.children]
     assert hints
     assert all(len(hint.split()) < 10 for hint in hints)
 
 
 def test_the_sentence_says_what_is_recorded() -> None:
-    """Layers by optimizer, the rhythm of each kind, frames kept and lost."""
+    """Layers by optimizer, the cadence of each kind, frames kept and lost."""
     layers = [
         Layer("norm", (8,), "adamw", 0),
         Layer("q", (8, 8), "root", 1),
@@ -91,16 +93,16 @@ def test_the_sentence_says_what_is_recorded() -> None:
     ]
     cadence = {"statistics": 1, "histograms": 10, "quantiles": 10, "spectra": 25, "masks": 25, "scalars": 1}
     run = Run("u", "run", 0.0, cadence=cadence, frames=1240)
-    assert overview.summary(run, layers) == (
+    assert summary(run, layers) == (
         "2 matrices under ROOT and 1 tensor under AdamW; "
         "statistics every step, histograms every 10, spectra and masks every 25; 1,240 frames, none lost."
     )
-    assert "3 lost" in overview.summary(Run("u", "run", 0.0, frames=1, lost=3), layers)
-    assert overview.summary(Run("u", "run", 0.0), []) == "no layers; 0 frames, none lost."
+    assert "3 lost" in summary(Run("u", "run", 0.0, frames=1, lost=3), layers)
+    assert summary(Run("u", "run", 0.0), []) == "no layers; 0 frames, none lost."
 
 
 def test_assets_call_nothing_outside() -> None:
-    """Everything is served from the machine itself: no address but our own in scripts and styles."""
+    """The machine itself serves everything: scripts and styles name no other address."""
     for asset in app.ASSETS.iterdir():
         text = asset.read_text(encoding="utf-8")
         assert "http://" not in text

@@ -118,7 +118,9 @@ def test_the_kernel_compiles(capability: int, dtype: str, tmp_path: Path) -> Non
     sizes = {"PIECE": PIECE_WIDTH, "BLOCK": moments.BLOCK, "FIELDS": len(places)}
     constants = {"GRADIENT": True, "MOMENTUM": True, "CUT": True} | sizes | places
     types = {"G": f"*{dtype}", "M": f"*{dtype}", "epsilon": "*fp32", "out": "*fp64"}
-    built = compiled(moments._kernel(), capability, constants, types, tmp_path, aligned=types, num_warps=moments._WARPS)
+    built = compiled(
+        moments._piece.jit, capability, constants, types, tmp_path, aligned=types, num_warps=moments._WARPS
+    )
     assert "st.local" not in built.asm["ptx"]
 
 

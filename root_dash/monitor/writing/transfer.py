@@ -6,7 +6,7 @@ thread that calls `Arrival.wait` waits for the copy. On a CPU the buffer is in t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from root_dash.kernels.host_copy import to_host
 
 _ALIGNMENT = 16  # bytes: every dtype's items start on a multiple of their size
 
@@ -47,7 +49,7 @@ class Arrival(Generic[Name]):
 
     slots: tuple[_Slot[Name], ...]
     buffers: Mapping[torch.device, Tensor]
-    events: tuple[torch.cuda.Event, ...]
+    waits: tuple[Callable[[], None], ...]
 
     @property
     def nbytes(self) -> int:
@@ -56,8 +58,8 @@ class Arrival(Generic[Name]):
 
     def wait(self) -> dict[Name, NDArray[Any]]:
         """Return the arrays by name, once the copies are complete."""
-        for event in self.events:
-            event.synchronize()
+        for wait in self.waits:
+            wait()
         host = {device: buffer.numpy() for device, buffer in self.buffers.items()}
         arrays: dict[Name, NDArray[Any]] = {}
         for part in self.slots:
@@ -87,16 +89,16 @@ def send(tensors: Mapping[Name, Tensor]) -> Arrival[Name]:
         pieces.setdefault(device, []).append(raw)
         sizes[device] = start + raw.numel() + -raw.numel() % _ALIGNMENT
     buffers: dict[torch.device, Tensor] = {}
-    events: list[torch.cuda.Event] = []
+    waits: list[Callable[[], None]] = []
     for device, raws in pieces.items():
         if device.type == "cuda":
-            buffers[device], event = _to_pinned(_joined(raws))
-            events.append(event)
+            buffers[device], wait = to_host(_joined(raws))
+            waits.append(wait)
         elif device.type == "cpu":
             buffers[device] = _copied(raws, sizes[device])
         else:
             buffers[device] = _joined(raws).cpu()
-    return Arrival(tuple(slots), buffers, tuple(events))
+    return Arrival(tuple(slots), buffers, tuple(waits))
 
 
 def _joined(raws: Sequence[Tensor]) -> Tensor:
@@ -118,21 +120,3 @@ def _copied(raws: Sequence[Tensor], size: int) -> Tensor:
         buffer[start : start + raw.numel()] = raw.numpy()
         start += raw.numel() + -raw.numel() % _ALIGNMENT
     return torch.from_numpy(buffer)
-
-
-_streams: dict[torch.device, torch.cuda.Stream] = {}
-
-
-def _to_pinned(packed: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """Start copying bytes to pinned memory; return the copy, and the event that the copy completes."""
-    if packed.device not in _streams:
-        _streams[packed.device] = torch.cuda.Stream(packed.device)
-    stream = _streams[packed.device]
-    stream.wait_stream(torch.cuda.current_stream(packed.device))
-    host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-    event = torch.cuda.Event(blocking=True)  # the writer sleeps until it, instead of spinning on a core
-    with torch.cuda.stream(stream):
-        host.copy_(packed, non_blocking=True)
-        event.record(stream)
-    packed.record_stream(stream)  # else the allocator would hand its memory out while the copy reads it
-    return host, event

@@ -1,0 +1,13 @@
+"""The panels of a layer's page, in their order: distribution, matrix, statistics."""
+
+from root_dash.frontend.panels.layer import errors, evolution, histogram, mask, qq, spectrum, statistics
+
+PANELS = (
+    histogram.PANEL,
+    qq.PANEL,
+    evolution.PANEL,
+    spectrum.PANEL,
+    errors.PANEL,
+    mask.PANEL,
+    *statistics.PANELS,
+)

@@ -1,0 +1,47 @@
+"""The error of the orthogonalization over the steps, beside Muon's and the paper's coefficients on the same spectra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from root_dash.frontend import algorithms
+from root_dash.frontend.figures.errors import errors
+from root_dash.frontend.figures.polynomial import Measure, errors_on
+from root_dash.frontend.panels.controls import segmented
+from root_dash.frontend.panels.layer.spectrum import NO_SPECTRUM
+from root_dash.frontend.panels.panel import Drawing, Panel, Selection
+from root_dash.frontend.panels.reading import POINTS, recorded
+from root_dash.frontend.theme import Theme
+from root_dash.records import History, Layer, Spectrum
+
+MEASURE = segmented("measure", "which error", {"orthogonality_error": "orthogonality", "polar_error": "polar"})
+
+
+def _read(selection: Selection) -> dict[str, Any]:
+    store, layer_id, measure = selection.store, selection.layer, cast(Measure, selection.values[MEASURE.id])
+    return {
+        "layer": store.layer(layer_id),
+        "measure": measure,
+        "spectra": recorded(store.spectra, layer_id) or [],
+        "own": recorded(store.history, layer_id, measure, POINTS),
+    }
+
+
+def _draw(theme: Theme, *, layer: Layer, measure: Measure, spectra: Sequence[Spectrum], own: History | None) -> Drawing:
+    muon, paper = errors_on(spectra, measure, layer, of_base=algorithms.takes_base(layer))
+    figure = errors(
+        own, muon, paper, theme, name=algorithms.line(layer), sentence="" if layer.is_matrix else NO_SPECTRUM
+    )
+    hint = PANEL.hint
+    if spectra and figure.data and (own is None or not np.isfinite(own.values).any()):
+        hint = f"no finite error of its own · {hint}"
+    return Drawing(figure, hint=hint)
+
+
+PANEL = Panel(
+    "errors", "Error", "other coefficients on the same spectra", _read, _draw,
+    kind="spectra", controls=(MEASURE,), className="wide tall",
+)  # fmt: skip

@@ -1,0 +1,34 @@
+"""The singular values at the shown step, before and after the orthogonalization."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from root_dash.frontend import algorithms
+from root_dash.frontend.figures.spectrum import spectrum
+from root_dash.frontend.panels.panel import Drawing, Panel, Selection
+from root_dash.frontend.panels.reading import nearest, with_step
+from root_dash.frontend.theme import Theme
+from root_dash.records import Layer, Spectrum
+
+NO_SPECTRUM = "A vector has no spectrum, since no vector is orthogonalized."
+
+
+def _read(selection: Selection) -> dict[str, Any]:
+    store = selection.store
+    return {"layer": store.layer(selection.layer), "found": nearest(selection, "spectra", store.spectrum)}
+
+
+def _draw(theme: Theme, *, layer: Layer, found: Spectrum | None) -> Drawing:
+    figure = spectrum(
+        found, theme, own=algorithms.line(layer), of_base=algorithms.takes_base(layer),
+        sentence="" if layer.is_matrix else NO_SPECTRUM,
+    )  # fmt: skip
+    hint = "estimated · dashed 1 is perfect" if found is not None and found.estimated else "dashed 1 is perfect"
+    return Drawing(figure, hint=with_step(found, hint))
+
+
+PANEL = Panel(
+    "spectrum", "Singular values", "", _read, _draw,
+    kind="spectra", shows="step", className="wide tall",
+)  # fmt: skip

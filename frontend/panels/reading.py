@@ -1,0 +1,42 @@
+"""What panels share when they read from the store: nothing recorded is None, and a step's recording is the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from root_dash.exceptions import NotRecorded
+from root_dash.frontend.numbers import count
+from root_dash.frontend.panels.panel import Selection
+from root_dash.records import Histogram, Kind, Mask, Quantiles, Spectrum
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+POINTS = 400
+"""The most points of a curve that a panel reads."""
+
+
+def recorded(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    """Return what a verb of the store reads, or None if nothing was recorded."""
+    try:
+        return read(*args, **kwargs)
+    except NotRecorded:
+        return None
+
+
+def nearest(selection: Selection, kind: Kind, read: Callable[[int, int | None], T]) -> T | None:
+    """Return the layer's recording at or before the selected step; the first recording if the kind began later.
+
+    `read` is a verb of the store: it takes a layer's id, and a step or None for the newest.
+    """
+    layer, step = selection.layer, selection.step
+    found = recorded(read, layer, step)
+    if found is None and step is not None and len(steps := selection.store.steps(layer, kind)):
+        found = recorded(read, layer, int(steps[0]))
+    return found
+
+
+def with_step(found: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
+    """Return the hint after the step of the recording that is shown: each kind has its own cadence."""
+    return hint if found is None else f"step {count(found.step)} · {hint}"

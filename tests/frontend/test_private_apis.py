@@ -1,0 +1,48 @@
+"""One test for each private API of Dash that the dashboard uses, so that an upgrade says what broke.
+
+The private APIs in the browser are tested in `tests/browser/test_private_apis.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import Dash
+from dash.backends import _fastapi
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from root_dash.frontend import app
+
+requests: Any = _fastapi
+REQUEST = Request({"type": "http", "method": "GET", "path": "/r/1", "headers": [], "query_string": b""})
+
+
+def own_app() -> Any:
+    """A Dash app with our assets, as `app.dashboard` makes it."""
+    server: Any = FastAPI()
+    dash = Dash("own", server=server, backend="fastapi", assets_folder=str(app.ASSETS))
+    dash.layout = []
+    return dash
+
+
+def test_dash_backends_fastapi_sets_the_request_for_which_an_index_is_made() -> None:
+    """`app._answer_pages` sets the current request as Dash's catch-all route does, and resets it afterwards."""
+    token = requests.set_current_request(REQUEST)
+    assert requests.get_current_request() is REQUEST
+    own_app().index()
+    requests.reset_current_request(token)
+    assert requests._current_request_var.get() is None
+
+
+def test_dash_setup_server_collects_the_assets() -> None:
+    """`app.dashboard` calls `_setup_server`, because an index names our styles and scripts only after this call."""
+    dash = own_app()
+    token = requests.set_current_request(REQUEST)
+    before = dash.index()
+    dash._setup_server()
+    after = dash.index()
+    requests.reset_current_request(token)
+    assert "assets/view.js" not in before
+    assert "assets/view.js" in after
+    assert "assets/style.css" in after
