@@ -64,7 +64,7 @@ def test_installing_by_name_is_told_from_installing_the_clone(text: str, by_name
 def test_nothing_tells_to_install_root_dash_by_name() -> None:
     """No file of ours has a command that would fetch the index's package, over line ends either."""
     texts = _texts()
-    assert {"README.md", "Dockerfile", "root_dash/cli.py"} <= texts.keys()
+    assert {"README.md", "Dockerfile", "root_dash/cli/main.py"} <= texts.keys()
     del texts["tests/test_extras.py"]
     assert {name: found[0] for name, text in texts.items() if (found := BY_NAME.search(text))} == {}
 

@@ -109,7 +109,8 @@ def sync(
 ) -> None:
     """Send what runs with `server=` left on this machine, since they were killed or the server was away."""
     with _one_line():
-        from root_dash.watching import default_spool, sync
+        from root_dash.defaults import default_spool
+        from root_dash.sending import sync
 
         folder = default_spool(spool)
         if not server:

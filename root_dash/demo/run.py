@@ -21,13 +21,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from root_dash.defaults import default_place
 from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
 from root_dash.monitor.recorder import Recorder
 from root_dash.store import Place, Server
-from root_dash.watching import default_place, watch
+from root_dash.watching import watch
 
 SERVER_SECONDS = 30.0
 """How long the dashboard may take to answer for the first time."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import root_dash
 from root_dash.monitor.recorder import Recorder
 from root_dash.records import Attempt, Frame, Run
+from root_dash.sending import sync
 from root_dash.store import Store
-from root_dash.watching import sync
 from tests.delivery.servers import WRITE
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import make_layers

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 import root_dash
-from root_dash import watching as recording
 from root_dash import wire
 from root_dash.delivery import delivery, sender
 from root_dash.delivery.client import Mail, Unreachable
@@ -25,6 +24,7 @@ from root_dash.delivery.spool_lock import hold
 from root_dash.exceptions import StoreFull
 from root_dash.monitor.writing import writer
 from root_dash.records import Attempt
+from root_dash.sending import remote_sink
 from root_dash.store import Store
 from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
@@ -261,7 +261,7 @@ def test_what_cannot_be_let_go_of_holds_up_nothing(tmp_path: Path, monkeypatch: 
 def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path) -> None:
     """Nothing could be let go of in it for want of room: it is deleted, and another one takes the frames that wait."""
     port, folder = free_port(), tmp_path / "spool"
-    sink = recording._remote(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder)
+    sink = remote_sink(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder)
     (path,) = folder.glob("*.db")
     taken = sink._spool._connection.connection.cursor()  # type: ignore[attr-defined]
     taken.execute("PRAGMA max_page_count=200")  # to SQLite the disk is full then
@@ -293,7 +293,7 @@ def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path
 def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its room is free again, and taken by what comes."""
     folder = tmp_path / "spool"
-    sink = recording._remote(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder)
+    sink = remote_sink(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder)
     sink.append(trained(0))
     (path,) = folder.glob("*.db")
     monkeypatch.setattr(sender, "SPOOL_BYTES", path.stat().st_size // 2)
@@ -309,7 +309,7 @@ def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path, monkeypa
 def test_a_spool_that_cannot_be_begun_is_not_left_behind(tmp_path: Path) -> None:
     """Nor its lock: what is tried again and again would fill the folder."""
     with pytest.raises(ValueError, match="a position each"):
-        recording._remote(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
+        remote_sink(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
     assert not list((tmp_path / "spool").iterdir())
 
 
@@ -359,7 +359,7 @@ def test_a_spool_that_is_deleted_before_layers_come_says_so_in_the_next_frame(tm
     """As where a frame finds it gone; the layers are in the new one."""
     folder = tmp_path / "spool"
     with serving(tmp_path / "team.db") as (server, _, _):
-        sink = recording._remote(RUN, LAYERS[:5], server, WRITE, folder)
+        sink = remote_sink(RUN, LAYERS[:5], server, WRITE, folder)
         shutil.rmtree(folder)
         sink.extend(LAYERS[5:])
         sink.append(trained(0))

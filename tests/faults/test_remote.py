@@ -61,7 +61,7 @@ SENDER = """
 import sys
 from pathlib import Path
 from root_dash.monitor import delivery, remote
-from root_dash.watching import sync
+from root_dash.sending import sync
 delivery.BATCH_FRAMES = 1  # many requests, to be interrupted anywhere
 remote.PAUSE_SECONDS = (0.05, 0.2)
 from root_dash.delivery.client import Unreachable
