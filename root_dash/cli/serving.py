@@ -101,7 +101,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
 
     from root_dash.server.connections import Limits, limited, shares
     from root_dash.server.ingest import Inbox
-    from root_dash.server.sparing import Sparing
+    from root_dash.server.log_rate_limit import LogRateLimit
     from root_dash.store import Store
 
     listener = listen(settings)
@@ -126,7 +126,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
             server_header=False,
             timeout_graceful_shutdown=2,
         )
-        logging.getLogger("uvicorn.error").addFilter(Sparing())
+        logging.getLogger("uvicorn.error").addFilter(LogRateLimit())
         url = address_of(settings)
         typer.echo(f"root-dash: {url}")
         if inbox is not None:
