@@ -1,22 +1,23 @@
-"""What can go wrong, as a tree.
+"""The errors of root-dash, as a tree.
 
 RootDashError
 ├── StoreError
-│   ├── StoreNotFound    the file is missing, a directory, or cannot be read
-│   ├── StoreForeign     it is no root-dash database, or one of another schema version
-│   ├── StoreBusy        another process holds it for longer than the timeout
-│   ├── StoreFull        its disk is full
+│   ├── StoreNotFound    the file is missing, is a directory, or cannot be read
+│   ├── StoreForeign     the file is no root-dash database, or one of another schema version
+│   ├── StoreBusy        another process holds the database for longer than the timeout
+│   ├── StoreFull        the disk of the database is full
 │   └── StoreMoved       the file that is recorded to was deleted or replaced
-├── Malformed            what came over the wire is no message of ours
+├── Malformed            what came over the wire is no message of root-dash
 ├── AlreadyRecorded      another frame or attempt is stored under the same number
 └── NotRecorded          the run, layer, step or statistic asked for is not in the store
 
-Bad arguments raise `ValueError` and `TypeError` that name the argument, the value and the rule.
+A bad argument raises `TypeError` if its type is wrong and `ValueError` if its value is wrong. The message names the
+argument, the value and the rule.
 """
 
 
 class RootDashError(Exception):
-    """Whatever root-dash raises of its own; its text is one sentence for a person."""
+    """The base of every error of root-dash. Its text is one sentence for a person."""
 
 
 class StoreError(RootDashError):
@@ -40,11 +41,11 @@ class StoreFull(StoreError):
 
 
 class StoreMoved(StoreError):
-    """The file that is recorded to was deleted, or another one has taken its place."""
+    """The file that is recorded to was deleted, or another file has taken its place."""
 
 
 class Malformed(RootDashError):
-    """What came over the wire is no message of ours."""
+    """What came over the wire is no message of root-dash."""
 
 
 class AlreadyRecorded(RootDashError):

@@ -1,4 +1,4 @@
-"""What a user may set: by option, by ROOT_DASH_* in the environment, or not at all."""
+"""The settings of the server: each by an option of the command, by ROOT_DASH_* in the environment, or by default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that is bound to that host."""
+    """Return whether only this machine can reach a server that is bound to the host."""
     if host.lower() == "localhost":
         return True
     try:
@@ -29,9 +29,14 @@ def _as_text(given: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """The server's settings: built once, where the process starts, and passed on."""
+    """The server's settings: built once when the process starts, and passed on.
 
-    # A container's secrets are files there: root_dash_db, a URL with its password, and root_dash_token.
+    Raises:
+        pydantic.ValidationError: a setting is wrong. This is a ValueError, also for a value of a wrong type, because
+            settings are texts that a person wrote.
+    """
+
+    # The secrets of a container are files in this folder: root_dash_db, a URL with its password, and root_dash_token.
     model_config = SettingsConfigDict(
         env_prefix="ROOT_DASH_", frozen=True, extra="ignore", secrets_dir=_SECRETS if os.path.isdir(_SECRETS) else None
     )
@@ -40,20 +45,23 @@ class Settings(BaseSettings):
     """The database to show: a path, or a URL, which may hold a password."""
 
     host: str = "127.0.0.1"
+    """The host to bind to. On loopback only this machine can reach the server."""
+
     port: Annotated[int, Field(ge=0, le=65535)] = 8050
-    """0 is any free port; the server is told the real one."""
+    """The port to listen on. 0 is any free port; the real one then replaces it in the settings."""
 
     token: SecretStr | None = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
-    """What a request must show; other users of this machine reach loopback too. None asks for nothing."""
+    """The token that a request must show, also on loopback, which other users of this machine can reach. If None, no
+    token is needed."""
 
     write_token: SecretStr = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
-    """What a trainer must show to send recordings, which `token` does not allow; it allows nothing else."""
+    """The token that a trainer must show to send recordings. It allows nothing else, and `token` does not allow it."""
 
     read_only: bool = False
-    """Whether no recordings are taken."""
+    """Whether the server refuses recordings."""
 
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names, beside the bound one and loopback's, under which a browser may reach the server."""
+    """Names by which a browser may reach the server, beside the bound host and the names of loopback."""
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

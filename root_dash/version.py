@@ -1,3 +1,3 @@
-"""The version, for whoever must not import the package's own names, behind which torch is."""
+"""The version, in a module of its own for code that must not import the package's public names."""
 
 __version__ = "0.1.0"

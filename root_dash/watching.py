@@ -1,39 +1,37 @@
-"""The two ways in and out of a recording: `watch` writes one, `open` reads one."""
+"""The way into a recording: `root_dash.watch` records every step of an optimizer.
+
+The module cannot be called `watch.py`: once imported, it would hide the function `root_dash.watch` behind its own name.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
 import reprlib
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from root_dash.exceptions import StoreError
+from root_dash.defaults import default_place, default_spool, is_path
 from root_dash.extras import missing_extra
-from root_dash.records import Attempt, Layer, Run
-from root_dash.store.backends.location import Location, parse
+from root_dash.records import Layer, Run
+from root_dash.sending import remote_sink
+from root_dash.store.backends.location import Location
 from root_dash.store.failover import FailoverRecording
-from root_dash.store.spool import Spool
 from root_dash.store.store import Store
 
 if TYPE_CHECKING:
+    import os
+
     from torch import nn
     from torch.optim import Optimizer
 
-    from root_dash.delivery.limits import DeliveryLimits
     from root_dash.monitor.limits.cadence import Cadence
     from root_dash.monitor.ranks.role import RecordingRanks
     from root_dash.monitor.recorder import Recorder
     from root_dash.monitor.wrapped import Wrapper
     from root_dash.monitor.writing.sink import Sink
-
-DEFAULT_DB = "root-dash.db"
-DEFAULT_SPOOL = "root-dash-spool"
 
 
 def watch(
@@ -62,61 +60,70 @@ def watch(
             run.log(loss=loss)
     ```
 
-    Under ROOT everything of its step is recorded; of any other optimizer the gradients and the momentum, and as its
-    update what the weights were moved by, over the learning rate, weight decay included. Several optimizers that share
-    a model's parameters may be given as a sequence, in the order in which they step.
+    Under ROOT the recorder stores everything of the step. For any other optimizer it stores the gradients, the momentum
+    and the update. This update is the change of the weights divided by the learning rate, weight decay included.
+    If several optimizers share a model's parameters, give them as a sequence, in the order in which they step.
 
-    Of what a framework wraps around an optimizer, the optimizer inside is watched: of what Accelerate prepares, and
-    with it the Trainer of Hugging Face, or of torchtitan's container of several. A call that the wrapper does not
-    pass on, as under gradient accumulation, is no step, and what the wrapper does to the weights by itself is not seen.
+    If a framework wraps the optimizer, the optimizer inside is watched: in what Accelerate prepares, and so in Hugging
+    Face's Trainer, and in torchtitan's container of several optimizers. A call that the wrapper does not pass on, such
+    as one during gradient accumulation, is not a step. A change that the wrapper itself makes to the weights is not
+    recorded.
 
-    - A step is an optimizer's: under gradient accumulation its gradient is the sum, after clipping the clipped one.
-    - Under a `GradScaler` gradients are unscaled, and a step that it skips is none. A fused optimizer skips by itself,
-      on the device: such a step counts, and its update is 0.
-    - A frozen layer is none. Once it is unfrozen, or added to an optimizer, it is one, from that step on; an event of
-      kind "layers" tells. A layer without a gradient is missing from the step.
+    - A step is a step of the optimizer. Under gradient accumulation its gradient is the sum; after clipping, it is the
+      clipped gradient.
+    - Under a `GradScaler` the gradients are unscaled, and a step that the scaler skips is not recorded. A fused
+      optimizer skips on the device: such a step is recorded, with an update of 0.
+    - A frozen parameter is not a layer. When a parameter is unfrozen, or added to an optimizer, it becomes a layer from
+      that step on, and an event of kind "layers" says so. A layer without a gradient is missing from the step.
     - A parameter that several modules share is one layer, under the first of its names.
-    - A compiled model's layers bear the names that they have without.
-    - A step that is given a closure makes its own gradients: they are recorded, its update is not.
+    - The layers of a compiled model have the names of the model that is not compiled.
+    - If a step is given a closure, the closure computes the gradients: they are recorded, the update is not.
 
-    Where several processes train, the first one records, and elsewhere the recorder does nothing. Under FSDP2, and of
-    DTensors in general, all processes have to call this, which is a collective call then: each measures its shards, and
-    the first puts them together and records them. What does not add up is missing: the gradient's quantiles, what
-    needs the whole momentum where no process has it (AdamW's outliers and spectra), and layers that come later. Each
-    process keeps the budget on its own; what is due in all of them is recorded.
+    If several processes train, the first process records, and the recorder of any other process does nothing. Under
+    FSDP2, and for DTensors in general, `watch` is a collective call: every process has to call it. Each process then
+    measures its shards, and the first process merges and records them. Values that cannot be merged are missing: the
+    quantiles of the gradient, layers that appear later, and whatever needs the whole momentum if no process has the
+    whole (the outliers and spectra of AdamW). Each process keeps to the budget by itself. A kind is recorded at a step
+    if it is due in every process.
 
     Args:
-        model: names the layers.
-        optimizer: what steps them: an optimizer of torch, a wrapper that holds it as `optimizer` or several as
-            `optimizers`, or a sequence of these. A subclass of torch's `Optimizer` that was set up by its constructor
-            is recorded itself, also where it wraps another one.
-        db: path of the database, made where it does not exist, or the URL of a PostgreSQL database,
-            `postgresql://user:password@host/database`; several runs may share one. ROOT_DASH_DB where none is given,
-            else `root-dash.db`.
-        name: of the run, for people; the host's name and the time where none is given.
-        config: what to keep with the run, JSON values; others are kept as text.
-        cadence: the interval of each kind of recording in steps.
-        include: globs over the names of the layers to watch, or one.
-        exclude: globs over the names of the layers not to watch, or one.
-        outlier_quantile: of |M|, at which outliers are counted where the optimizer itself cuts none.
-        max_overhead: the share of a step's time that recording may add; where it adds more, the costly kinds are
-            recorded less often than `cadence` says, and an event of kind "cadence" tells. Where none is given 0.01 on
-            a GPU and 0.03 on a CPU; `math.inf` to keep to the cadence at any cost.
-        server: address of a `root-dash serve` elsewhere to record to instead, as `http://host:8050`. Frames wait on
-            this machine's disk until they are there, 2 GiB at most: a server that is away costs the training nothing.
-        token: its write token; ROOT_DASH_WRITE_TOKEN where none is given.
-        spool: the folder where frames wait, made where it does not exist; ROOT_DASH_SPOOL where none is given, else
-            `root-dash-spool`. What an earlier run left in it is sent, too.
-        ranks: `"first"`, or `"all"` for a run of each process: all have to call this then, too. Not for shards.
+        model: the module whose parameters name the layers.
+        optimizer: an optimizer of torch, a wrapper that holds one as `optimizer` or several as `optimizers`, or a
+            sequence of these. If an instance of torch's `Optimizer` was set up by its constructor, the instance itself
+            is recorded, also if it wraps another optimizer.
+        db: path of the database, which is made if it does not exist, or the URL of a PostgreSQL database,
+            `postgresql://user:password@host/database`. Several runs may share a database. If None, ROOT_DASH_DB, else
+            `root-dash.db`.
+        name: name of the run, for people. If None, the name of the host and the time.
+        config: JSON values to keep with the run. A value of another type is kept as text.
+        cadence: interval in steps of each kind of recording.
+        include: a glob, or globs, over the names of the layers to watch.
+        exclude: a glob, or globs, over the names of the layers not to watch.
+        outlier_quantile: quantile of |M| beyond which an entry counts as an outlier, if the optimizer itself has no
+            threshold.
+        max_overhead: share of a step's time that recording may add. If recording adds more, the costly kinds are
+            recorded less often than `cadence` says, and an event of kind "cadence" says so. If None, 0.01 on a GPU and
+            0.03 on a CPU. `math.inf` keeps to the cadence at any cost.
+        ranks: `"first"`, or `"all"` to record a run for each process. With `"all"`, every process has to call `watch`,
+            and no parameter may be sharded.
+        server: address of a `root-dash serve` on another machine that records instead, such as `http://host:8050`.
+            Frames wait on this machine's disk until the server has them, at most 2 GiB of them, so that a server that
+            is away costs the training nothing.
+        token: write token of the server. If None, ROOT_DASH_WRITE_TOKEN.
+        spool: folder in which frames wait, which is made if it does not exist. If None, ROOT_DASH_SPOOL, else
+            `root-dash-spool`. Frames that an earlier run left in the folder are sent, too.
+
+    Returns:
+        The recorder, a context manager that closes itself.
 
     Raises:
-        ValueError: no layer is left to watch, an argument is out of its range, an optimizer is given twice, or the
+        TypeError: an argument is of a wrong type.
+        ValueError: an argument is out of its range, no layer is left to watch, an optimizer is given twice, or the
             processes that hold shards watch different layers.
-        TypeError: an argument is of another type.
         ImportError: torch is not installed.
         StoreError: the database cannot be made or opened.
 
-    Where it raises, no run was begun and nothing is attached to the optimizers.
+    If `watch` raises an error, no run was begun and nothing is attached to the optimizers.
     """
     try:
         from torch import nn
@@ -132,19 +139,20 @@ def watch(
     from root_dash.monitor.writing.sink import NullSink
 
     cadence = Cadence() if cadence is None else cadence
-    for argument, shown, fits, kind in (  # of what may hold a secret the type alone is shown
+    for argument, shown, fits, kind in (  # if a value may hold a secret, only its type is shown
         ("model", model, isinstance(model, nn.Module), "a torch.nn.Module"),
         ("include", include, _are_globs(include), "a glob or a sequence of globs, each a str"),
         ("exclude", exclude, _are_globs(exclude), "a glob or a sequence of globs, each a str"),
-        ("cadence", cadence, isinstance(cadence, Cadence), "a root_dash.monitor.limits.cadence.Cadence"),
+        ("cadence", cadence, isinstance(cadence, Cadence), "a root_dash.Cadence"),
         ("name", name, name is None or isinstance(name, str), "a str"),
         ("config", config, config is None or isinstance(config, Mapping), "a mapping"),
+        ("ranks", ranks, isinstance(ranks, str), "a str"),
         ("outlier_quantile", outlier_quantile, _is_number(outlier_quantile), "a number"),
         ("server", server, server is None or isinstance(server, str), "a str"),
         ("token", type(token), token is None or isinstance(token, str), "a str"),
         ("max_overhead", max_overhead, max_overhead is None or _is_number(max_overhead), "a number"),
-        ("spool", spool, spool is None or _is_path(spool), "a path"),
-        ("db", type(db), db is None or _is_path(db), "a path or the URL of a PostgreSQL database"),
+        ("spool", spool, spool is None or is_path(spool), "a path"),
+        ("db", type(db), db is None or is_path(db), "a path or the URL of a PostgreSQL database"),
     ):
         if not fits:
             raise TypeError(f"{argument} must be {kind}, got {reprlib.repr(shown)}")
@@ -155,7 +163,7 @@ def watch(
         raise ValueError(f"outlier_quantile must be in (0, 1], got {outlier_quantile}")
     if max_overhead is not None and not max_overhead > 0.0:
         raise ValueError(f"max_overhead must be greater than 0, got {max_overhead}")
-    place = default_place(db) if server is None else None  # says what is wrong with it, before anything is made
+    place = default_place(db) if server is None else None  # refuses a wrong db before anything is made
     layers, positions = watched_layers(model, optimizers, include, exclude)
     role = role_of_this_process(ranks, layers, positions)
     if not role.records:
@@ -180,9 +188,9 @@ def watch(
             return NullSink()
         if server is None:
             assert place is not None
-            return _local(run, layers, place)
-        # Where it is now: connections are made later too, when the process may have gone to another folder.
-        return _remote(run, layers, server, token, default_spool(spool).absolute())
+            return _local_sink(run, layers, place)
+        # An absolute path, because the process may have changed its working folder when a connection is opened.
+        return remote_sink(run, layers, server, token, default_spool(spool).absolute())
 
     return Recorder(
         optimizers,
@@ -198,19 +206,17 @@ def watch(
 
 
 def _are_globs(given: object) -> bool:
-    return isinstance(given, str) or (isinstance(given, Collection) and all(isinstance(one, str) for one in given))
+    """Return whether an argument is a glob or a collection of globs."""
+    return isinstance(given, str) or (isinstance(given, Collection) and all(isinstance(glob, str) for glob in given))
 
 
 def _is_number(given: object) -> bool:
+    """Return whether an argument is a number; a truth value is not."""
     return isinstance(given, float | int) and not isinstance(given, bool)
 
 
-def _is_path(given: object) -> bool:
-    return isinstance(given, str) or (isinstance(given, os.PathLike) and isinstance(os.fspath(given), str))
-
-
-def _local(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
-    """Begin the run in the database at that location; close the database if the run cannot begin."""
+def _local_sink(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
+    """Return a sink that stores the run in a database. If the run cannot begin, the database is closed again."""
     from root_dash.monitor.failures import print_to_stderr
 
     store = Store.create(location)
@@ -219,116 +225,3 @@ def _local(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
     except BaseException:
         store.close()
         raise
-
-
-def _remote(
-    run: Run,
-    layers: Sequence[Layer],
-    server: str,
-    token: str | None,
-    folder: Path,
-    limits: DeliveryLimits | None = None,
-) -> Sink:
-    """A spool of the run's own in the folder, and the thread that sends it to the server, and what others left."""
-    from root_dash.delivery.client import IngestClient
-    from root_dash.delivery.delivery import Delivery, leftovers
-    from root_dash.delivery.sender import Sender, SpoolSink
-    from root_dash.delivery.spool_lock import lock_spool
-
-    token = default_token(token)
-    IngestClient(server, token).close()  # says what is wrong with either, before anything is made
-
-    def begin(layers: Sequence[Layer]) -> tuple[Sink, Sender]:
-        attempt = Attempt(uuid.uuid4().hex, time.time(), pid=os.getpid(), host=platform.node())
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = lock_spool(folder / f"{attempt.uid}.db", new=True)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
-        if lock is None:  # nobody else knows the name
-            raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
-        try:
-            store = Spool.create(lock.path)
-            try:
-                recording = store.begin(run, layers, attempt)
-                client = IngestClient(server, token)
-                delivery = Delivery(lock, store, client, limits)
-                sender = Sender(delivery, leftovers(folder, client, limits), client, limits)
-            except BaseException:
-                store.close()
-                raise
-        except BaseException:
-            lock.delete()  # it is tried again, under another name
-            raise
-        return recording, sender
-
-    return SpoolSink(begin, layers)
-
-
-def sync(
-    folder: str | os.PathLike[str] | None, server: str, token: str | None, limits: DeliveryLimits | None = None
-) -> Iterator[tuple[Path, int]]:
-    """Send the spools that runs left in a folder, the oldest first; each one's path and frames once they are there.
-
-    Spools of runs that still train are left to them. A run that was killed ends with its last frame.
-
-    Raises:
-        ValueError: the server's address or the token is none.
-        RootDashError: the server does not answer or refuses the frames, which stay where they are.
-    """
-    from root_dash.delivery.client import IngestClient
-    from root_dash.delivery.delivery import deliver, leftovers
-
-    client = IngestClient(server, default_token(token))
-    try:
-        for delivery in leftovers(default_spool(folder), client, limits):
-            try:
-                yield delivery.path, deliver(delivery)
-            finally:
-                delivery.close()
-    finally:
-        client.close()
-
-
-def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`
-    """Open a recording for reading: every verb of the store returns NumPy arrays in frozen records.
-
-    Works while a run writes to it. It takes a path, or the URL of a PostgreSQL database; without one it opens
-    ROOT_DASH_DB, else `root-dash.db`.
-
-    Raises:
-        ValueError: it is a URL of something else than PostgreSQL.
-        StoreNotFound: there is no file at that path, or it cannot be read; the server cannot be reached.
-        StoreForeign: it is not a root-dash database.
-    """
-    return Store.open(default_place(path))
-
-
-def default_spool(given: str | os.PathLike[str] | None) -> Path:
-    """The folder that was given, else ROOT_DASH_SPOOL, else `root-dash-spool`."""
-    return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL)
-
-
-def default_token(given: str | None) -> str:
-    """The token that was given, else ROOT_DASH_WRITE_TOKEN.
-
-    Raises:
-        ValueError: there is neither.
-    """
-    token = given or os.environ.get("ROOT_DASH_WRITE_TOKEN")
-    if not token:
-        raise ValueError("server needs the write token that `root-dash serve` prints: token, or ROOT_DASH_WRITE_TOKEN")
-    return token
-
-
-def default_place(given: str | os.PathLike[str] | None) -> Location:
-    """The place of what was given, else of ROOT_DASH_DB, else of `root-dash.db`: a path where it is now.
-
-    Connections are made later too, when the process may have gone to another folder.
-
-    Raises:
-        ValueError: it is a URL of something else than PostgreSQL.
-    """
-    place = parse(given or os.environ.get("ROOT_DASH_DB") or DEFAULT_DB)
-    return place.absolute() if isinstance(place, Path) else place

@@ -1,1 +1,1 @@
-"""HTTP: the API, the stream and the guard in front of them. No torch, no SQL, no Plotly."""
+"""HTTP: the API, the stream of notices, and the guard in front of both. No torch, no SQL, no Plotly."""

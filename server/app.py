@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -13,8 +16,24 @@ from root_dash.store import Store
 from root_dash.version import __version__
 
 from . import ingest, layers, liveness, problems, runs, stream
+from .responses import ANYWHERE, BEHIND_TOKEN
+from .responses import problems as describe_problems
+
+DOCS = "/api/docs"
+"""The page that documents the API. Its scripts come from this server, not from other people's servers."""
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+_DESCRIPTION = """Everything that was recorded, as JSON. NaN is null, an infinity the string Infinity or -Infinity.
+
+Errors are `application/problem+json`. A connection that exceeds a limit of its own, such as too many requests that wait
+for an answer, is ended with a status 408, 413, 429, 431 or 503 in plain text."""
+
+# These dependencies only describe the tokens in the documentation. The guard checks the tokens first.
+_TOKEN = Depends(HTTPBearer(scheme_name="token", description="The token of `root-dash serve`.", auto_error=False))
+_WRITE_TOKEN = Depends(
+    HTTPBearer(scheme_name="write token", description="The write token of `root-dash serve`.", auto_error=False)
+)
 
 
 def create_app(
@@ -23,19 +42,26 @@ def create_app(
     stopping: threading.Event | None = None,
     inbox: ingest.Inbox | None = None,
 ) -> FastAPI:
-    """The API on an open store, which stays its owner's to close; `stopping`, once set, ends the streams.
+    """Return the API on an open store.
 
-    Recordings are taken into `inbox`, its owner's to close too; without one they are refused.
+    The API has to stand behind `guard.Guard`, and in front of whatever answers the paths that it does not know.
 
-    It stands behind `guard.Guard`, and before whatever else answers the paths that it does not know.
+    Args:
+        settings: the settings of the server.
+        store: the store to read. Its owner closes it.
+        stopping: ends the streams when set.
+        inbox: takes recordings. Its owner closes it. If None, recordings are refused.
     """
-    app = FastAPI(
+    app = FastAPIOffline(
         title="root-dash",
         version=__version__,
-        description="What was recorded, as JSON: NaN is null, an infinity the string Infinity or -Infinity.",
+        description=_DESCRIPTION,
         openapi_url="/api/openapi.json",
-        docs_url=None,  # the usual documentation pages load their scripts from other people's servers
+        docs_url=DOCS,
         redoc_url=None,
+        static_url=f"{DOCS}/static",
+        swagger_ui_oauth2_redirect_url=f"{DOCS}/oauth2-redirect",
+        swagger_ui_parameters={"validatorUrl": None, "defaultModelsExpandDepth": 0},
         redirect_slashes=False,
     )
     app.state.settings = settings
@@ -43,10 +69,15 @@ def create_app(
     app.state.stopping = threading.Event() if stopping is None else stopping
     app.state.inbox = inbox
     problems.register(app)
-    for router in (liveness.router, runs.router, layers.router, stream.router, ingest.router):
-        app.include_router(router)
+    app.include_router(liveness.router, responses=describe_problems(*ANYWHERE))
+    for router in (runs.router, layers.router, stream.router):
+        app.include_router(router, dependencies=[_TOKEN], responses=describe_problems(*ANYWHERE, *BEHIND_TOKEN))
+    app.include_router(
+        ingest.router, dependencies=[_WRITE_TOKEN], responses=describe_problems(*ANYWHERE, *BEHIND_TOKEN)
+    )
+    _document_problem_media_type(app)
 
-    # Last: a dashboard that is mounted later answers every path that is left, with a page.
+    # Last: a dashboard that is mounted later answers every path that is left with a page.
     @app.api_route("/api", methods=_METHODS, include_in_schema=False)
     @app.api_route("/api/{path:path}", methods=_METHODS, include_in_schema=False)
     def unknown(request: Request) -> None:
@@ -55,3 +86,21 @@ def create_app(
         raise HTTPException(404, "there is nothing at this path")
 
     return app
+
+
+def _document_problem_media_type(app: FastAPI) -> None:
+    """Document errors as `application/problem+json`, and not with the media type of the route's other answers."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = describe()  # FastAPI keeps the document in app.openapi_schema
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    for status, response in operation["responses"].items():
+                        if status >= "4":
+                            (content,) = response["content"].values()
+                            response["content"] = {problems.Problem.media_type: content}
+        return describe()
+
+    app.openapi = openapi  # type: ignore[method-assign]

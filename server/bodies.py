@@ -1,4 +1,4 @@
-"""Bodies of requests to the pages: whole, in time and of a limited size before the application sees the request."""
+"""Request bodies for the pages: read whole, in time and up to a limit, before the application sees the request."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from .guard import HEALTH, INGEST
 from .problems import Problem
 
 BODY_BYTES = 2**20
-"""What a callback of the dashboard may send; they send about one KiB."""
+"""Largest size in bytes of a request body. A callback of the dashboard sends about 1 KiB."""
 
 BODY_SECONDS = 10.0
-"""How long a body may take to arrive."""
+"""Longest time in seconds for a body to arrive."""
 
 
 class WholeBodies:
-    """Reads a request's body and then calls the application; 413 when it is too large, 408 when it stalls.
+    """An ASGI application that reads a request's body and then calls the application inside.
 
-    Where recordings are taken, bodies have limits of their own: `ingest.py`. It stands behind the guard and leaves
-    /healthz alone, which reads no body, so that nothing is kept of what is sent without a token.
+    A body that is too large is answered with 413, a body that stalls with 408. The application stands behind the guard.
+    It leaves two paths alone: `/healthz`, which reads no body, so that nothing is kept of a request without a token;
+    and the path for recordings, whose bodies have the limits in `ingest.py`.
     """
 
     def __init__(self, app: ASGIApp, limit: int = BODY_BYTES, seconds: float = BODY_SECONDS) -> None:
@@ -42,10 +43,10 @@ class WholeBodies:
             return await Problem(408, detail, {"Connection": "close"})(scope, receive, send)
         if body is None:
             return await Problem(413, f"a request's body has at most {self._limit} bytes")(scope, receive, send)
-        await self._app(scope, _replayed(body, receive), send)
+        await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, request: Request) -> bytes | None:
-        """The body; None when it is too large, or says so."""
+        """Return the body, or None if the body is too large or its header says so."""
         declared = request.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > self._limit:
             return None
@@ -57,8 +58,8 @@ class WholeBodies:
         return bytes(body)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """What receives that body, and then whatever else comes."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the body first and then whatever else arrives."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,7 +1,7 @@
-"""Limits on what a peer may send or withhold before anyone knows who it is: bytes, seconds and connections.
+"""Limits on what a peer may send or withhold before anyone knows who the peer is: bytes, seconds and connections.
 
-uvicorn's own protocol, on httptools, parses and answers. It has no limit for a request that never ends, so that the
-subclass here counts bytes and holds deadlines; it parses nothing.
+uvicorn's own protocol, on httptools, parses requests and sends answers. It has no limit for a request that never ends.
+The subclass in this module counts bytes and sets deadlines; it parses nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from .guard import ADMIT, HEAD_BYTES
 
-_MOST = 2048
-"""Connections at most, however many files the process may open."""
+_MOST_CONNECTIONS = 2048
+"""Largest number of connections, however many files the process may open."""
 
 _OTHER_FILES = 128
 """Files that the process keeps open beside its connections: the database, once for each thread that reads."""
@@ -24,62 +24,68 @@ _OTHER_FILES = 128
 
 @dataclass(frozen=True)
 class Limits:
-    """What a connection may take.
+    """The limits of a connection.
 
-    A stranger is a connection that has not yet sent a complete request with a token. It costs at most about 320 KiB:
-    what uvicorn reads at once, and a head.
+    A stranger is a connection that has not yet sent a complete request with a token. A stranger costs at most about
+    320 KiB: the bytes that uvicorn reads at once, and a head.
     """
 
     head_bytes: int = HEAD_BYTES
-    """Bytes in a row that are no content: a head, or the framing or the trailers of a chunked body. A head that is not
-    a connection's first may take half as much again, since it is counted in pieces."""
+    """Largest number of consecutive bytes that are not content: a head, or the framing or the trailers of a chunked
+    body. The second head of a connection, and each later head, may take half as much again, because bytes are counted
+    in pieces."""
 
     headers: int = 128
-    """Header lines of a request; a browser sends about 15."""
+    """Largest number of header lines of a request. A browser sends about 15."""
 
     head_seconds: float = 10.0
-    """From the connection's opening, or a request's first byte, to the end of the head."""
+    """Longest time from the opening of the connection, or from the first byte of a request, to the end of the head."""
 
     rest_bytes: int = 2**20
-    """What may still arrive of a request that is answered already, as a refused one is."""
+    """Largest number of bytes that may still arrive of a request after its answer, for example after a refusal."""
 
     rest_seconds: float = 10.0
-    """How long it may still arrive."""
+    """Longest time for these bytes to arrive."""
 
     unread_seconds: float = 60.0
-    """How long a peer may leave what it is sent unread, once the buffers are full."""
+    """Longest time for which a peer may leave an answer unread once the buffers are full."""
 
     pipelined: int = 16
-    """Requests that may wait for the answer to the one before them."""
+    """Largest number of requests that may wait for the answer to the request before them."""
 
     strangers: int = 128
-    """Connections of strangers: of more, the oldest is ended."""
+    """Largest number of strangers. One more ends the oldest of them."""
 
 
-def shares(files: int) -> tuple[int, int]:
-    """How many strangers, and how many connections before new requests are 503, fit into that many open files."""
-    places = max(min(files - _OTHER_FILES, _MOST), 32)
-    strangers = min(Limits.strangers, places // 4)
-    return strangers, places - strangers
+def divide_files(files: int) -> tuple[int, int]:
+    """Divide the files that a process may open between strangers and other connections.
+
+    Returns:
+        The number of strangers, and the number of connections beyond which new requests are answered with 503.
+    """
+    connections = max(min(files - _OTHER_FILES, _MOST_CONNECTIONS), 32)
+    strangers = min(Limits.strangers, connections // 4)
+    return strangers, connections - strangers
 
 
-def limited(limits: Limits) -> type[Connection]:
-    """The protocol of one server, for uvicorn's `http`: its connections share a count of strangers."""
+def protocol(limits: Limits) -> type[Connection]:
+    """Return the protocol class of one server, for uvicorn's `http`. Its connections share one count of strangers."""
     return type("Connection", (Connection,), {"limits": limits, "strangers": {}})
 
 
 class _Refused(Exception):
-    """Stops the parser."""
+    """An error that stops the parser."""
 
 
 class Connection(HttpToolsProtocol):
-    """A connection of uvicorn's that is ended when it takes more than its limits.
+    """A connection of uvicorn's that ends when it exceeds one of its limits.
 
-    What limits it: the bytes and the lines of a head, the time until the head is complete, the bytes and the time that
-    the rest of an answered request takes, the requests that wait, the time for which answers are left unread, and the
-    number of strangers. `scope["state"][ADMIT]` makes it no stranger any more; the guard calls it.
+    The limits concern the bytes and the lines of a head, the time until the head is complete, the bytes and the time of
+    the rest of an answered request, the requests that wait, the time for which answers stay unread, and the number of
+    strangers. The guard calls `scope["state"][ADMIT]` when a request has shown a token: the connection then is no
+    stranger any more.
 
-    The bodies that an application reads have their limits where they are read: `bodies.py` and `ingest.py`.
+    The bodies that an application reads have limits of their own, in `bodies.py` and `ingest.py`.
     """
 
     limits: ClassVar[Limits]
@@ -87,33 +93,33 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._owed: asyncio.TimerHandle | None = None  # a head, or the rest of a body
-        self._unread: asyncio.TimerHandle | None = None
+        self._arrival: asyncio.TimerHandle | None = None  # deadline for a head, or for the rest of a body
+        self._reading: asyncio.TimerHandle | None = None  # deadline for the peer to read an answer
         self._refusal: tuple[int, str] | None = None
         self._running: RequestResponseCycle | None = None
-        self._in_message = False  # between the end of a head and the end of its body
+        self._in_message = False  # whether the head is complete and the body is not
         self._upgraded = False
-        self._advanced = False  # content, or the end of a head or a message, was in the piece
-        self._framing = 0  # bytes since then
-        self._rest = 0
+        self._advanced = False  # whether the piece held content, or the end of a head or of a message
+        self._framing = 0  # bytes since the last content, end of a head or end of a message
+        self._rest = 0  # bytes since the answer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        self._expect(self.limits.head_seconds)
+        self._expect_arrival(self.limits.head_seconds)
         self.strangers[self] = None
         if len(self.strangers) > self.limits.strangers:
-            next(iter(self.strangers))._end(503, "too many connections wait to be told apart")
+            next(iter(self.strangers))._end(503, "too many connections have not shown a token")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._let_go()
+        self._release()
         if self._running is not None:
-            self._running.disconnected = True  # uvicorn tells the request that came last, which may be another
+            self._running.disconnected = True  # uvicorn notifies only the last request
             self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_message and self._owed is None:
-            self._expect(self.limits.head_seconds)
+        if not self._in_message and self._arrival is None:
+            self._expect_arrival(self.limits.head_seconds)
         size = max(self.limits.head_bytes // 2, 1)
         for start in range(0, len(data), size):
             piece = data[start : start + size]
@@ -141,8 +147,8 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= self.limits.pipelined:
             self._stop(429, "too many requests wait for an answer")
         self._in_message = self._advanced = True
-        if not (self.parser.should_upgrade() and self._should_upgrade()):  # else no application awaits the body
-            self._expect(None)
+        if not (self.parser.should_upgrade() and self._should_upgrade()):  # of an upgrade no application reads the body
+            self._expect_arrival(None)
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
@@ -153,47 +159,47 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_message, self._advanced = False, True
-        self._expect(None)
+        self._expect_arrival(None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if self.transport.is_closing():
-            self._await_reader()
+            self._expect_reading()
         elif self.pipeline:
-            self.flow.pause_reading()  # uvicorn reads on, so that more would come to wait with every answer
+            self.flow.pause_reading()  # uvicorn resumes after every answer, and more requests would come to wait
         elif self.cycle.response_complete:
             self.cycle.body.clear()
             if self._in_message:
-                self._expect(self.limits.rest_seconds)
+                self._expect_arrival(self.limits.rest_seconds)
 
     def handle_websocket_upgrade(self) -> None:
         if not self._answered:
             return self._end(400, "it asks for a WebSocket in the middle of an answer")
-        # A stranger still: not every head that is good enough for HTTP is one for the protocol that takes over.
+        # The connection is still a stranger: the WebSocket protocol refuses some heads that HTTP accepts.
         self._upgraded = True
-        self._expect(self.limits.head_seconds)
+        self._expect_arrival(self.limits.head_seconds)
         self.app_state = {**self.app_state, ADMIT: self._admit}
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what the parser refuses, and what it was stopped at."""
+        """Answer a request that the parser refuses, or at which a limit stopped the parser."""
         self._close(*(self._refusal or (400, msg)))
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._await_reader()
+        self._expect_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._await_reader()
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._unread is not None and not self.transport.is_closing():
-            self._unread.cancel()
-            self._unread = None
+        if self._reading is not None and not self.transport.is_closing():
+            self._reading.cancel()
+            self._reading = None
 
     @property
     def _answered(self) -> bool:
@@ -202,48 +208,52 @@ class Connection(HttpToolsProtocol):
     def _admit(self) -> None:
         self.strangers.pop(self, None)
         if self._upgraded:
-            self._expect(None)
+            self._expect_arrival(None)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
+        """Give up the place among the strangers, and cancel the deadlines."""
         self.strangers.pop(self, None)
-        self._expect(None)
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+        self._expect_arrival(None)
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
 
-    def _expect(self, seconds: float | None) -> None:
-        """Allow the peer that long for what it owes; None: it owes nothing."""
-        if self._owed is not None:
-            self._owed.cancel()
-        self._owed = None if seconds is None else self.loop.call_later(seconds, self._overdue, seconds)
+    def _expect_arrival(self, seconds: float | None) -> None:
+        """End the connection unless the peer sends the rest within that time; None: nothing has to arrive."""
+        if self._arrival is not None:
+            self._arrival.cancel()
+        self._arrival = None if seconds is None else self.loop.call_later(seconds, self._arrival_is_late, seconds)
 
-    def _overdue(self, seconds: float) -> None:
+    def _arrival_is_late(self, seconds: float) -> None:
         if self.flow.read_paused:
-            self._expect(seconds)  # the rest may be here, unread by us
+            self._expect_arrival(seconds)  # the bytes may have arrived: this server has paused reading
         else:
             self._end(408, "it did not arrive in time")
 
-    def _await_reader(self) -> None:
-        if self._unread is None:
-            self._unread = self.loop.call_later(self.limits.unread_seconds, self.transport.abort)
+    def _expect_reading(self) -> None:
+        """Abort the connection if the peer does not read in time."""
+        if self._reading is None:
+            self._reading = self.loop.call_later(self.limits.unread_seconds, self.transport.abort)
 
     def _stop(self, status: int, reason: str) -> None:
+        """Stop the parser, which then answers with `send_400_response`."""
         self._refusal = status, reason
         raise _Refused
 
     def _end(self, status: int, reason: str) -> None:
+        """Close the connection and log why."""
         self.logger.warning("A request was cut off: %s.", reason)
         self._close(status, reason)
 
     def _close(self, status: int, reason: str) -> None:
-        """End the connection, with that answer unless it is in the middle of another."""
-        self._let_go()
+        """Close the connection. Send the answer first, unless another answer is being sent."""
+        self._release()
         if self._answered and not self._upgraded and not self.transport.is_closing():
             content = reason.encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
             head += f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode() + content)
         if self._upgraded or self.transport.get_write_buffer_size():
-            self.transport.abort()  # closing waits for a peer that reads nothing
+            self.transport.abort()  # a plain close waits for a peer that may read nothing
         else:
             self.transport.close()

@@ -1,34 +1,49 @@
-"""The outermost layer: who may ask, and from where. Deny by default, for HTTP and for WebSockets alike."""
+"""The outermost layer of the server: who may send requests, and from where. What is not allowed is refused."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import ipaddress
-import json
 import socket
-from collections.abc import Iterable
 from http import HTTPStatus
-from urllib.parse import parse_qsl, quote, urlencode
+from typing import TypeAlias
+from urllib.parse import quote, urlencode
 
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from root_dash.settings import Settings
 
+from .problems import Problem
+
 INGEST = "/api/v1/ingest/"
-"""Below this path recordings are taken."""
+"""The path below which the server takes recordings."""
 
 HEALTH = "/healthz"
-"""What is answered without a token."""
+"""The only path that is answered without a token."""
 
 ADMIT = "root_dash.admit"
-"""In a request's `state`: what to call when the request has shown a token, so that its connection keeps its place."""
+"""Key in a request's `state` of the function to call when the request has shown a token. The connection then keeps its
+place."""
 
 HEAD_BYTES = 2**15
-"""What a request's headers and its address may take together; a browser's take about one."""
+"""Largest size in bytes of a request's headers and address together. A browser sends about 1 KiB."""
+
+Refusal: TypeAlias = tuple[int, str]
+"""The status and the reason of an answer that refuses a request."""
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _WILDCARDS = {"0.0.0.0", "::", ""}  # noqa: S104 (compared with, not bound to)
+
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "content-security-policy": "frame-ancestors 'none'",
+}
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -40,58 +55,54 @@ color-scheme: light dark; }}</style>
 
 
 class Guard:
-    """Checks every request's host, origin and token before the application sees it, and adds the security headers.
+    """An ASGI application that checks every request before the application inside sees it.
 
-    - Headers and address of 32 KiB at most.
-    - Exactly one `Host`, of a known name: another site's name that was made to point here is not answered.
-    - `Origin`, where a browser sends one with a WebSocket or an unsafe method, is the server's own.
-    - The token: as `Authorization: Bearer`, as cookie, or once as `?token=` of a page, which sets the cookie and
-      redirects to the same page without it. `/healthz` alone is open.
-    - Where recordings are taken, the write token, as `Authorization: Bearer`; it opens nothing else.
+    The guard also adds the security headers to every response. It checks, in this order:
 
-    Responses pass through message by message: a stream stays a stream.
+    - Headers and address take at most 32 KiB.
+    - There is exactly one `Host`, and the server goes by its name. A name of another site that was made to point to
+      this machine (DNS rebinding) is refused.
+    - If a browser sends an `Origin` with a WebSocket or an unsafe method, the origin is the server's own.
+    - The request shows the token: as `Authorization: Bearer`, as a cookie, or once as `?token=` of a page. The answer
+      to `?token=` sets the cookie and redirects to the same page without the token. Only `/healthz` needs no token.
+    - A request that sends recordings shows the write token, as `Authorization: Bearer`. The write token opens nothing
+      else.
+
+    Responses pass through message by message, so that a stream stays a stream.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._hosts = {"localhost", "127.0.0.1", "::1", *(host.lower() for host in settings.allowed_hosts)}
         self._any_address = settings.host in _WILDCARDS
-        # A rebound name is never an address, so that on all interfaces any address may be asked for.
+        # A rebound name is never an address. A server on all interfaces can therefore answer to any address.
         self._hosts.add(socket.gethostname().lower() if self._any_address else settings.host.lower())
-        self._cookie = f"root_dash_{settings.port}"  # cookies do not tell ports apart
+        self._cookie = f"root_dash_{settings.port}"  # browsers send a cookie to every port of a host
         self._token = None if settings.token is None else settings.token.get_secret_value().encode()
         self._write_token = settings.write_token.get_secret_value().encode()
-        # The cookie proves the token without holding it.
-        self._proof = hashlib.sha256(b"root-dash cookie " + (self._token or b"")).hexdigest().encode()
+        # The cookie proves that its owner knew the token, and does not contain the token.
+        self._proof = hashlib.sha256(b"root-dash cookie " + (self._token or b"")).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         if scope["type"] not in ("http", "websocket"):
             return None
-        refusal = _size_refusal(scope) or self._host_refusal(scope) or self._origin_refusal(scope)
-        if refusal:
-            return await _refuse(scope, send, *refusal)
-        if scope["type"] == "http" and scope["path"].startswith(INGEST):
-            if not _bears(scope, self._write_token):
-                if self._token is not None and self._shows_token(scope):
-                    return await _refuse(scope, send, 403, "this token is for looking: sending takes the write token")
-                return await _refuse(scope, send, 401, "the write token is required")
-        elif scope["path"] != HEALTH and self._token is not None:
-            page = scope["type"] == "http" and scope["method"] == "GET" and not _is_api(scope)
-            shown = [value for name, value in _query(scope) if name == "token"] if page else []
-            if len(shown) == 1 and hmac.compare_digest(shown[0].encode(), self._token):
-                _admit(scope)
-                return await self._welcome(scope, send)
-            if not self._shows_token(scope):
-                detail = "open the URL that root-dash serve printed" if not _is_api(scope) else "a token is required"
-                return await _refuse(scope, send, 401, detail)
+        send = _with_security_headers(scope, send)
+        request = HTTPConnection(scope)
+        refusal = _size_refusal(request) or self._host_refusal(request) or self._origin_refusal(request)
+        if refusal is None and self._brings_token(request):
+            _admit(request)
+            return await self._welcome(request)(scope, receive, send)
+        refusal = refusal or self._token_refusal(request)
+        if refusal is not None:
+            return await _refuse(scope, receive, send, *refusal)
         if scope["path"] != HEALTH:
-            _admit(scope)
-        await self._app(scope, receive, _with_headers(scope, send))
+            _admit(request)
+        await self._app(scope, receive, send)
 
-    def _host_refusal(self, scope: Scope) -> tuple[int, str] | None:
-        hosts = _values(scope, b"host")
+    def _host_refusal(self, request: HTTPConnection) -> Refusal | None:
+        hosts = request.headers.getlist("host")
         if len(hosts) != 1:
             return 400, "a request must have one Host header"
         name = _hostname(hosts[0])
@@ -99,102 +110,101 @@ class Guard:
             return None
         return 421, "this server does not go by that name: add it to ROOT_DASH_ALLOWED_HOSTS"
 
-    def _origin_refusal(self, scope: Scope) -> tuple[int, str] | None:
-        if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
+    def _origin_refusal(self, request: HTTPConnection) -> Refusal | None:
+        if request.scope.get("method") in _SAFE_METHODS:
             return None
-        origins = _values(scope, b"origin")
-        host = _values(scope, b"host")[0].lower()
-        # By equality; https too, for a proxy in front that ends the encryption.
-        if all(origin.lower() in (f"http://{host}", f"https://{host}") for origin in origins) and len(origins) <= 1:
+        host = request.headers["host"].lower()
+        origins = request.headers.getlist("origin")
+        # The origin must equal the host; with https too, because a proxy in front may end the encryption.
+        if len(origins) <= 1 and all(origin.lower() in (f"http://{host}", f"https://{host}") for origin in origins):
             return None
         return 403, "the request came from another site's page"
 
-    def _shows_token(self, scope: Scope) -> bool:
+    def _token_refusal(self, request: HTTPConnection) -> Refusal | None:
+        scope = request.scope
+        if scope["type"] == "http" and scope["path"].startswith(INGEST):
+            if _bears(request, self._write_token):
+                return None
+            if self._token is not None and self._shows_token(request):
+                return 403, "this token is for looking: sending takes the write token"
+            return 401, "the write token is required"
+        if scope["path"] == HEALTH or self._token is None or self._shows_token(request):
+            return None
+        return 401, "a token is required" if _is_api(scope) else "open the URL that root-dash serve printed"
+
+    def _brings_token(self, request: HTTPConnection) -> bool:
+        """Return whether the request asks for a page and has the token in its address."""
+        scope = request.scope
+        page = scope["type"] == "http" and scope["method"] == "GET" and scope["path"] != HEALTH and not _is_api(scope)
+        if not page or self._token is None:
+            return False
+        tokens = request.query_params.getlist("token")
+        return len(tokens) == 1 and hmac.compare_digest(tokens[0].encode(), self._token)
+
+    def _shows_token(self, request: HTTPConnection) -> bool:
+        """Return whether the request has the token in its `Authorization`, or else its proof in the cookie."""
         assert self._token is not None
-        if _values(scope, b"authorization"):
-            return _bears(scope, self._token)
-        for header in _values(scope, b"cookie"):
-            for pair in header.split(";"):
-                name, _, value = pair.strip().partition("=")
-                if name == self._cookie and hmac.compare_digest(value.encode("latin-1"), self._proof):
-                    return True
-        return False
+        if "authorization" in request.headers:
+            return _bears(request, self._token)
+        return hmac.compare_digest(request.cookies.get(self._cookie, "").encode(), self._proof.encode())
 
-    async def _welcome(self, scope: Scope, send: Send) -> None:
-        rest = urlencode([(name, value) for name, value in _query(scope) if name != "token"])
-        # One slash: two would name another host.
-        location = "/" + quote(scope["path"].lstrip("/"), safe="/:@!$&'()*+,;=~-._") + (f"?{rest}" if rest else "")
-        cookie = f"{self._cookie}={self._proof.decode()}; HttpOnly; SameSite=Strict; Path=/"
-        if scope.get("scheme") == "https":
-            cookie += "; Secure"
-        headers = [(b"location", location.encode()), (b"set-cookie", cookie.encode()), (b"cache-control", b"no-store")]
-        await _respond(scope, send, 303, b"", headers)
+    def _welcome(self, request: HTTPConnection) -> Response:
+        """Return the redirect to the same page without the token, which sets the cookie."""
+        rest = urlencode([(name, value) for name, value in request.query_params.multi_items() if name != "token"])
+        # One slash: two slashes would name another host.
+        path = "/" + quote(request.scope["path"].lstrip("/"), safe="/:@!$&'()*+,;=~-._")
+        response = RedirectResponse(f"{path}?{rest}" if rest else path, 303, {"cache-control": "no-store"})
+        secure = request.scope.get("scheme") == "https"
+        response.set_cookie(self._cookie, self._proof, httponly=True, samesite="strict", secure=secure)
+        return response
 
 
-def _admit(scope: Scope) -> None:
-    admit = scope.get("state", {}).get(ADMIT)
+def _admit(request: HTTPConnection) -> None:
+    admit = request.scope.get("state", {}).get(ADMIT)
     if admit is not None:
         admit()
 
 
-def _bears(scope: Scope, token: bytes) -> bool:
-    headers = _values(scope, b"authorization")
+def _bears(request: HTTPConnection, token: bytes) -> bool:
+    """Return whether the request has the token as its only `Authorization`."""
+    headers = request.headers.getlist("authorization")
     if len(headers) != 1:
         return False
     scheme, _, value = headers[0].partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(value.strip().encode("latin-1"), token)
 
 
-def _with_headers(scope: Scope, send: Send) -> Send:
+def _with_security_headers(scope: Scope, send: Send) -> Send:
+    """Return a `send` that sets the security headers of each response and forbids caches to keep the API's answers."""
+    ours = _SECURITY_HEADERS | ({"cache-control": "no-store"} if _is_api(scope) else {})
+
     async def send_with_headers(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": _secured(scope, message.get("headers", ()))}
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            headers = MutableHeaders(raw=list(message.get("headers", ())))
+            headers.update(ours)
+            message = {**message, "headers": headers.raw}
         await send(message)
 
     return send_with_headers
 
 
-def _secured(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    ours = {
-        b"x-content-type-options": b"nosniff",
-        b"referrer-policy": b"no-referrer",
-        b"content-security-policy": b"frame-ancestors 'none'",
-    }
-    if _is_api(scope):
-        ours[b"cache-control"] = b"no-store"
-    return [(name, value) for name, value in headers if name.lower() not in ours] + list(ours.items())
-
-
-async def _refuse(scope: Scope, send: Send, status: int, detail: str) -> None:
-    title = HTTPStatus(status).phrase
-    if _is_api(scope) or scope["type"] == "websocket":
-        content = json.dumps({"title": title, "status": status, "detail": detail}).encode()
-        kind = b"application/problem+json"
-    else:
-        content = _PAGE.format(title=title, detail=detail[0].upper() + detail[1:] + ".").encode()
-        kind = b"text/html; charset=utf-8"
-    headers = [(b"content-type", kind), (b"cache-control", b"no-store")]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await _respond(scope, send, status, content, headers)
-
-
-async def _respond(scope: Scope, send: Send, status: int, content: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    prefix = ""
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, detail: str) -> None:
+    """Answer with a problem, or with a page if a person asks; close a WebSocket if its server cannot send an answer."""
+    headers = {"cache-control": "no-store"} | ({"www-authenticate": "Bearer"} if status == 401 else {})
     if scope["type"] == "websocket":
+        websocket = WebSocket(scope, receive, send)
         if "websocket.http.response" not in scope.get("extensions", {}):
-            await send({"type": "websocket.close", "code": 1008, "reason": ""})
-            return
-        prefix = "websocket."
-    headers = _secured(scope, [*headers, (b"content-length", str(len(content)).encode())])
-    await send({"type": f"{prefix}http.response.start", "status": status, "headers": headers})
-    body = b"" if scope.get("method") == "HEAD" else content
-    await send({"type": f"{prefix}http.response.body", "body": body})
+            return await websocket.close(1008)
+        return await websocket.send_denial_response(Problem(status, detail, headers))
+    if _is_api(scope):
+        return await Problem(status, detail, headers)(scope, receive, send)
+    page = _PAGE.format(title=HTTPStatus(status).phrase, detail=detail[0].upper() + detail[1:] + ".")
+    return await HTMLResponse(page, status, headers)(scope, receive, send)
 
 
-def _size_refusal(scope: Scope) -> tuple[int, str] | None:
-    size = sum(len(name) + len(value) for name, value in scope["headers"])
-    size += len(scope["path"]) + len(scope.get("query_string", b""))
+def _size_refusal(request: HTTPConnection) -> Refusal | None:
+    size = sum(len(name) + len(value) for name, value in request.headers.raw)
+    size += len(request.scope["path"]) + len(request.scope.get("query_string", b""))
     return (431, f"headers and address take at most {HEAD_BYTES // 2**10} KiB") if size > HEAD_BYTES else None
 
 
@@ -203,15 +213,8 @@ def _is_api(scope: Scope) -> bool:
     return path == "/api" or path.startswith("/api/")
 
 
-def _values(scope: Scope, wanted: bytes) -> list[str]:
-    return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == wanted]
-
-
-def _query(scope: Scope) -> list[tuple[str, str]]:
-    return parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-
-
 def _hostname(host: str) -> str:
+    """Return the name in a `Host` header, without its port; an empty text if the header is malformed."""
     host = host.strip().lower()
     if host.startswith("["):
         name, bracket, port = host[1:].partition("]")

@@ -1,6 +1,7 @@
 """Recordings over HTTP: a trainer without the database's disk begins an attempt, sends its frames, and ends it.
 
-Everything may be sent again: an attempt is begun once and a frame stored once, however often they arrive.
+A trainer may send every message again. However often a message arrives, its attempt is begun once and each of its
+frames is stored once.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, HTTPException, Path, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 from root_dash import wire
@@ -23,35 +24,43 @@ from root_dash.records import Attempt
 from root_dash.store import Recording, Store
 
 from .json_records import RecordResponse
-from .parameters import StoreDep
+from .parameters import AttemptUid, StoreDep
+from .responses import StoredAttemptJson, problems
 
-router = APIRouter(prefix=wire.ATTEMPTS, tags=["ingest"], default_response_class=RecordResponse)
+_RETRY_SOON = {"Retry-After": "2"}
 
-OPEN = 64
-"""Attempts that are kept open; of more, the one that sent longest ago is begun anew when it sends again."""
 
-WAITING = 16
-"""Messages that wait for the store; one more is sent away for a while."""
+@dataclass(frozen=True)
+class InboxLimits:
+    """The limits of what an inbox keeps open and takes in."""
 
-ROOM = 2 * wire.LIMIT
-"""Bytes of all messages that are on their way in or waiting; what comes on top is sent away for a while."""
+    open_attempts: int = 64
+    """Largest number of open attempts. A further attempt closes the attempt that sent longest ago, whose trainer then
+    has to begin the attempt again."""
 
-BODY_SECONDS = 60.0
-"""How long a message may take to arrive, beside a second for every `BODY_RATE` bytes of it."""
+    waiting_messages: int = 16
+    """Largest number of messages that wait for the store. A further message is answered with 503."""
 
-BODY_RATE = 2**16
+    buffered_bytes: int = 2 * wire.LIMIT
+    """Largest size in bytes of all messages that arrive or wait. A message beyond this size is answered with 503."""
 
-_LATER = {"Retry-After": "2"}
+    body_seconds: float = 60.0
+    """Time in seconds for a message to arrive, beside one second for every `body_rate` bytes."""
+
+    body_rate: int = 2**16
+    """Slowest rate, in bytes a second, at which a message may arrive."""
 
 
 class Inbox:
-    """What trainers send, into a store that is opened for writing when the first of them does.
+    """The messages that trainers send, and the thread that stores them.
 
-    One thread decodes and stores, a message at a time: SQLite has one writer, and those who look wait for none of it.
+    The store is opened for writing when the first message arrives. One thread decodes and stores one message at a time,
+    because SQLite has one writer. Nobody who looks at the dashboard waits for the thread.
     """
 
-    def __init__(self, create: Callable[[], Store]) -> None:
+    def __init__(self, create: Callable[[], Store], limits: InboxLimits | None = None) -> None:
         self._create = create
+        self._limits = InboxLimits() if limits is None else limits
         self._store: Store | None = None
         self._open: OrderedDict[str, tuple[Recording, Attempt]] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "root-dash-ingest")
@@ -59,57 +68,62 @@ class Inbox:
         self._bytes = 0
 
     async def take(self, request: Request, work: Callable[[str, bytes], Attempt], uid: str) -> Attempt:
-        """Read the request's body and have the thread do that work with it."""
-        expected = _checked(request)
-        if self._waiting >= WAITING or self._bytes + expected > ROOM:
-            raise HTTPException(503, "the server has enough to do: send it later", _LATER)
+        """Read the request's body, let the thread do the work with it, and return what is then stored of the attempt.
+
+        Raises:
+            HTTPException: the message is refused; nothing of it is stored.
+        """
+        expected = _declared_size(request)
+        limits = self._limits
+        if self._waiting >= limits.waiting_messages or self._bytes + expected > limits.buffered_bytes:
+            raise HTTPException(503, "the server has enough to do: send it later", _RETRY_SOON)
         self._waiting += 1
         self._bytes += expected
-        patience = BODY_SECONDS + expected / BODY_RATE
+        seconds = limits.body_seconds + expected / limits.body_rate
         try:
-            async with asyncio.timeout(patience):
-                content = await _body(request, expected)
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work, uid, content)
+            async with asyncio.timeout(seconds):
+                content = await _read_body(request, expected)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work, uid, content)
         except TimeoutError:
-            raise HTTPException(408, f"the message did not arrive within {patience:.0f} seconds") from None
+            raise HTTPException(408, f"the message did not arrive within {seconds:.0f} seconds") from None
         finally:
             self._waiting -= 1
             self._bytes -= expected
 
     def close(self) -> None:
-        """Store what has arrived and let go of the store."""
+        """Store what has arrived, and close the store."""
         self._thread.shutdown(wait=True)
-        self._forget()
+        self._close_store()
 
     def begin(self, uid: str, content: bytes) -> Attempt:
-        """Begin the attempt or go on with it, and say what is stored of it."""
+        """Begin an attempt, or continue it, and return what is stored of it."""
         run, layers, attempt = wire.unpack_begin(content)
         if attempt.uid != uid:
             raise ValueError("the attempt in the message must be the one in the path")
-        store = self._writing()
+        store = self._writing_store()
         with suppress(NotRecorded):
             known = store.attempt(uid)
             if store.run(known.run).uid != run.uid:
                 raise AlreadyRecorded(f"attempt {uid} is one at another run")
             if known.ended_at is not None:
                 return known
-        self._drop(uid)
+        self._close_attempt(uid)
         recording = store.begin(run, layers, attempt)
         known = store.attempt(uid)
         self._open[uid] = recording, known
-        if len(self._open) > OPEN:
-            self._drop(next(iter(self._open)))
+        if len(self._open) > self._limits.open_attempts:
+            self._close_attempt(next(iter(self._open)))
         return known
 
     def append(self, uid: str, content: bytes) -> Attempt:
         """Store the frames of a batch that are not stored yet, in the order in which they come."""
         frames = wire.unpack_batch(content)
         if uid not in self._open:
-            known = self._writing().attempt(uid)
+            known = self._writing_store().attempt(uid)
             if known.ended_at is None:
-                raise HTTPException(404, "begin the attempt, again where it was begun before")
+                raise HTTPException(404, "begin the attempt, again if it was begun before")
             if all(known.last_seq is not None and frame.seq <= known.last_seq for frame in frames):
-                return known  # sent again, since the answer was lost
+                return known  # the trainer sent it again, because the answer was lost
             raise AlreadyRecorded(f"attempt {uid} has ended")
         self._open.move_to_end(uid)
         recording, known = self._open[uid]
@@ -121,21 +135,22 @@ class Inbox:
         return known
 
     def end(self, uid: str, content: bytes) -> Attempt:
-        """End the attempt, provided that its last frame is here; what was acknowledged then outlives lost power."""
+        """End an attempt whose last frame has arrived. What was acknowledged then survives a loss of power."""
         end = wire.unpack_end(content)
-        store = self._writing()
+        store = self._writing_store()
         known = store.attempt(uid)
         if known.ended_at is not None:
             return known
         if uid not in self._open:
-            raise HTTPException(404, "begin the attempt, again where it was begun before")
+            raise HTTPException(404, "begin the attempt, again if it was begun before")
         if end.last_seq is not None and (known.last_seq is None or known.last_seq < end.last_seq):
             raise HTTPException(412, f"the attempt cannot end yet: frame {end.last_seq} of it has not arrived")
         self._open[uid][0].end(end.time, end.lost)
-        self._drop(uid)
+        self._close_attempt(uid)
         return store.attempt(uid)
 
-    def _guarded(self, work: Callable[[str, bytes], Attempt], uid: str, content: bytes) -> Attempt:
+    def _run(self, work: Callable[[str, bytes], Attempt], uid: str, content: bytes) -> Attempt:
+        """Do the work in the thread. After a lasting error of the store, the next message opens the store again."""
         try:
             return work(uid, content)
         except ValueError as error:
@@ -143,28 +158,32 @@ class Inbox:
         except StoreBusy:
             raise
         except StoreError:
-            self._forget()  # the file may be another one by now: whoever sends begins anew
+            self._close_store()  # another file may be at the path by now, in which the trainers begin anew
             raise
 
-    def _writing(self) -> Store:
+    def _writing_store(self) -> Store:
         if self._store is None:
             self._store = self._create()
         return self._store
 
-    def _drop(self, uid: str) -> None:
+    def _close_attempt(self, uid: str) -> None:
         recording, _ = self._open.pop(uid, (None, None))
         if recording is not None:
             recording.close()
 
-    def _forget(self) -> None:
+    def _close_store(self) -> None:
         self._open.clear()
         store, self._store = self._store, None
         if store is not None:
             store.close()
 
 
-def _checked(request: Request) -> int:
-    """The bytes that the message says it has; the most that it may have, where it does not say."""
+def _declared_size(request: Request) -> int:
+    """Return the size in bytes that a message declares.
+
+    Raises:
+        HTTPException: the headers of the message break a rule.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != wire.MEDIA_TYPE or request.headers.get("content-encoding", "").strip().lower() != wire.ENCODING:
         raise HTTPException(415, f"a message must be {wire.MEDIA_TYPE}, its encoding {wire.ENCODING}")
@@ -178,7 +197,12 @@ def _checked(request: Request) -> int:
     return int(length)
 
 
-async def _body(request: Request, expected: int) -> bytes:
+async def _read_body(request: Request, expected: int) -> bytes:
+    """Return the body of a message of the expected size.
+
+    Raises:
+        HTTPException: the body is longer, or the trainer went away.
+    """
     parts: list[bytes] = []
     arrived = 0
     try:
@@ -206,32 +230,48 @@ def _answer(attempt: Attempt) -> RecordResponse:
 
 
 InboxDep = Annotated[Inbox, Depends(_inbox)]
-AttemptUid = Annotated[str, Path(alias="attempt", pattern="^[0-9a-f]{32}$")]
+
+router = APIRouter(
+    prefix=wire.ATTEMPTS,
+    tags=["ingest"],
+    default_response_class=RecordResponse,
+    responses=problems(403, 404, 422),
+)
 
 _MESSAGE: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {wire.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
+    "requestBody": {
+        "required": True,
+        "description": f"MessagePack, compressed with {wire.ENCODING}, which the header Content-Encoding has to say.",
+        "content": {wire.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+    }
 }
+_REFUSALS = problems(408, 409, 411, 413, 415, 507)
 
 
-@router.get("/{attempt}")
+@router.get("/{attempt}", response_model=StoredAttemptJson)
 def stored(store: StoreDep, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
-    """What is stored of an attempt."""
+    """Return what is stored of an attempt."""
     return _answer(store.attempt(uid))
 
 
-@router.put("/{attempt}", openapi_extra=_MESSAGE)
+@router.put("/{attempt}", response_model=StoredAttemptJson, openapi_extra=_MESSAGE, responses=_REFUSALS)
 async def begin(request: Request, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
-    """Begin an attempt, or go on with it; answers with the last of its frames that is stored."""
+    """Begin an attempt, or continue it. The answer names the last of its frames that is stored."""
     return _answer(await inbox.take(request, inbox.begin, uid))
 
 
-@router.post("/{attempt}/frames", openapi_extra=_MESSAGE)
+@router.post("/{attempt}/frames", response_model=StoredAttemptJson, openapi_extra=_MESSAGE, responses=_REFUSALS)
 async def append(request: Request, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
-    """Store a batch of frames; those that are stored already stay as they are."""
+    """Store a batch of frames. A frame that is already stored stays as it is."""
     return _answer(await inbox.take(request, inbox.append, uid))
 
 
-@router.post("/{attempt}/end", openapi_extra=_MESSAGE)
+@router.post(
+    "/{attempt}/end",
+    response_model=StoredAttemptJson,
+    openapi_extra=_MESSAGE,
+    responses=_REFUSALS | problems(412),
+)
 async def end(request: Request, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
     """End an attempt whose last frame has arrived."""
     return _answer(await inbox.take(request, inbox.end, uid))

@@ -1,62 +1,68 @@
-"""Layers over HTTP: one layer's statistics and arrays, over the steps or at one."""
+"""Layers over HTTP: the statistics and arrays of one layer, over the steps or at one step."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
-
-from root_dash.records import TensorName
+from fastapi import APIRouter
 
 from .json_records import RecordResponse
-from .parameters import LayerId, Points, StatisticName, Step, StoreDep
+from .parameters import LayerId, Points, StatisticName, Step, StoreDep, TensorQuery
+from .responses import (
+    HistogramJson,
+    HistoryJson,
+    LayerJson,
+    MaskJson,
+    Number,
+    QuantilesJson,
+    SpectrumJson,
+    problems,
+)
 
-router = APIRouter(prefix="/api/v1/layers", tags=["layers"], default_response_class=RecordResponse)
+router = APIRouter(
+    prefix="/api/v1/layers", tags=["layers"], default_response_class=RecordResponse, responses=problems(404, 422)
+)
 
-TensorQuery = Annotated[TensorName, Query()]
 
-
-@router.get("/{layer}")
+@router.get("/{layer}", response_model=LayerJson)
 def layer(store: StoreDep, layer_id: LayerId) -> RecordResponse:
-    """One layer."""
+    """Return one layer."""
     return RecordResponse(store.layer(layer_id))
 
 
-@router.get("/{layer}/history")
+@router.get("/{layer}/history", response_model=HistoryJson)
 def history(store: StoreDep, layer_id: LayerId, statistic: StatisticName, max_points: Points = 2000) -> RecordResponse:
-    """A statistic over the steps."""
+    """Return one statistic over the steps."""
     return RecordResponse(store.history(layer_id, statistic, max_points))
 
 
-@router.get("/{layer}/statistics")
+@router.get("/{layer}/statistics", response_model=dict[str, Number])
 def statistics(store: StoreDep, layer_id: LayerId, step: Step = None) -> RecordResponse:
-    """All statistics by name, each kind's from its own latest recording."""
+    """Return all statistics by name. Each kind of statistic comes from its own latest recording."""
     return RecordResponse(store.statistics(layer_id, step))
 
 
-@router.get("/{layer}/histogram")
+@router.get("/{layer}/histogram", response_model=HistogramJson)
 def histogram(
     store: StoreDep, layer_id: LayerId, step: Step = None, tensor: TensorQuery = "gradient"
 ) -> RecordResponse:
-    """How the tensor's entries were distributed."""
+    """Return the distribution of a tensor's entries."""
     return RecordResponse(store.histogram(layer_id, step, tensor))
 
 
-@router.get("/{layer}/quantiles")
+@router.get("/{layer}/quantiles", response_model=QuantilesJson)
 def quantiles(
     store: StoreDep, layer_id: LayerId, step: Step = None, tensor: TensorQuery = "gradient"
 ) -> RecordResponse:
-    """The tensor's quantiles."""
+    """Return the quantiles of a tensor's entries."""
     return RecordResponse(store.quantiles(layer_id, step, tensor))
 
 
-@router.get("/{layer}/spectrum")
+@router.get("/{layer}/spectrum", response_model=SpectrumJson)
 def spectrum(store: StoreDep, layer_id: LayerId, step: Step = None) -> RecordResponse:
-    """The singular values of the momentum, of its base and of the update."""
+    """Return the singular values of the momentum, of its base and of the update."""
     return RecordResponse(store.spectrum(layer_id, step))
 
 
-@router.get("/{layer}/mask")
+@router.get("/{layer}/mask", response_model=MaskJson)
 def mask(store: StoreDep, layer_id: LayerId, step: Step = None) -> RecordResponse:
-    """Where the outliers were; the exact mask's bits in base64."""
+    """Return the places of the outliers. The bits of the exact mask are in base64."""
     return RecordResponse(store.mask(layer_id, step))

@@ -1,13 +1,15 @@
-"""Whether the server answers."""
+"""The answer to whether the server is alive."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
+from .responses import HealthJson
+
 router = APIRouter()
 
 
-@router.get("/healthz", tags=["health"])
+@router.get("/healthz", tags=["liveness"], response_model=HealthJson)
 def healthz() -> dict[str, str]:
-    """That the process serves requests; open to all, and says nothing else."""
+    """Say that the process serves requests. The answer needs no token and says nothing else."""
     return {"status": "ok"}

@@ -1,17 +1,18 @@
-"""What the routes take, checked before anything is looked up."""
+"""The parameters of the routes. Each is checked before the store is asked."""
 
 from __future__ import annotations
 
 import threading
 from typing import Annotated
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import AfterValidator
 
-from root_dash.records import STATISTICS
+from root_dash.records import STATISTICS, TensorName
 from root_dash.store import Store
 
-_LARGEST = 2**63 - 1  # of a database's integers
+_LARGEST = 2**63 - 1
+"""Largest integer that a database stores."""
 
 _NAMES = [statistic.name for statistic in STATISTICS]
 
@@ -37,16 +38,37 @@ def _known(name: str) -> str:
 StoreDep = Annotated[Store, Depends(_store)]
 StoppingDep = Annotated[threading.Event, Depends(_stopping)]
 
-RunId = Annotated[int, Path(alias="run", ge=0, le=_LARGEST)]
-LayerId = Annotated[int, Path(alias="layer", ge=0, le=_LARGEST)]
-Cursor = Annotated[int, Query(ge=0, le=_LARGEST, description="The id of the last frame seen.")]
+RunId = Annotated[int, Path(alias="run", ge=0, le=_LARGEST, description="The number of the run.")]
+LayerId = Annotated[int, Path(alias="layer", ge=0, le=_LARGEST, description="The number of the layer.")]
+AttemptUid = Annotated[
+    str, Path(alias="attempt", pattern="^[0-9a-f]{32}$", description="The unique name that the trainer chose.")
+]
+Cursor = Annotated[int, Query(ge=0, le=_LARGEST, description="The id of the last frame or event seen.")]
+LastEventId = Annotated[int | None, Header(ge=0, le=_LARGEST, description="Sent by a client that resumes the stream.")]
+Limit = Annotated[int, Query(ge=1, le=5000, description="Largest number of entries in the answer.")]
 Step = Annotated[
     int | None,
-    Query(ge=0, le=_LARGEST, description="Answer with the latest recording at or before it; without one, the newest."),
+    Query(
+        ge=0,
+        le=_LARGEST,
+        description="Answer with the latest recording at this step or before it. If left out, with the newest.",
+    ),
 ]
 StatisticName = Annotated[
     str,
-    Query(alias="statistic", max_length=64, json_schema_extra={"enum": list[object](_NAMES)}),
+    Query(
+        alias="statistic",
+        max_length=64,
+        json_schema_extra={"enum": list[object](_NAMES)},
+        description="The name of a statistic.",
+    ),
     AfterValidator(_known),
 ]
-Points = Annotated[int, Query(ge=4, le=100_000, description="At most so many points, all extremes among them.")]
+TensorQuery = Annotated[TensorName, Query(description="The tensor whose entries are described.")]
+Points = Annotated[
+    int, Query(ge=4, le=100_000, description="Largest number of points in the answer. All extremes are among them.")
+]
+Buckets = Annotated[int, Query(ge=1, le=4096, description="Largest number of columns in the answer.")]
+ScalarName = Annotated[
+    str | None, Query(max_length=512, description="The name under which the values were logged with `run.log`.")
+]

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details, without an echo of what was sent."""
+"""Errors as RFC 9457 problem details. An answer never repeats what was sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from root_dash.exceptions import AlreadyRecorded, Malformed, NotRecorded, StoreB
 
 
 class Problem(JSONResponse):
-    """A problem: its title is the status's own words."""
+    """A response that describes an error. Its title is the status in words."""
 
     media_type = "application/problem+json"
 
@@ -24,7 +24,7 @@ class Problem(JSONResponse):
 
 
 def register(app: FastAPI) -> None:
-    """Answer each kind of error with its status."""
+    """Let the application answer each kind of error with its status."""
 
     @app.exception_handler(NotRecorded)
     def not_recorded(request: Request, error: NotRecorded) -> Problem:
@@ -40,7 +40,7 @@ def register(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Problem:
-        # `loc` names our own parameters and `msg` our rules; pydantic's `input` and `ctx` hold the caller's.
+        # `loc` names our own parameters and `msg` our rules; pydantic's `input` and `ctx` hold the caller's values.
         errors = [
             {"in": str(e["loc"][0]), "name": str(e["loc"][-1]), "rule": e["msg"].removeprefix("Value error, ")}
             for e in error.errors()

@@ -1,68 +1,55 @@
-"""Runs over HTTP: what was trained, which layers it has, which frames, and all layers of one statistic at once."""
+"""Runs over HTTP: what was trained, its layers, frames, events and scalars, and one statistic of all its layers."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from .json_records import RecordResponse
-from .parameters import Cursor, Points, RunId, StatisticName, StoreDep
+from .parameters import Buckets, Cursor, Limit, Points, RunId, ScalarName, StatisticName, StoreDep
+from .responses import EventJson, GridJson, HistoryJson, LayerJson, NoticeJson, RunJson, problems
 
 router = APIRouter(prefix="/api/v1/runs", tags=["runs"], default_response_class=RecordResponse)
 
+MISSING = problems(404, 422)
 
-@router.get("")
+
+@router.get("", response_model=list[RunJson])
 def runs(store: StoreDep) -> RecordResponse:
-    """All runs, the newest first."""
+    """Return all runs, the newest first."""
     return RecordResponse(store.runs())
 
 
-@router.get("/{run}")
+@router.get("/{run}", response_model=RunJson, responses=MISSING)
 def run(store: StoreDep, run_id: RunId) -> RecordResponse:
-    """One run."""
+    """Return one run."""
     return RecordResponse(store.run(run_id))
 
 
-@router.get("/{run}/layers")
+@router.get("/{run}/layers", response_model=list[LayerJson], responses=MISSING)
 def layers(store: StoreDep, run_id: RunId) -> RecordResponse:
-    """The run's layers in the model's order."""
+    """Return the run's layers in the model's order."""
     return RecordResponse(store.layers(run_id))
 
 
-@router.get("/{run}/frames")
-def frames(
-    store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Annotated[int, Query(ge=1, le=5000)] = 1000
-) -> RecordResponse:
-    """The run's frames beyond a cursor: which steps were recorded, and what of them."""
+@router.get("/{run}/frames", response_model=list[NoticeJson], responses=MISSING)
+def frames(store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Limit = 1000) -> RecordResponse:
+    """Return the run's frames beyond a cursor: the steps that were recorded, and the kinds of each recording."""
     return RecordResponse(store.frames(run_id, after, limit))
 
 
-@router.get("/{run}/events")
-def events(
-    store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Annotated[int, Query(ge=1, le=5000)] = 1000
-) -> RecordResponse:
-    """What happened to the run beyond the event of that id, such as a new coefficient set."""
+@router.get("/{run}/events", response_model=list[EventJson], responses=MISSING)
+def events(store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Limit = 1000) -> RecordResponse:
+    """Return what happened to the run after the event with that id, such as a new coefficient set."""
     return RecordResponse(store.events(run_id, after, limit))
 
 
-@router.get("/{run}/grid")
-def grid(
-    store: StoreDep,
-    run_id: RunId,
-    statistic: StatisticName,
-    buckets: Annotated[int, Query(ge=1, le=4096)] = 512,
-) -> RecordResponse:
-    """A statistic of all layers over the steps, in buckets that hold the value of largest magnitude."""
+@router.get("/{run}/grid", response_model=GridJson, responses=MISSING)
+def grid(store: StoreDep, run_id: RunId, statistic: StatisticName, buckets: Buckets = 512) -> RecordResponse:
+    """Return one statistic of all layers over the steps, in buckets that hold the value of largest magnitude."""
     return RecordResponse(store.grid(run_id, statistic, buckets))
 
 
-@router.get("/{run}/scalars")
-def scalars(
-    store: StoreDep,
-    run_id: RunId,
-    name: Annotated[str | None, Query(max_length=512)] = None,
-    max_points: Points = 2000,
-) -> RecordResponse:
-    """The names that were logged or, with a name, its values over the steps."""
+@router.get("/{run}/scalars", response_model=list[str] | HistoryJson, responses=MISSING)
+def scalars(store: StoreDep, run_id: RunId, name: ScalarName = None, max_points: Points = 2000) -> RecordResponse:
+    """Return the names of the scalars that were logged or, if a name is given, its values over the steps."""
     return RecordResponse(store.scalar_names(run_id) if name is None else store.scalar(run_id, name, max_points))

@@ -1,7 +1,7 @@
-"""What coefficient sets make, or would have made, of a recorded run: the body of `root-dash calibrate`.
+"""Fit coefficient sets to a recorded run and judge them on its spectra: the body of `root-dash calibrate`.
 
-An iteration acts on singular values alone, so any set's error on a recorded spectrum follows from the spectrum. Needs
-no torch.
+An iteration acts on singular values alone. The error of any coefficient set on a recorded spectrum therefore follows
+from the spectrum. The module needs no torch.
 """
 
 from __future__ import annotations
@@ -24,40 +24,45 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STEPS = 5
+"""Iterations of every coefficient set."""
+
 PUBLISHED: tuple[tuple[Name, Normalization], ...] = (
     ("robust", "schatten8"),
     ("muon", "frobenius"),
     ("paper", "frobenius"),
     ("polar_express", "frobenius"),
 )
-"""The sets that the fitted ones are compared with, each with the norm that it is meant for."""
+"""Published coefficient sets to compare with the fitted sets. Each has the norm that it is meant for."""
 
-_SHARED_LIMIT = 1.3  # of one triple for all steps: none is both steep at zero and within 1.06
-_FITTED_TO = 64  # spectra at most, evenly over the steps: more of the same change nothing
+_SHARED_LIMIT = 1.3
+"""Largest output of one triple for all steps. No such triple is both steep at zero and within 1.06."""
+
+_MOST_SPECTRA = 64
+"""Largest number of spectra to fit to, evenly spread over the steps. More spectra of the same run change nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The sets of one shape, (m, n) with m <= n, and the mean polar errors that they leave on the run's spectra."""
+    """The coefficient sets of one shape, (m, n) with m <= n, and their mean polar errors on the run's spectra."""
 
     shape: tuple[int, int]
     layers: int
     fitted_to: int
-    """Spectra of the earlier half of the run's recorded steps, to which both sets were fitted."""
+    """Number of spectra to which both sets were fitted, all from the earlier half of the recorded steps."""
     judged_on: int
-    """Spectra of the later half, over which the errors are means."""
+    """Number of spectra, all from the later half, over which the errors are averaged."""
     adaptive: tuple[Coefficients, ...]
-    """Fitted, one triple per step, with the Schatten-8 norm."""
+    """The set that was fitted with one triple per iteration and the Schatten-8 norm."""
     adanewton: tuple[Coefficients, ...]
-    """Fitted in the paper's form, one triple for all steps, with the Frobenius norm."""
+    """The set that was fitted in the paper's form: one triple for all iterations and the Frobenius norm."""
     errors: dict[str, float]
-    """By the name of the set, the fitted ones' last."""
+    """The mean polar error of each set by its name. The fitted sets come last."""
 
 
 def report(store: Store, run_id: int) -> list[Row]:
-    """One row per matrix shape of a run, the largest first.
+    """Return one row per matrix shape of a run, the largest first.
 
-    Only layers whose base was orthogonalized count: those that ROOT, or Muon, stepped.
+    Only layers count whose base was orthogonalized: layers that ROOT or Muon stepped.
 
     Raises:
         NotRecorded: there is no such run.
@@ -91,7 +96,7 @@ def report(store: Store, run_id: int) -> list[Row]:
 
 
 def render(rows: Sequence[Row]) -> RenderableType:
-    """A table of the errors, the least of each row in bold, and below it the fitted sets, ready to paste."""
+    """Return a table of the errors, the smallest of each row in bold, and the fitted sets, ready to paste."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -100,10 +105,10 @@ def render(rows: Sequence[Row]) -> RenderableType:
     for row in rows:
         best = min(row.errors.values())
         cells = (Text(f"{error:.4f}", "bold" if error == best else "") for error in row.errors.values())
-        table.add_row(_times(row.shape), str(row.layers), *cells)
+        table.add_row(_shape_text(row.shape), str(row.layers), *cells)
     sets = []
     for row in rows:
-        sets.append(f"\n{_times(row.shape)}: fitted to {row.fitted_to} spectra, judged on {row.judged_on}")
+        sets.append(f"\n{_shape_text(row.shape)}: fitted to {row.fitted_to} spectra, judged on {row.judged_on}")
         sets.append(f"adaptive: ns_coefficients=\n{_numbers(row.adaptive)}")
         sets.append(f'adanewton: normalization="frobenius", ns_coefficients=\n{_numbers(row.adanewton[:1])}')
     return Group(table, Text("\n".join(sets)))
@@ -112,8 +117,8 @@ def render(rows: Sequence[Row]) -> RenderableType:
 def _row(
     shape: tuple[int, int], layers: int, earlier: Sequence[NDArray[np.float64]], later: Sequence[NDArray[np.float64]]
 ) -> Row:
-    chosen = [earlier[i] for i in sorted({round(x) for x in np.linspace(0, len(earlier) - 1, _FITTED_TO)})]
-    # Weighed against what is left by the set that each starts from, or the hardest spectrum would outweigh the others.
+    chosen = [earlier[i] for i in sorted({round(x) for x in np.linspace(0, len(earlier) - 1, _MOST_SPECTRA)})]
+    # Each spectrum is weighted by the error of the set that the fit starts from. Otherwise the hardest would dominate.
     adaptive = fit(chosen, steps=STEPS, weights=_weights(chosen, "robust", "schatten8")).coefficients
     adanewton = fit(
         chosen,
@@ -133,6 +138,7 @@ def _row(
 
 
 def _weights(spectra: Sequence[NDArray[np.float64]], name: Name, normalization: Normalization) -> list[float]:
+    """Return a weight for each spectrum: the inverse square of the error that the named set leaves on it."""
     start = resolve(name, STEPS)
     return [1 / max(polar_error(start, base, normalization), 1e-3) ** 2 for base in spectra]
 
@@ -142,11 +148,11 @@ def _mean(errors: Iterable[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _times(shape: tuple[int, int]) -> str:
+def _shape_text(shape: tuple[int, int]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
 def _numbers(triples: Sequence[Coefficients]) -> str:
-    """As Python and JSON write it, a triple a line; a single one by itself."""
+    """Return triples as Python and JSON write them, one on each line. A single triple has no list around it."""
     lines = [json.dumps([round(number, 5) for number in triple]) for triple in triples]
     return lines[0] if len(lines) == 1 else "[" + ",\n ".join(lines) + "]"

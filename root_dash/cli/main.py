@@ -1,6 +1,6 @@
-"""The `root-dash` command; what it serves, `serving.py` puts together.
+"""The `root-dash` command. The server that it starts is put together in `serving.py`.
 
-Importing this module is quick: what a command needs it imports when it runs.
+Importing this module is quick, because each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ app = typer.Typer(
 Database = Annotated[
     str | None,
     typer.Argument(
-        metavar="[DB]", help="A path, or the URL of a PostgreSQL database; else ROOT_DASH_DB, root-dash.db."
+        metavar="[DB]", help="A path or the URL of a PostgreSQL database. Default: ROOT_DASH_DB, else root-dash.db."
     ),
 ]
 
 
 class Preset(StrEnum):
-    """How large the demo's model is."""
+    """The size of the demo's model."""
 
     TINY = "tiny"
     SMALL = "small"
@@ -46,7 +46,7 @@ class Preset(StrEnum):
 
 
 class Algorithm(StrEnum):
-    """What steps the demo's model."""
+    """The optimizer of the demo's model."""
 
     ROOT = "root"
     MUON = "muon"
@@ -69,22 +69,25 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def serve(
     db: Database = None,
-    host: Annotated[str | None, typer.Option(help="Where to listen; else ROOT_DASH_HOST, 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="0 is any free port; else ROOT_DASH_PORT, 8050.")] = None,
-    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = False,
-    token: Annotated[str | None, typer.Option(help="Else ROOT_DASH_TOKEN, or a new one each time.")] = None,
-    no_token: Annotated[bool, typer.Option("--no-token", help="Ask for no token; on loopback only.")] = False,
-    write_token: Annotated[
-        str | None, typer.Option(help="What trainers elsewhere show; else ROOT_DASH_WRITE_TOKEN, or a new one.")
+    host: Annotated[
+        str | None, typer.Option(help="The host to listen on. Default: ROOT_DASH_HOST, else 127.0.0.1.")
     ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="Take no recordings from elsewhere.")] = False,
+    port: Annotated[int | None, typer.Option(help="0 is any free port. Default: ROOT_DASH_PORT, else 8050.")] = None,
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = False,
+    token: Annotated[str | None, typer.Option(help="Default: ROOT_DASH_TOKEN, else a new token each time.")] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Ask for no token. Possible on loopback only.")] = False,
+    write_token: Annotated[
+        str | None,
+        typer.Option(help="The token for trainers elsewhere. Default: ROOT_DASH_WRITE_TOKEN, else a new token."),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse recordings from elsewhere.")] = False,
 ) -> None:
     """Show a database in the browser, also while training runs write to it, here or from elsewhere."""
-    with _one_line():
+    with _errors_in_one_line():
         if token is not None and no_token:
             raise RootDashError("give --token or --no-token, not both")
         chosen: dict[str, Any] = {"db": db, "host": host, "port": port, "token": token, "write_token": write_token}
-        chosen["read_only"] = read_only or None  # else ROOT_DASH_READ_ONLY
+        chosen["read_only"] = read_only or None  # without the option, ROOT_DASH_READ_ONLY decides
         given = {name: value for name, value in chosen.items() if value is not None}
         settings = _settings(**given, **({"token": None} if no_token else {}))
         from root_dash.cli.serving import run_server
@@ -92,9 +95,9 @@ def serve(
 
         done = migrate(settings.db) if os.path.isfile(settings.db) else None
         if done is not None:
-            typer.echo(f"root-dash: brought up to date, the file as it was is {done.backup}")
+            typer.echo(f"root-dash: the database was brought up to date; a copy of the old file is {done.backup}")
         if not settings.read_only and not os.path.exists(settings.db):
-            Store.create(settings.db).close()  # of a PostgreSQL database the tables that it lacks
+            Store.create(settings.db).close()  # in a PostgreSQL database, makes the missing tables
         with Store.open(settings.db) as store:
             run_server(settings, store, open_browser=open_)
 
@@ -102,14 +105,16 @@ def serve(
 @app.command()
 def sync(
     spool: Annotated[
-        Path | None, typer.Argument(metavar="[SPOOL]", help="The folder; else ROOT_DASH_SPOOL, root-dash-spool.")
+        Path | None,
+        typer.Argument(metavar="[SPOOL]", help="The folder. Default: ROOT_DASH_SPOOL, else root-dash-spool."),
     ] = None,
-    server: Annotated[str, typer.Option(envvar="ROOT_DASH_SERVER", help="As http://host:8050.")] = "",
-    token: Annotated[str | None, typer.Option(help="Its write token; else ROOT_DASH_WRITE_TOKEN.")] = None,
+    server: Annotated[str, typer.Option(envvar="ROOT_DASH_SERVER", help="The address, such as http://host:8050.")] = "",
+    token: Annotated[str | None, typer.Option(help="The server's write token. Default: ROOT_DASH_WRITE_TOKEN.")] = None,
 ) -> None:
-    """Send what runs with `server=` left on this machine, since they were killed or the server was away."""
-    with _one_line():
-        from root_dash.watching import default_spool, sync
+    """Send the frames that runs with `server=` left on this machine because they were killed or the server was away."""
+    with _errors_in_one_line():
+        from root_dash.defaults import default_spool
+        from root_dash.sending import sync
 
         folder = default_spool(spool)
         if not server:
@@ -127,8 +132,8 @@ def sync(
 @app.command()
 def runs(db: Database = None) -> None:
     """List the runs in a database, the newest first."""
-    with _one_line():
-        settings = _of(db)
+    with _errors_in_one_line():
+        settings = _database_settings(db)
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -141,8 +146,8 @@ def runs(db: Database = None) -> None:
         for run in found:
             table.add_row(
                 str(run.id),
-                Text(_shown(run.title)),
-                _when(run.started_at),
+                Text(_printable(run.title)),
+                _local_time(run.started_at),
                 str(run.frames),
                 str(run.lost),
                 "" if run.last_step is None else str(run.last_step),
@@ -154,8 +159,8 @@ def runs(db: Database = None) -> None:
 @app.command()
 def migrate(db: Database = None) -> None:
     """Bring a database of an older version up to date, and keep a copy of it as it was."""
-    with _one_line():
-        settings = _of(db)
+    with _errors_in_one_line():
+        settings = _database_settings(db)
         from root_dash.store import migrate as bring_up_to_date
         from root_dash.store import parse
         from root_dash.store.tables.versions import SCHEMA_VERSION
@@ -173,19 +178,19 @@ def migrate(db: Database = None) -> None:
 def doctor(
     db: Database = None,
     thorough: Annotated[bool, typer.Option("--thorough", help="Check every page, however long it takes.")] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Make the summaries of all runs anew.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make the summaries of all runs again.")] = False,
 ) -> None:
-    """Examine a database, its file and its runs; exit with 1 where something is wrong."""
-    with _one_line():
-        settings = _of(db)
+    """Examine a database, its file and its runs. Exit with 1 if something is wrong."""
+    with _errors_in_one_line():
+        settings = _database_settings(db)
         from root_dash.store import examine
         from root_dash.store import repair as summarize
 
         if repair:
-            typer.echo(f"made the summaries of {summarize(settings.db)} runs anew")
+            typer.echo(f"made the summaries of {summarize(settings.db)} runs again")
         findings = examine(settings.db, thorough=thorough)
         for finding in findings:
-            typer.echo(_shown(f"{finding.level:<8}{finding.what}: {finding.text}"))
+            typer.echo(_printable(f"{finding.level:<8}{finding.what}: {finding.text}"))
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -193,16 +198,24 @@ def doctor(
 @app.command()
 def prune(
     db: Database = None,
-    older_than: Annotated[float | None, typer.Option(min=0, help="Days.")] = None,
-    keep_steps: Annotated[int | None, typer.Option(min=0, help="Newest steps of each run to keep.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Only these kinds, as masks; else whole frames.")] = None,
-    run: Annotated[list[int] | None, typer.Option(help="Only these runs.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, only say what would go.")] = False,
-    vacuum: Annotated[bool, typer.Option("--vacuum", help="Give the room back to the disk.")] = False,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, help="Remove what is older than this number of days.")
+    ] = None,
+    keep_steps: Annotated[
+        int | None, typer.Option(min=0, help="Number of the newest steps of each run to keep.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only this kind, such as masks. Default: whole frames.")
+    ] = None,
+    run: Annotated[list[int] | None, typer.Option(help="Only this run.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove. Without this option, only say what would be removed.")
+    ] = False,
+    vacuum: Annotated[bool, typer.Option("--vacuum", help="Give the free space of the file back to the disk.")] = False,
 ) -> None:
-    """Remove what was recorded long ago; nothing is ever removed by itself."""
-    with _one_line():
-        settings = _of(db)
+    """Remove old recordings. Nothing is ever removed without this command."""
+    with _errors_in_one_line():
+        settings = _database_settings(db)
         import time
         from typing import cast
 
@@ -236,22 +249,24 @@ def export(
     run: Annotated[int | None, typer.Option(help="Only this run.")] = None,
 ) -> None:
     """Write what was recorded to a file for other tools."""
-    with _one_line():
-        settings = _of(db)
+    with _errors_in_one_line():
+        settings = _database_settings(db)
         from root_dash.store import export as write
 
-        done = write(settings.db, to, what, run=run)  # type: ignore[arg-type]  # it names what it does not know
+        done = write(settings.db, to, what, run=run)  # type: ignore[arg-type]  # refuses an unknown name itself
         typer.echo(f"{done.rows:,} rows in {done.path}")
 
 
 @app.command()
 def calibrate(
     db: Database = None,
-    run: Annotated[int | None, typer.Argument(metavar="[RUN]", help="Its number; else the newest.")] = None,
+    run: Annotated[
+        int | None, typer.Argument(metavar="[RUN]", help="The number of the run. Default: the newest run.")
+    ] = None,
 ) -> None:
-    """Fit coefficient sets to a recorded run, and compare them with the others on its spectra."""
-    with _one_line():
-        settings = _of(db)
+    """Fit coefficient sets to a recorded run, and compare them with the published sets on its spectra."""
+    with _errors_in_one_line():
+        settings = _database_settings(db)
         from rich.console import Console
 
         from root_dash.cli.calibrate import render, report
@@ -267,17 +282,17 @@ def calibrate(
 
 @app.command()
 def demo(
-    preset: Annotated[Preset, typer.Option(help="How large the model is.")] = Preset.TINY,
-    steps: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
+    preset: Annotated[Preset, typer.Option(help="The size of the model.")] = Preset.TINY,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: the number of the preset.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    optimizer: Annotated[Algorithm, typer.Option(help="What steps the matrices.")] = Algorithm.ROOT,
+    optimizer: Annotated[Algorithm, typer.Option(help="The optimizer of the matrices.")] = Algorithm.ROOT,
     db: Annotated[str | None, typer.Option(help="The database to record to.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Else 8050, or the next free one.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 8050, else any free port.")] = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Show the dashboard beside the training.")] = True,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
 ) -> None:
     """Train a small model under ROOT with its dashboard beside it."""
-    with _one_line():
+    with _errors_in_one_line():
         if importlib.util.find_spec("torch") is None:
             raise RootDashError(missing_extra("root-dash demo", "torch", "torch"))
         from root_dash.demo import run
@@ -294,11 +309,16 @@ def demo(
         )
 
 
-def _of(db: str | None) -> Settings:
+def _database_settings(db: str | None) -> Settings:
     return _settings(**({} if db is None else {"db": db}))
 
 
 def _settings(**given: Any) -> Settings:
+    """Return the settings with these values.
+
+    Raises:
+        RootDashError: a value is wrong, also one in the environment. The message names the setting.
+    """
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
@@ -319,7 +339,8 @@ def _settings(**given: Any) -> Settings:
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _errors_in_one_line() -> Iterator[None]:
+    """Print an error that a user can mend in one line, and exit with 2."""
     try:
         yield
     except (RootDashError, ValueError) as error:
@@ -327,12 +348,12 @@ def _one_line() -> Iterator[None]:
 
 
 def _refuse(message: str) -> NoReturn:
-    typer.echo(f"root-dash: {_shown(' '.join(message.split()))}", err=True)
+    typer.echo(f"root-dash: {_printable(' '.join(message.split()))}", err=True)
     raise typer.Exit(2)
 
 
-def _when(seconds: float) -> str:
-    """The local time; of a time that no calendar has the seconds since the epoch."""
+def _local_time(seconds: float) -> str:
+    """Return a time as local time, or in seconds since the epoch if no calendar has that time."""
     from datetime import datetime
 
     try:
@@ -341,8 +362,8 @@ def _when(seconds: float) -> str:
         return f"{seconds:g}"
 
 
-def _shown(text: str) -> str:
-    """The text on one line, with nothing in it that a terminal obeys: names come from whoever recorded."""
+def _printable(text: str) -> str:
+    """Return a text on one line, without characters that a terminal obeys. Names come from whoever recorded them."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

@@ -1,6 +1,6 @@
-"""The one process that serves: API and dashboard behind one guard, on one socket.
+"""The process that serves: API and dashboard behind one guard, on one socket.
 
-Importing this module is quick: what it serves is imported when it does.
+Importing this module is quick, because what the process serves is imported when it starts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 def compose(
     settings: Settings, store: Store, stopping: threading.Event | None = None, inbox: Inbox | None = None
 ) -> ASGIApp:
-    """The whole server as one ASGI application: the API, the dashboard, and the guard in front of both.
+    """Return the whole server as one ASGI application: the API, the dashboard, and the guard in front of both.
 
-    Setting `stopping` ends the streams, and lets a server shut down without waiting for them. Recordings go into the
-    inbox, and are refused where there is none.
+    Args:
+        settings: the settings of the server.
+        store: the store to show.
+        stopping: ends the streams when set, so that a server can shut down without waiting for them.
+        inbox: takes recordings. If None, recordings are refused.
     """
     from root_dash.frontend.app import mount
     from root_dash.server.app import create_app
@@ -44,10 +47,10 @@ def compose(
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens where the settings say.
+    """Return a socket that listens on the host and port of the settings.
 
     Raises:
-        RootDashError: the port is taken or the host is not one of this machine's.
+        RootDashError: the port is taken, or the host is not one of this machine's.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -69,12 +72,12 @@ def listen(settings: Settings) -> socket.socket:
         reason = (error.strerror or str(error)).lower()
         raise RootDashError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from None
     except UnicodeError:
-        raise RootDashError("cannot listen on that host: it is no host name") from None
+        raise RootDashError(f"cannot listen on {settings.host}: it is no host name") from None
     return listener
 
 
 def _open_files() -> int:
-    """How many files the process may have open."""
+    """Return how many files the process may have open."""
     try:
         import resource
     except ImportError:  # Windows
@@ -83,8 +86,8 @@ def _open_files() -> int:
     return sys.maxsize if most == resource.RLIM_INFINITY else most
 
 
-def address_of(settings: Settings) -> str:
-    """The URL to open, the token in it where there is one."""
+def page_address(settings: Settings) -> str:
+    """Return the URL of the dashboard. It contains the token, if the server asks for one."""
     host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (compared with)
     host = f"[{host}]" if ":" in host else host
     token = "" if settings.token is None else f"?token={quote(settings.token.get_secret_value(), safe='')}"
@@ -92,16 +95,18 @@ def address_of(settings: Settings) -> str:
 
 
 def run_server(settings: Settings, store: Store, *, open_browser: bool = False) -> None:
-    """Serve the store until Ctrl-C or SIGTERM, and print where, and what trainers elsewhere need to send recordings.
+    """Serve the store until Ctrl-C or SIGTERM.
+
+    The command prints the address of the dashboard, and the arguments of `watch` for trainers on other machines.
 
     Raises:
-        RootDashError: it cannot listen where the settings say.
+        RootDashError: the server cannot listen on the host and port of the settings.
     """
     import uvicorn
 
-    from root_dash.server.connections import Limits, limited, shares
+    from root_dash.server.connections import Limits, divide_files, protocol
     from root_dash.server.ingest import Inbox
-    from root_dash.server.sparing import Sparing
+    from root_dash.server.log_rate_limit import LogRateLimit
     from root_dash.store import Store
 
     listener = listen(settings)
@@ -114,24 +119,24 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
             stopping.set()
             super().handle_exit(sig, frame)
 
-    strangers, concurrent = shares(_open_files())
+    strangers, concurrent = divide_files(_open_files())
     with listener:
         config = uvicorn.Config(
             compose(settings, store, stopping, inbox),
-            http=limited(Limits(strangers=strangers)),  # on httptools: refuses malformed requests that h11 lets pass
+            http=protocol(Limits(strangers=strangers)),  # on httptools, which refuses requests that h11 lets pass
             limit_concurrency=concurrent,
-            access_log=False,  # the first request's line would hold the token
+            access_log=False,  # the line of the first request would hold the token
             log_level="warning",
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=2,
         )
-        logging.getLogger("uvicorn.error").addFilter(Sparing())
-        url = address_of(settings)
+        logging.getLogger("uvicorn.error").addFilter(LogRateLimit())
+        url = page_address(settings)
         typer.echo(f"root-dash: {url}")
         if inbox is not None:
-            place, token = url.partition("/?")[0].removesuffix("/"), settings.write_token.get_secret_value()
-            typer.echo(f'root-dash: record from elsewhere with watch(..., server="{place}", token="{token}")')
+            address, token = url.partition("/?")[0].removesuffix("/"), settings.write_token.get_secret_value()
+            typer.echo(f'root-dash: record from elsewhere with watch(..., server="{address}", token="{token}")')
         if open_browser:
             import webbrowser
 
@@ -139,7 +144,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
         try:
             Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
-            pass  # uvicorn has shut down and then raises the signal that it was asked with
+            pass  # uvicorn shuts down first, and then raises the signal that ended the server
         finally:
             if inbox is not None:
                 inbox.close()

@@ -13,7 +13,7 @@ from root_dash.demo.text import VOCABULARY
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of the model: d, number of blocks, heads per block, and tokens of context."""
+    """The sizes of a model: its width d, number of blocks, heads per block, and tokens of context."""
 
     width: int
     depth: int
@@ -22,7 +22,7 @@ class Shape:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions; the four projections are separate layers to look at."""
+    """Causal self-attention with rotary positions. Each of the four projections is a layer of its own."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class Attention(nn.Module):
         return self.out(mixed)  # type: ignore[no-any-return]
 
 
-class Block(nn.Module):
-    """Attention and MLP, each behind a norm and added to the stream."""
+class TransformerBlock(nn.Module):
+    """A transformer block: attention and MLP, each behind a norm and added to the residual stream."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -54,18 +54,18 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Next-byte logits (batch, tokens, 256) of bytes (batch, tokens)."""
+    """A GPT that maps bytes (batch, tokens) to the logits of the next byte (batch, tokens, 256)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, shape.width)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.blocks = nn.ModuleList(TransformerBlock(shape) for _ in range(shape.depth))
         self.norm = nn.RMSNorm(shape.width)
         self.head = nn.Linear(shape.width, VOCABULARY, bias=False)
         self.register_buffer("rotation", _rotation(shape.width // shape.heads, shape.context), persistent=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                # What writes into the stream is scaled down by its depth, as GPT-2 does.
+                # As in GPT-2, a layer that writes into the residual stream starts smaller in a deeper model.
                 residual = name.endswith(("attn.out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * shape.depth) ** 0.5 if residual else 0.02)
 
@@ -78,14 +78,14 @@ class GPT(nn.Module):
 
 
 def _rotation(head_width: int, context: int) -> Tensor:
-    """Cosine and sine of every position and frequency: (context, 2, head_width / 2)."""
+    """Return the cosine and sine of every position and frequency: (context, 2, head_width / 2)."""
     frequencies = 10_000.0 ** -torch.linspace(0, 1, head_width // 2)
     angles = torch.arange(context).unsqueeze(1) * frequencies
     return torch.stack([angles.cos(), angles.sin()], 1)
 
 
 def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turn the two halves of x (..., tokens, head_width) against each other by the angles of `_rotation`."""
+    """Rotate each pair of entries of x (..., tokens, head_width) by the angles of `_rotation`."""
     cosine, sine = rotation.to(x.dtype).unbind(1)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], -1)

@@ -21,16 +21,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from root_dash.defaults import default_place
 from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
 from root_dash.monitor.recorder import Recorder
 from root_dash.store import Location, Server
-from root_dash.watching import default_place, watch
+from root_dash.watching import watch
 
 SERVER_SECONDS = 30.0
-"""How long the dashboard may take to answer for the first time."""
+"""Longest time in seconds for the dashboard to answer for the first time."""
 
 
 def demo(
@@ -44,11 +45,13 @@ def demo(
     serve: bool = True,
     open_browser: bool = True,
 ) -> None:
-    """Train a preset while recording it, with the dashboard in a process of its own; ends with Ctrl-C when serving.
+    """Train a small model, record the training, and show it in a dashboard that runs in a process of its own.
+
+    If the dashboard is shown, the demo ends with Ctrl-C.
 
     Raises:
-        RootDashError: an unknown preset, no positive number of steps, a device that is not there, a database or a port
-            that cannot be used, no text to train on, or a loss that is no longer finite.
+        RootDashError: the preset is unknown, the number of steps is not positive, the device does not exist, the
+            database or the port cannot be used, there is no text to train on, or the loss is no longer finite.
     """
     chosen = PRESETS.get(preset)
     if chosen is None:
@@ -69,7 +72,7 @@ def demo(
     )
     optimizers = build_optimizers(model, optimizer, chosen)
     config = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
-    # Without a budget: there is to be something to see at every step, and the frames say what it costs.
+    # Without a budget, so that there is something to see at every step. The frames say how much recording costs.
     recorder = watch(
         model,
         optimizers,
@@ -79,7 +82,7 @@ def demo(
         cadence=chosen.cadence,
         max_overhead=math.inf,
     )
-    with recorder, _dashboard(place, port, console, open_browser) if serve else _nothing() as server:
+    with recorder, _dashboard(place, port, console, open_browser) if serve else _no_dashboard() as server:
         _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, target), total, console)
         recorder.close()
         lost = f", {recorder.lost} lost" if recorder.lost else ""
@@ -116,7 +119,7 @@ def _train(recorder: Recorder, steps: Iterator[State], total: int, console: Cons
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
+def _no_dashboard() -> Iterator[None]:
     yield None
 
 
@@ -124,7 +127,7 @@ def _nothing() -> Iterator[None]:
 def _dashboard(
     place: Location, port: int | None, console: Console, open_browser: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`root-dash serve` in a process of its own, so that no viewer takes the trainer's interpreter lock."""
+    """Run `root-dash serve` in a process of its own, so that no viewer takes the trainer's interpreter lock."""
     chosen = port if port is not None else _free_port(8050)
     token = os.environ.get("ROOT_DASH_TOKEN") or secrets.token_urlsafe(24)
     command = [
@@ -138,7 +141,7 @@ def _dashboard(
         str(chosen),
         "--no-open",
     ]
-    # Not an argument: others see those, and a URL may hold a password.
+    # In the environment, because other users can see the arguments of a process, and a URL may hold a password.
     db = place.secret() if isinstance(place, Server) else str(place)
     environment = os.environ | {"ROOT_DASH_TOKEN": token, "ROOT_DASH_DB": db}
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
@@ -151,7 +154,7 @@ def _dashboard(
             webbrowser.open(page)
         yield server
     except KeyboardInterrupt:
-        # Ctrl-C in a terminal reaches the server as well: a second signal would cut its farewell short.
+        # Ctrl-C in a terminal reaches the server as well. A second signal would interrupt its shutdown.
         _ended_within(server, 3)
         raise
     finally:
@@ -161,6 +164,7 @@ def _dashboard(
 
 
 def _ended_within(server: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for a process, and return whether it has ended in time."""
     try:
         server.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -182,7 +186,7 @@ def _wait_until_up(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def _free_port(preferred: int) -> int:
-    """The preferred port where it is free, else any: a second demo beside the first is no error."""
+    """Return the preferred port if it is free, else any free port: a second demo beside the first is no error."""
     for candidate in (preferred, 0):
         with socket.socket() as probe:
             try:

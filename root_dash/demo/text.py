@@ -1,4 +1,4 @@
-"""Real text that every machine has: the source of the running Python's standard library, as bytes."""
+"""Real text that every machine has: the source code of Python's standard library, as bytes."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from torch import Tensor
 from root_dash.exceptions import RootDashError
 
 VOCABULARY = 256
-"""A token is a byte."""
+"""Number of different tokens. A token is a byte."""
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_HELD_OUT_SHARE = 16  # one file in so many
+_HELD_OUT_SHARE = 16
+"""One file in 16 is for validation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Two byte sequences, each (n,) of uint8; no file is in both."""
+    """The bytes to train on and the bytes to validate on, each (n,) of uint8. No file is in both."""
 
     train: Tensor
     validation: Tensor
 
     def batch(self, size: int, context: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Random windows of the training text and, one byte further, their targets: two of (size, context), int64."""
+        """Return random windows of the training text, and their targets one byte further: (size, context), int64."""
         starts = torch.randint(len(self.train) - context, (size,), generator=generator)
         return _windows(self.train, starts, context)
 
     def validation_batches(self, size: int, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
-        """The same `count` batches of evenly spread windows at every call."""
+        """Return `count` batches of evenly spread windows of the validation text, the same at every call."""
         starts = torch.linspace(0, len(self.validation) - context - 1, size * count).long()
         return [_windows(self.validation, part, context) for part in starts.split(size)]
 
 
 def standard_library(root: Path | None = None) -> Text:
-    """The standard library's modules, a file in sixteen held out by the hash of its path.
+    """Return the modules of the standard library. The hash of its path decides whether a file is for validation.
 
     Raises:
-        RootDashError: there are no sources below `root` (some distributions leave them out).
+        RootDashError: there are no sources below `root`. Some distributions of Python leave them out.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     parts: dict[bool, list[bytes]] = {True: [], False: []}

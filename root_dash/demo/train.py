@@ -24,7 +24,7 @@ OptimizerName = Literal["root", "muon", "adamw"]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A model, how it is trained, and how often it is looked at."""
+    """A model, the options of its training, and the cadence of its recording."""
 
     shape: Shape
     batch: int
@@ -73,7 +73,7 @@ PRESETS = {
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where the training stands after a step; losses in nats per byte."""
+    """The state of the training after a step. Losses are in nats per byte."""
 
     step: int
     loss: float
@@ -82,7 +82,7 @@ class State:
 
 
 def build_optimizers(model: nn.Module, name: OptimizerName, preset: Preset) -> list[Optimizer]:
-    """The optimizers of the demo: ROOT steps everything itself, Muon leaves what is no matrix to an AdamW beside it."""
+    """Return the optimizers of the demo. ROOT steps every parameter; Muon steps the matrices, and an AdamW the rest."""
     betas = (0.9, 0.95)
     if name == "adamw":
         return [AdamW(model.parameters(), lr=preset.adamw_lr, betas=betas, weight_decay=0.1)]
@@ -101,7 +101,7 @@ def build_optimizers(model: nn.Module, name: OptimizerName, preset: Preset) -> l
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
-    """The learning rate's factor at a step from 1: a linear warm-up, then a linear decay to a twentieth."""
+    """Return the factor of the learning rate at a step (from 1): a linear warm-up, then a linear decay to 0.05."""
     warmup = min(warmup, max(1, steps // 5))
     rest = (steps - step) / max(1, steps - warmup)
     return min(step / warmup, max(0.05, rest))
@@ -116,7 +116,9 @@ def train(
     log: Callable[..., None],
     device: torch.device,
 ) -> Iterator[State]:
-    """Train for `steps` steps, yielding after each; `log(loss=..., ...)` is told the numbers, unread from the device.
+    """Train for `steps` steps and yield the state after each.
+
+    `log(loss=..., ...)` is called with tensors that stay on the device.
 
     Raises:
         RootDashError: the loss is no longer finite.
@@ -141,7 +143,7 @@ def train(
         if validation_loss is not None:
             numbers["val_loss"] = validation_loss
         log(**numbers)
-        # Reading the loss waits for the device: what a progress bar costs, paid once a step and after all launches.
+        # To read the loss waits for the device. The progress bar costs this wait once a step, after all launches.
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RootDashError(f"the loss at step {step} is {value}: lower the learning rate")
@@ -151,7 +153,7 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: GPT, batches: Sequence[tuple[Tensor, Tensor]], device: torch.device, bf16: bool) -> float:
-    """Mean loss over batches, in nats per byte."""
+    """Return the mean loss over batches, in nats per byte."""
     model.eval()
     losses = [_loss(model, inputs, targets, device, bf16) for inputs, targets in batches]
     model.train()

@@ -1,3 +1,5 @@
+"""`root-dash calibrate`: coefficient sets that are fitted to a recorded run, and their errors."""
+
 from __future__ import annotations
 
 import io
@@ -21,7 +23,7 @@ from tests.store.frames import make_layers, record
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six layers, of which one is a vector under AdamW, with spectra at the steps 0, 20, 40, 60 and 80."""
+    """A run of six layers with spectra at the steps 0, 20, 40, 60 and 80. One layer is a vector under AdamW."""
     return record(tmp_path_factory.mktemp("calibrate") / "runs.db", 81, make_layers(6))
 
 
@@ -32,13 +34,13 @@ def rows(path: Path) -> list[Row]:
 
 
 def test_one_row_per_shape(rows: list[Row]) -> None:
-    """Matrices of one shape share a row, lying or standing; the vector under AdamW has none."""
+    """Matrices of one shape share a row, also if one is the transpose of the other. A vector has no row."""
     assert [(row.shape, row.layers) for row in rows] == [((24, 32), 2), ((24, 24), 1), ((16, 24), 2)]
     assert [(row.fitted_to, row.judged_on) for row in rows] == [(4, 6), (2, 3), (4, 6)]
 
 
 def test_errors_are_those_of_the_later_half(path: Path, rows: list[Row]) -> None:
-    """Each is the mean over the later spectra of what the set leaves, as the store and the formula have it."""
+    """Each error is the mean over the later spectra of what the set leaves, by the store and the formula."""
     for row in rows:
         with Store.open(path) as store:
             bases = [
@@ -63,7 +65,7 @@ def test_errors_are_those_of_the_later_half(path: Path, rows: list[Row]) -> None
 
 
 def test_the_fitted_sets_are_fitted_and_bounded(path: Path, rows: list[Row]) -> None:
-    """On what they were fitted to they err no more than the sets that they start from, and neither can overshoot."""
+    """On the spectra of the fit, the fitted sets err less than the sets they start from, and none can overshoot."""
     for row in rows:
         with Store.open(path) as store:
             earlier = [
@@ -87,7 +89,7 @@ def test_the_fitted_sets_are_fitted_and_bounded(path: Path, rows: list[Row]) -> 
 
 
 def test_it_prints_errors_and_sets(rows: list[Row]) -> None:
-    """The table has a row per shape, and the sets below it can be pasted, within their bound as printed."""
+    """The table has a row per shape. The printed sets can be pasted, and are within their bounds as printed."""
     console = Console(file=io.StringIO(), width=60)
     console.print(render(rows), highlight=False)
     assert isinstance(console.file, io.StringIO)
@@ -105,7 +107,7 @@ def test_it_prints_errors_and_sets(rows: list[Row]) -> None:
 
 
 def test_runs_without_spectra_are_refused(tmp_path: Path) -> None:
-    """A run that is not there, and one with a single step's spectra, are refused in a sentence."""
+    """An unknown run, and a run with the spectra of a single step, are refused in a sentence."""
     path = record(tmp_path / "runs.db", 2)
     with Store.open(path) as store:
         with pytest.raises(NotRecorded, match="there is no run 7"):
@@ -115,6 +117,6 @@ def test_runs_without_spectra_are_refused(tmp_path: Path) -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    """The dashboard's host can run it."""
+    """A dashboard host, which has no torch, can calibrate."""
     code = "import sys, root_dash.cli.calibrate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

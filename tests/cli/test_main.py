@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from root_dash import __version__
 from root_dash.cli.main import app
-from root_dash.cli.serving import address_of, compose
+from root_dash.cli.serving import compose, page_address
 from root_dash.records import Attempt, Run
 from root_dash.settings import Settings
 from root_dash.store import Store
@@ -37,12 +37,12 @@ COMMAND = [sys.executable, "-W", "error::ResourceWarning", "-m", "root_dash.cli"
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Ours, without the settings of whoever runs the tests."""
+    """Return the tests' environment without the settings of the user who runs the tests."""
     return {name: value for name, value in os.environ.items() if not name.startswith("ROOT_DASH_")} | variables
 
 
 def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command, run in a folder until it ends."""
+    """Run the command in a folder until it ends."""
     return subprocess.run(
         [*COMMAND, *arguments],
         cwd=folder,
@@ -54,7 +54,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 
 def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """What it said when it refused: one line, exit code 2, no traceback."""
+    """Return the message of a refusal: one line, exit code 2, no traceback."""
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -65,7 +65,7 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
 
 @contextmanager
 def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """A server process, its address without the token, and the token."""
+    """Start a server process, and give the process, its address without the token, and the token."""
     process = subprocess.Popen(
         [*COMMAND, "serve", *arguments, "--port", "0", "--no-open"],
         env=environment(**variables),
@@ -87,7 +87,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Pope
 
 
 def get(url: str, token: str) -> urllib.request.Request:
-    """A request that shows the token."""
+    """Return a request that shows the token."""
     return urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 (our own address)
 
 
@@ -138,7 +138,7 @@ def test_a_file_that_cannot_be_served_is_one_line(make: Callable[[Path], object]
 def test_bad_settings_are_one_line(
     arguments: list[str], variables: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setting that cannot be, by option or by environment, ends in one line that names it and exit code 2."""
+    """A wrong setting, by option or by environment, ends in one line that names the setting, and exit code 2."""
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, arguments, env=variables)
     done = subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
@@ -146,7 +146,7 @@ def test_bad_settings_are_one_line(
 
 
 def test_an_address_that_cannot_be_listened_on_is_one_line(tmp_path: Path) -> None:
-    """A taken port and a host that is not this machine's end in one line and exit code 2."""
+    """A taken port, and a host of another machine, end in one line and exit code 2."""
     path = str(record(tmp_path / "x.db", 1))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -155,7 +155,7 @@ def test_an_address_that_cannot_be_listened_on_is_one_line(tmp_path: Path) -> No
 
 
 def test_the_command_is_quick_to_start() -> None:
-    """The command's module imports neither torch nor the dashboard nor the server: `--help` answers at once."""
+    """The command's module imports neither torch nor the dashboard nor the server, so that `--help` answers at once."""
     code = (
         "import sys, root_dash.cli.main; print(sorted({'torch', 'dash', 'fastapi', 'sqlalchemy'} & set(sys.modules)))"
     )
@@ -164,7 +164,7 @@ def test_the_command_is_quick_to_start() -> None:
 
 
 def test_runs_are_listed(tmp_path: Path) -> None:
-    """`root-dash runs` prints a line for every run, its name as it is."""
+    """`root-dash runs` prints a line for every run, with its name unchanged."""
     path = record(tmp_path / "x.db", 3, name="[red]odd[/red] ünï")
     record(path, 2, uid="run-2", end=False)
     result = CliRunner().invoke(app, ["runs", str(path)], env={"COLUMNS": "200"})
@@ -178,7 +178,7 @@ def test_runs_are_listed(tmp_path: Path) -> None:
 
 
 def test_listed_runs_of_several_processes_are_told_apart(tmp_path: Path) -> None:
-    """They bear one name, so the list adds the rank of all but the first."""
+    """The runs of several processes have one name, so the list adds the rank of every process but the first."""
     with Store.create(tmp_path / "x.db") as store:
         for rank in range(2):
             store.begin(Run(f"run-{rank}", "a run", float(rank), rank=rank), make_layers())
@@ -188,13 +188,13 @@ def test_listed_runs_of_several_processes_are_told_apart(tmp_path: Path) -> None
 
 
 def test_sets_are_fitted_to_a_recorded_run(tmp_path: Path) -> None:
-    """`root-dash calibrate` names every shape and set, of the newest run or the one named, or says why not."""
+    """`root-dash calibrate` prints every shape and set of the named run, or of the newest, or says why it cannot."""
     path = record(tmp_path / "x.db", 41)
     record(path, 2, uid="run-2", start=50)
     result = CliRunner().invoke(app, ["calibrate", str(path), "1"], env={"COLUMNS": "200"})
     assert result.exit_code == 0
-    for said in ("16 x 24", "24 x 24", "adaptive", "adanewton", "polar_express", "ns_coefficients="):
-        assert said in result.stdout
+    for text in ("16 x 24", "24 x 24", "adaptive", "adanewton", "polar_express", "ns_coefficients="):
+        assert text in result.stdout
     newest = CliRunner().invoke(app, ["calibrate", str(path)], env={"COLUMNS": "200"})
     assert (newest.exit_code, "run 2 recorded the spectra of no matrix at two steps" in newest.output) == (2, True)
     unknown = CliRunner().invoke(app, ["calibrate", str(path), "9"])
@@ -202,7 +202,7 @@ def test_sets_are_fitted_to_a_recorded_run(tmp_path: Path) -> None:
 
 
 def test_a_database_is_kept_in_order(tmp_path: Path) -> None:
-    """It is examined, exported, pruned only where that is said, and up to date; mistakes are one line."""
+    """A database is examined, exported, pruned only with `--yes`, and up to date. A mistake ends in one line."""
     path = record(tmp_path / "x.db", 20)
     run = CliRunner().invoke
     assert run(app, ["migrate", str(path)]).stdout == f"{path} is up to date, at schema {SCHEMA_VERSION}\n"
@@ -229,7 +229,7 @@ def test_the_version_is_printed() -> None:
 
 
 def test_a_demo_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch is missing the demo says how to install it."""
+    """If torch is missing, the demo says how to install it."""
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else find(name))
     result = CliRunner().invoke(app, ["demo"])
@@ -239,7 +239,7 @@ def test_a_demo_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_secret_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A secret's file that the server may not read is refused by its path, and by what it must allow."""
+    """A secret's file that the server may not read is refused with its path and the permission that it needs."""
     with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:  # tmp_path is closed to other users
         os.chmod(folder, 0o755)  # noqa: S103
         secret = Path(folder) / "root_dash_db"
@@ -258,14 +258,14 @@ def test_a_secret_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_addresses_can_be_opened() -> None:
-    """The address has the token quoted, an IPv6 host in brackets, and a name where all interfaces are bound."""
-    assert address_of(Settings(token=SecretStr("a&b c"))) == "http://127.0.0.1:8050/?token=a%26b%20c"
-    assert address_of(Settings(token=None, host="::1", port=1)) == "http://[::1]:1/"
-    assert address_of(Settings(token=SecretStr("x"), host="::")).startswith("http://localhost:8050/")
+    """The address has the token quoted, an IPv6 host in brackets, and localhost if all interfaces are bound."""
+    assert page_address(Settings(token=SecretStr("a&b c"))) == "http://127.0.0.1:8050/?token=a%26b%20c"
+    assert page_address(Settings(token=None, host="::1", port=1)) == "http://[::1]:1/"
+    assert page_address(Settings(token=SecretStr("x"), host="::")).startswith("http://localhost:8050/")
 
 
 def test_the_dashboard_answers_what_the_api_does_not(tmp_path: Path) -> None:
-    """Behind one guard stand the API, its JSON 404 and, on every other path, the dashboard."""
+    """Behind one guard are the API, its JSON 404 and, on every other path, the dashboard."""
     with Store.open(record(tmp_path / "x.db", 3)) as store:
         settings = Settings(token=SecretStr("s3cret"))
         client = TestClient(compose(settings, store), base_url="http://127.0.0.1:8050")
@@ -283,7 +283,7 @@ def test_the_dashboard_answers_what_the_api_does_not(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_a_team_server_starts_empty_and_takes_recordings(tmp_path: Path) -> None:
-    """A database that is missing is made; with the write token that it printed or was given, a spool is sent to it."""
+    """A missing database is made. A spool is sent to it with the write token that was printed or given."""
     uid = "a" * 32
     (tmp_path / "root-dash-spool").mkdir()
     with Store.create(tmp_path / "root-dash-spool" / f"{uid}.db") as store:
@@ -301,7 +301,7 @@ def test_a_team_server_starts_empty_and_takes_recordings(tmp_path: Path) -> None
 
 @pytest.mark.heavy
 def test_a_server_serves_streams_and_leaves(tmp_path: Path) -> None:
-    """A real server prints where it is, streams a frame that is stored meanwhile, and Ctrl-C ends it at once."""
+    """A real server prints its address and streams a frame that is stored meanwhile. Ctrl-C ends it at once."""
     layers, rng = make_layers(2), np.random.default_rng(0)
     with Store.create(tmp_path / "x.db") as store:
         recording = store.begin(Run("u", "live", 1.0), layers)
@@ -318,7 +318,7 @@ def test_a_server_serves_streams_and_leaves(tmp_path: Path) -> None:
                 data = json.loads(events.readline().removeprefix(b"data: "))
                 assert (data["id"], data["step"]) == (2, 7)
                 assert events.readline() == b"id: 2\n"
-                # The stream is still open: the server ends it, rather than cut it off when it has waited for it.
+                # The stream is still open: the server ends it, and must not keep itself from shutting down for it.
                 process.send_signal(signal.SIGINT)
                 assert events.read() == b"\n"
                 assert process.wait(LIMIT_SECONDS) == 0
@@ -328,7 +328,7 @@ def test_a_server_serves_streams_and_leaves(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_a_server_cuts_off_what_never_ends(tmp_path: Path) -> None:
-    """The server that the command starts limits heads, and the bodies of the dashboard's callbacks; it says so once."""
+    """The command's server limits heads and the bodies of the dashboard's callbacks, and logs it once."""
     with serving(str(record(tmp_path / "x.db", 2))) as (process, address, token):
         port = int(address.rpartition(":")[2])
         for _ in range(3):
@@ -345,7 +345,7 @@ def test_a_server_cuts_off_what_never_ends(tmp_path: Path) -> None:
 
 @pytest.mark.heavy
 def test_a_server_takes_its_token_from_the_environment(tmp_path: Path) -> None:
-    """ROOT_DASH_DB and ROOT_DASH_TOKEN are respected, and SIGTERM ends the server without a word."""
+    """ROOT_DASH_DB and ROOT_DASH_TOKEN are respected, and SIGTERM ends the server without a message."""
     path = str(record(tmp_path / "x.db", 2))
     variables = {"ROOT_DASH_DB": path, "ROOT_DASH_TOKEN": "from-the-environment"}
     with serving(**variables) as (process, address, token):
@@ -358,18 +358,18 @@ def test_a_server_takes_its_token_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_names_are_shown_as_text(tmp_path: Path) -> None:
-    """What a terminal would obey in a run's name, and a line that it would fake, are written out."""
+    """Characters in a run's name that a terminal would obey, or that would fake a line, are written out."""
     path = record(tmp_path / "x.db", 2, name="\x1b]0;mine\x07\nok      integrity")
     for verb in ("runs", "doctor"):
-        said = CliRunner().invoke(app, [verb, str(path)], env={"COLUMNS": "200"}).output
-        assert r"\x1b]0;mine\x07\nok" in said
-        assert not set(said) & {"\x1b", "\x07"}
+        output = CliRunner().invoke(app, [verb, str(path)], env={"COLUMNS": "200"}).output
+        assert r"\x1b]0;mine\x07\nok" in output
+        assert not set(output) & {"\x1b", "\x07"}
 
 
 def test_a_run_of_a_time_that_no_calendar_has_is_listed(tmp_path: Path) -> None:
-    """It keeps no other run from being shown."""
+    """A run with an impossible time does not hide the other runs."""
     path = record(tmp_path / "x.db", 2)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE runs SET started_at = 1e300")
-    said = CliRunner().invoke(app, ["runs", str(path)], env={"COLUMNS": "200"})
-    assert (said.exit_code, "1e+300" in said.output) == (0, True)
+    result = CliRunner().invoke(app, ["runs", str(path)], env={"COLUMNS": "200"})
+    assert (result.exit_code, "1e+300" in result.output) == (0, True)

@@ -15,8 +15,8 @@ from root_dash.delivery.limits import DeliveryLimits
 from root_dash.monitor.layers import watched_layers
 from root_dash.monitor.recorder import Recorder
 from root_dash.records import Attempt, Frame, Run
+from root_dash.sending import remote_sink, sync
 from root_dash.store import Store
-from root_dash.watching import _remote, sync
 from tests.delivery.servers import WRITE
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.frames import make_layers
@@ -70,7 +70,7 @@ def far(
     return Recorder(
         optimizers,
         positions,
-        lambda: _remote(run, layers, server, token, folder, limits),
+        lambda: remote_sink(run, layers, server, token, folder, limits),
         cadence=EVERY_STEP,
         outlier_quantile=0.9,
         max_overhead=max_overhead,

@@ -26,9 +26,9 @@ from root_dash.exceptions import StoreFull
 from root_dash.monitor.writing.sink import Sink
 from root_dash.monitor.writing.writer import WriterLimits
 from root_dash.records import Attempt, Frame
+from root_dash.sending import remote_sink
 from root_dash.store import Limits, Store
 from root_dash.store.spool import Spool
-from root_dash.watching import _remote
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import HASTY, LAYERS, RUN, arrived, far, left, send
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
@@ -262,7 +262,7 @@ def taken_by(sink: Sink, frame: Frame) -> bool:
 def test_a_spool_that_filled_its_disk_goes_once_the_server_has_it(tmp_path: Path) -> None:
     """Nothing could be removed from it without room. It is deleted, and another spool takes the waiting frames."""
     port, folder = free_port(), tmp_path / "spool"
-    sink = _remote(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder, HASTY)
+    sink = remote_sink(RUN, LAYERS, f"http://127.0.0.1:{port}", WRITE, folder, HASTY)
     (path,) = folder.glob("*.db")
     taken = sink._spool._connection.connection.cursor()  # type: ignore[attr-defined]
     taken.execute("PRAGMA max_page_count=200")  # to SQLite the disk is full then
@@ -291,7 +291,7 @@ def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path) -> None:
     """Its room is free again for later frames."""
     folder = tmp_path / "spool"
     limits = replace(HASTY, spool_bytes=left(tmp_path / "other", 0).stat().st_size + 2**15)
-    sink = _remote(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder, limits)
+    sink = remote_sink(RUN, LAYERS, f"http://127.0.0.1:{free_port()}", WRITE, folder, limits)
     seq = 0
     with suppress(StoreFull):
         while True:
@@ -308,7 +308,7 @@ def test_a_full_spool_that_somebody_deletes_is_replaced(tmp_path: Path) -> None:
 def test_a_spool_that_cannot_be_begun_is_not_left_behind(tmp_path: Path) -> None:
     """The spool and its lock are removed: repeated tries would fill the folder."""
     with pytest.raises(ValueError, match="a position each"):
-        _remote(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
+        remote_sink(RUN, [LAYERS[0], LAYERS[0]], f"http://127.0.0.1:{free_port()}", WRITE, tmp_path / "spool")
     assert not list((tmp_path / "spool").iterdir())
 
 
@@ -357,7 +357,7 @@ def test_a_spool_that_is_deleted_before_layers_come_says_so_in_the_next_frame(tm
     """The next frame says so, and the layers are in the new spool."""
     folder = tmp_path / "spool"
     with serving(tmp_path / "team.db") as (server, _, _):
-        sink = _remote(RUN, LAYERS[:5], server, WRITE, folder, HASTY)
+        sink = remote_sink(RUN, LAYERS[:5], server, WRITE, folder, HASTY)
         shutil.rmtree(folder)
         sink.extend(LAYERS[5:])
         sink.append(trained(0))

@@ -1,4 +1,4 @@
-"""The demo's GPT: causal, aware of positions, of the sizes it claims."""
+"""The GPT of the demo: causal, aware of positions, and of the sizes that the presets claim."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALL = Shape(width=32, depth=2, heads=4, context=16)
 
 
 def logits(tokens: torch.Tensor) -> torch.Tensor:
-    """Logits of a small model with fixed weights, scaled up so that attention is not uniform."""
+    """Return the logits of a small model with fixed weights, scaled up so that attention is not uniform."""
     torch.manual_seed(0)
     model = GPT(SMALL)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_a_byte_does_not_see_what_follows_it() -> None:
 
 
 def test_the_order_of_bytes_matters() -> None:
-    """Swapping two earlier bytes changes the last logits: positions are seen."""
+    """Swapping two earlier bytes changes the last logits, so the model sees positions."""
     tokens = torch.randint(256, (1, 16), generator=torch.Generator().manual_seed(1))
     swapped = tokens.clone()
     swapped[:, [2, 5]] = swapped[:, [5, 2]]
@@ -40,7 +40,7 @@ def test_the_order_of_bytes_matters() -> None:
 
 
 def test_presets_have_the_sizes_they_claim() -> None:
-    """About 0.85 M, 11 M and 100 M parameters."""
+    """The presets have about 0.85 M, 11 M and 100 M parameters."""
     with torch.device("meta"):
         sizes = {name: sum(p.numel() for p in GPT(preset.shape).parameters()) for name, preset in PRESETS.items()}
     assert 0.8e6 < sizes["tiny"] < 0.9e6

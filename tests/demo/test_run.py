@@ -1,4 +1,4 @@
-"""The demo command: it trains on real text with every optimizer, and leaves a complete recording."""
+"""The demo command: it trains on real text with every optimizer, and writes a complete recording."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MINI = replace(PRESETS["tiny"], shape=Shape(width=32, depth=1, heads=2, context=
 
 @pytest.mark.parametrize("name", ["root", "muon", "adamw"])
 def test_the_loss_falls_under_every_optimizer(name: OptimizerName) -> None:
-    """Forty steps of a miniature of the tiny preset learn at least the frequencies of bytes."""
+    """In forty steps a small version of the tiny preset learns at least the frequencies of bytes."""
     torch.manual_seed(0)
     model = GPT(MINI.shape)
     states = list(
@@ -46,7 +46,7 @@ def test_the_loss_falls_under_every_optimizer(name: OptimizerName) -> None:
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    """From a part of it, over all of it, to a twentieth."""
+    """The factor rises from a tenth to 1 and falls to a twentieth."""
     factors = [schedule(step, 100, 10) for step in range(1, 101)]
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) == 1.0
@@ -62,7 +62,7 @@ def test_the_learning_rate_warms_up_and_decays() -> None:
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments: dict[str, str], words: str, tmp_path: Path) -> None:
-    """Before anything is written."""
+    """A wrong argument is refused before anything is written."""
     with pytest.raises(RootDashError, match=re.escape(words)):
         demo_run.demo(db=tmp_path / "runs.db", serve=False, **arguments)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
@@ -70,7 +70,7 @@ def test_bad_arguments_are_refused_by_name(arguments: dict[str, str], words: str
 
 @pytest.fixture(scope="module")
 def demo_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database that `root-dash demo --steps 60 --no-serve` leaves."""
+    """The database that `root-dash demo --steps 60 --no-serve` writes."""
     path = tmp_path_factory.mktemp("demo") / "demo.db"
     command = [sys.executable, "-m", "root_dash.cli", "demo", "--steps", "60", "--no-serve", "--db", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
@@ -81,7 +81,7 @@ def demo_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.heavy
 def test_the_demo_leaves_a_complete_recording(demo_db: Path) -> None:
-    """Every matrix of ROOT has finite statistics at each step, and every array at its cadence; the loss falls."""
+    """Every matrix of ROOT has finite statistics at each step and every array at its cadence, and the loss falls."""
     cadence = PRESETS["tiny"].cadence
     with root_dash.open(demo_db) as store:
         (run,) = store.runs()
@@ -107,7 +107,7 @@ def test_the_demo_leaves_a_complete_recording(demo_db: Path) -> None:
 
 @pytest.mark.heavy
 def test_root_is_closer_to_orthogonal_than_its_promise(demo_db: Path) -> None:
-    """On the demo's own momentum no update has a singular value over 1.06."""
+    """On the momentum of the demo no update has a singular value over 1.06."""
     with root_dash.open(demo_db) as store:
         (run,) = store.runs()
         for layer in store.layers(run.id):

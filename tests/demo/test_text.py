@@ -1,4 +1,4 @@
-"""The demo's text: real, split by file, the same every time."""
+"""The text of the demo: real, split by file, and the same at every call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from root_dash.exceptions import RootDashError
 
 
 def test_no_file_is_in_both_splits(tmp_path: Path) -> None:
-    """Each file goes whole into one of them, by its path alone; site-packages and tests into none."""
+    """Each file is whole in one of the two texts, by its path alone. Files of site-packages are in neither."""
     for index in range(200):
         (tmp_path / f"m{index}.py").write_text(f"# file {index}\n")
     (tmp_path / "site-packages").mkdir()
@@ -26,7 +26,7 @@ def test_no_file_is_in_both_splits(tmp_path: Path) -> None:
 
 
 def test_the_standard_library_has_megabytes_of_both() -> None:
-    """Enough to train on and enough to measure on, and the same at every call."""
+    """There is enough text to train on and to validate on, and it is the same at every call."""
     text = standard_library()
     assert len(text.train) > 3_000_000
     assert len(text.validation) > 100_000
@@ -34,13 +34,13 @@ def test_the_standard_library_has_megabytes_of_both() -> None:
 
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
-    """Some distributions leave the sources out: the message names the folder."""
+    """Some distributions leave the sources out: the message then names the folder."""
     with pytest.raises(RootDashError, match=str(tmp_path)):
         standard_library(tmp_path)
 
 
 def test_targets_are_the_next_bytes() -> None:
-    """Of random training windows and of the fixed validation windows."""
+    """The targets of random training windows and of the fixed validation windows are the next bytes."""
     text = Text(torch.arange(200, dtype=torch.uint8), torch.arange(200, dtype=torch.uint8))
     for inputs, targets in [text.batch(4, 10, torch.Generator().manual_seed(0)), *text.validation_batches(4, 10, 2)]:
         assert inputs.shape == targets.shape == (4, 10)

@@ -62,7 +62,7 @@ from pathlib import Path
 from root_dash.delivery.client import Unreachable
 from root_dash.delivery.delivery import find_spools
 from root_dash.delivery.limits import DeliveryLimits
-from root_dash.watching import sync
+from root_dash.sending import sync
 limits = DeliveryLimits(batch_frames=1)  # many requests, to be interrupted anywhere
 while find_spools(Path(sys.argv[2])):
     try:

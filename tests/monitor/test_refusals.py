@@ -22,7 +22,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "optimizer": (nn.Linear, r"optimizer must be an optimizer of torch, .*, got <class .*Linear'> \(type\)"),
     "include": (5, "include must be a glob or a sequence of globs, each a str, got 5"),
     "exclude": (["head*", None], r"exclude must be a glob or .*, got \['head\*', None\]"),
-    "cadence": ({"masks": 1}, r"cadence must be a .*Cadence, got \{'masks': 1\}"),
+    "cadence": ({"masks": 1}, r"cadence must be a root_dash.Cadence, got \{'masks': 1\}"),
     "name": (7, "name must be a str, got 7"),
     "config": ("lr", "config must be a mapping, got 'lr'"),
     "outlier_quantile": (True, "outlier_quantile must be a number, got True"),

@@ -20,33 +20,33 @@ from tests.store.frames import make_layers, record
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 45 steps with six layers, one of them a vector."""
+    """A finished run of 45 steps with six layers, of which one is a vector."""
     return record(tmp_path_factory.mktemp("server") / "x.db", 45, make_layers(6))
 
 
 @pytest.fixture
 def store(recorded: Path) -> Iterator[Store]:
-    """The run's store, opened for reading."""
+    """The store of that run, opened for reading."""
     with Store.open(recorded) as store:
         yield store
 
 
 @pytest.fixture
 def api(store: Store) -> FastAPI:
-    """The API without a guard in front."""
+    """The API without the guard."""
     return create_app(Settings(token=None), store)
 
 
 @pytest.fixture
 def client(api: FastAPI) -> Iterator[TestClient]:
-    """A client of the API that gets a 500 rather than our exception."""
+    """A client of the API that receives a 500 instead of the server's exception."""
     with TestClient(api, base_url="http://127.0.0.1:8050", raise_server_exceptions=False) as client:
         yield client
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Makes servers with limits of the test's choice."""
+    """A function that starts servers with the limits that a test chooses."""
     path = tmp_path / "x.db"
     with Store.create(path) as store:
         store.begin(RUN, [])

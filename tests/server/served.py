@@ -1,4 +1,4 @@
-"""A server over real sockets, with small limits, and what a peer does to it by hand."""
+"""A server over real sockets with small limits, and what a peer sends to it by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from root_dash.records import Run
 from root_dash.server.app import create_app
 from root_dash.server.bodies import WholeBodies
-from root_dash.server.connections import Limits, limited
+from root_dash.server.connections import Limits, protocol
 from root_dash.server.guard import Guard
 from root_dash.server.ingest import Inbox
 from root_dash.settings import Settings
@@ -23,14 +23,14 @@ from root_dash.store import Store
 READ, WRITE = "read-token", "write-token"
 
 LONG = 30.0
-"""Seconds after which what we wait for counts as never; nothing is asked of how quick it is."""
+"""Seconds after which a test gives up. No test asks how quick the server is."""
 
 SOON = 0.5
-"""Seconds that a server in a test allows, where it is to run out of patience."""
+"""Seconds that a server allows in a test of its deadlines."""
 
 BODY = 2**16
 ROOM = 2**21
-"""Bytes that a server with the least limits may have accepted: the kernel's buffers hold most of them."""
+"""Bytes that a server with the smallest limits may accept. The buffers of the kernel hold most of them."""
 
 AUTHORISED = f"Host: 127.0.0.1\r\nAuthorization: Bearer {READ}\r\n".encode()
 STRANGE = b"Host: 127.0.0.1\r\n"
@@ -42,7 +42,7 @@ UPGRADE = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 
 
 
 class Served:
-    """A server of uvicorn's in a thread: the guarded API, with a route that takes a body and a WebSocket."""
+    """A uvicorn server in a thread: the guarded API, a route that reads a body, and a WebSocket."""
 
     def __init__(self, path: Path, limits: Limits, body_seconds: float, keep_alive: int) -> None:
         settings = Settings(token=SecretStr(READ), write_token=SecretStr(WRITE))
@@ -72,7 +72,7 @@ class Served:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 Guard(WholeBodies(api, BODY, body_seconds), settings),
-                http=limited(limits),
+                http=protocol(limits),
                 access_log=False,
                 log_config=None,
                 proxy_headers=False,
@@ -84,7 +84,7 @@ class Served:
         self._thread.start()
 
     def connect(self) -> socket.socket:
-        """A connection that waits long, with small buffers."""
+        """Return a connection with small buffers, which waits long for an answer."""
         peer = socket.socket()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**14)
         peer.settimeout(LONG)
@@ -92,13 +92,13 @@ class Served:
         return peer
 
     def ask(self, request: bytes) -> bytes:
-        """All that comes back until the server closes the connection."""
+        """Send a request, and return everything that comes back until the server closes the connection."""
         with closing(self.connect()) as peer:
             peer.sendall(request)
             return rest(peer)
 
     def wait_until_empty(self) -> None:
-        """Wait until the server has no connection any more."""
+        """Wait until the server has no connection left."""
         waited = threading.Event()
         for _ in range(int(LONG / 0.01)):
             if not self._server.server_state.connections:
@@ -107,7 +107,7 @@ class Served:
         raise AssertionError(self._server.server_state.connections)
 
     def stop(self) -> None:
-        """End."""
+        """Shut the server down."""
         self.stopping.set()
         self._server.should_exit = True
         self._thread.join(LONG)
@@ -117,7 +117,7 @@ class Served:
 
 
 def rest(peer: socket.socket) -> bytes:
-    """All that the peer sends before it ends the connection, by the end or by a reset."""
+    """Return everything that the peer sends before it closes or resets the connection."""
     parts = []
     try:
         while part := peer.recv(2**16):
@@ -128,7 +128,7 @@ def rest(peer: socket.socket) -> bytes:
 
 
 def answer(peer: socket.socket) -> bytes:
-    """One answer, which says how long it is: its head and body."""
+    """Return one answer, its head and its body, whose size the head declares."""
     read = peer.makefile("rb", buffering=0)
     head = b""
     while not head.endswith(b"\r\n\r\n"):
@@ -142,13 +142,13 @@ def answer(peer: socket.socket) -> bytes:
     return head + body
 
 
-def statuses(said: bytes) -> list[int]:
-    """The statuses of the answers."""
-    return [int(part[:3]) for part in said.split(b"HTTP/1.1 ")[1:]]
+def statuses(received: bytes) -> list[int]:
+    """Return the statuses of the answers in a text."""
+    return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
 
 
 def pour(peer: socket.socket, piece: bytes, most: int = 4 * ROOM) -> int:
-    """Bytes that the peer accepts before it ends the connection; `most` where it does not."""
+    """Send a piece again and again, and return the bytes sent before the peer ends the connection, or `most`."""
     sent = 0
     try:
         while sent < most:

@@ -1,4 +1,4 @@
-"""Every route against the store's own answers, and every error as a problem."""
+"""Every route compared with the store's own answers, and every error as a problem."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ V1 = "/api/v1"
 
 
 def test_every_record_is_served_as_the_store_holds_it(client: TestClient, store: Store) -> None:
-    """The routes answer with what the store's verbs answer."""
+    """Each route answers with what the store returns."""
     expected: dict[str, Any] = {
         "/runs": store.runs(),
         "/runs/1": store.run(1),
@@ -50,7 +50,7 @@ def test_every_record_is_served_as_the_store_holds_it(client: TestClient, store:
 
 
 def test_numbers_survive_json(client: TestClient, store: Store) -> None:
-    """What a client reads back from the JSON are the same numbers, bits and edges."""
+    """A client reads the same numbers, bits and edges from the JSON."""
     history = client.get(f"{V1}/layers/2/history?statistic=grad_norm").json()
     assert history["values"] == store.history(2, "grad_norm").values.tolist()
     mask = client.get(f"{V1}/layers/2/mask").json()
@@ -60,7 +60,7 @@ def test_numbers_survive_json(client: TestClient, store: Store) -> None:
 
 
 def test_what_was_not_recorded_is_null(client: TestClient) -> None:
-    """NaN is null; a vector has no spectrum, and its row of a grid is all null."""
+    """NaN is null. A vector has no spectrum, and its row of a grid is all null."""
     grid = client.get(f"{V1}/runs/1/grid?statistic=orthogonality_error").json()
     assert grid["layers"][4]["shape"] == [16]
     assert set(grid["values"][4]) == {None}
@@ -69,7 +69,7 @@ def test_what_was_not_recorded_is_null(client: TestClient) -> None:
 
 
 def test_odd_values_are_json(tmp_path: Path) -> None:
-    """NaN, infinities, lone surrogates and markup in a run are valid JSON and come back as what they were."""
+    """NaN, infinities, lone surrogates and markup in a run are valid JSON, and a client reads back what they were."""
     with Store.create(tmp_path / "x.db") as store:
         config = {"nan": math.nan, "inf": math.inf, "text": "\ud800<script>", "deep": [{"x": -math.inf}]}
         recording = store.begin(Run("u", "ü<b>", 1.0, config), make_layers(1))
@@ -128,7 +128,7 @@ INVALID = [
 
 @pytest.mark.parametrize(("urls", "status"), [(NOT_THERE, 404), (INVALID, 422)], ids=["not there", "invalid"])
 def test_errors_are_problems_without_an_echo(urls: list[str], status: int, client: TestClient) -> None:
-    """What is not there is a 404, what cannot be a 422; both problem+json, and neither repeats the input."""
+    """A missing record is a 404 and an impossible value a 422. Both are problems, and neither repeats the input."""
     for url in urls:
         response = client.get(V1 + url)
         assert response.status_code == status, url
@@ -141,23 +141,23 @@ def test_errors_are_problems_without_an_echo(urls: list[str], status: int, clien
 
 
 def test_an_invalid_statistic_is_told_what_exists(client: TestClient) -> None:
-    """An unknown statistic's error lists those that there are."""
+    """The error of an unknown statistic lists the known statistics."""
     problem = client.get(f"{V1}/layers/1/history?statistic=x").json()
     assert problem["errors"][0]["in"] == "query"
     assert problem["errors"][0]["name"] == "statistic"
     assert all(statistic.name in problem["detail"] for statistic in STATISTICS)
 
 
-@pytest.mark.parametrize("url", ["/api", "/api/", "/api/v1", "/api/v2/runs", "/api/docs", "/api/%2e%2e/healthz"])
+@pytest.mark.parametrize("url", ["/api", "/api/", "/api/v1", "/api/v2/runs", "/api/doc", "/api/%2e%2e/healthz"])
 def test_unknown_api_paths_are_json_404(url: str, client: TestClient) -> None:
-    """Whatever the API does not know below its prefix is a problem, by any method."""
+    """An unknown path below the API's prefix is a problem, with any method."""
     for method in ("GET", "POST", "DELETE"):
         response = client.request(method, url)
         assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
 
 
 def test_another_method_is_not_allowed(client: TestClient) -> None:
-    """A known path asked by another method is a 405."""
+    """A known path with another method is a 405."""
     response = client.post(f"{V1}/runs")
     assert (response.status_code, response.json()["title"]) == (405, "Method Not Allowed")
 
@@ -168,7 +168,7 @@ def test_another_method_is_not_allowed(client: TestClient) -> None:
 def test_failures_below_have_a_status(
     error: Exception, status: int, client: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A busy or damaged database is a 503, a refused argument a 422, our own mistake a 500; all problems."""
+    """A busy or damaged database is a 503, a refused argument a 422, our own mistake a 500. All are problems."""
 
     def fail() -> None:
         raise error
@@ -179,7 +179,7 @@ def test_failures_below_have_a_status(
 
 
 def test_the_description_needs_no_other_server(client: TestClient) -> None:
-    """The OpenAPI document names every route; no page loads scripts from elsewhere."""
+    """The OpenAPI document names every route, and FastAPI's own page, which loads scripts from elsewhere, is off."""
     paths = client.get("/api/openapi.json").json()["paths"]
     assert len(paths) == 19
     assert f"{V1}/runs/{{run}}/stream" in paths

@@ -1,4 +1,4 @@
-"""What a peer may send or withhold before anyone knows who it is: over real sockets, with small limits."""
+"""Limits on what a peer may send or withhold before the server knows who the peer is: real sockets, small limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 import numpy as np
 import pytest
 
-from root_dash.server.connections import Limits, shares
+from root_dash.server.connections import Limits, divide_files
 from root_dash.server.guard import HEAD_BYTES
 from root_dash.store import Store
 from tests.server.served import (
@@ -62,7 +62,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_what_never_ends_is_cut_off(what: str, serve: Callable[..., Served]) -> None:
-    """Whatever part of a request goes on for ever, the server accepts little of it, and goes on itself."""
+    """Whichever part of a request never ends, the server accepts little of it and still answers other requests."""
     server = serve(rest_bytes=BODY)
     first, piece = ENDLESS[what]
     with closing(server.connect()) as peer:
@@ -74,7 +74,7 @@ def test_what_never_ends_is_cut_off(what: str, serve: Callable[..., Served]) -> 
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        # One byte beyond: what a server leaves unread when it closes may cost the client the answer.
+        # One byte beyond the limit. If a server closes with bytes unread, the client may lose the answer.
         ((b"GET / HTTP/1.1\r\n" + STRANGE + b"a: ").ljust(HEAD_BYTES + 1, b"b"), 431),
         (b"GET / HTTP/1.1\r\n" + STRANGE + b"a: b\r\n" * 500, 431),
         (b"POST /length HTTP/1.1\r\n" + AUTHORISED + b"Content-Length: 65537\r\n\r\n", 413),
@@ -86,14 +86,14 @@ def test_what_never_ends_is_cut_off(what: str, serve: Callable[..., Served]) -> 
 def test_what_is_too_large_is_told_so_before_it_is_there(
     request_: bytes, status: int, serve: Callable[..., Served]
 ) -> None:
-    """A head that does not end, a body that says how long it is, and one in chunks, are answered while incomplete."""
+    """A head without an end, a body that declares its size and a chunked body are refused while they are incomplete."""
     with closing(serve().connect()) as peer:
         peer.sendall(request_)
         assert statuses(answer(peer)) == [status]
 
 
 def test_a_body_up_to_the_limit_arrives(serve: Callable[..., Served]) -> None:
-    """With its length or in chunks, byte for byte up to the limit."""
+    """A body arrives whole up to the limit, with a declared size or in chunks."""
     server, body = serve(), b"a" * BODY
     length = b"POST /length HTTP/1.1\r\n" + AUTHORISED + b"Content-Length: 65536\r\n\r\n" + body
     chunked = CHUNKED + b"10000\r\n" + body + b"\r\n0\r\n\r\n"
@@ -124,15 +124,15 @@ def test_a_body_up_to_the_limit_arrives(serve: Callable[..., Served]) -> None:
     ],
 )
 def test_what_stalls_is_ended(request_: bytes, status: list[int], serve: Callable[..., Served]) -> None:
-    """A head or a body of which the rest does not come is given up, whoever asks and whatever the route."""
+    """If the rest of a head or of a body does not arrive, the connection ends, whoever sent it and on any route."""
     server = serve(body_seconds=SOON, head_seconds=SOON, rest_seconds=SOON, keep_alive=1)
-    said = statuses(server.ask(request_))
-    assert said[: len(status)] == status
-    assert set(said[len(status) :]) <= {408}
+    found = statuses(server.ask(request_))
+    assert found[: len(status)] == status
+    assert set(found[len(status) :]) <= {408}
 
 
 def test_a_peer_that_reads_nothing_is_ended(serve: Callable[..., Served], caplog: pytest.LogCaptureFixture) -> None:
-    """Answers that are not read are not kept for ever, and that is no error of the server's."""
+    """Answers that are not read are not kept for ever, and the log shows no error."""
     server = serve(unread_seconds=SOON)
     with closing(server.connect()) as peer:
         peer.sendall((b"GET /large HTTP/1.1\r\n" + AUTHORISED + b"\r\n") * 16)
@@ -142,7 +142,7 @@ def test_a_peer_that_reads_nothing_is_ended(serve: Callable[..., Served], caplog
 
 
 def test_strangers_leave_places_for_those_with_a_token(serve: Callable[..., Served]) -> None:
-    """Many half-open connections: the oldest go, and who has shown a token is answered, before and after."""
+    """Of many half-open connections the oldest end. A peer with a token is answered before and after."""
     server = serve(strangers=8)
     with ExitStack() as stack:
         known = stack.enter_context(closing(server.connect()))
@@ -157,12 +157,12 @@ def test_strangers_leave_places_for_those_with_a_token(serve: Callable[..., Serv
         assert statuses(server.ask(LAST)) == [200]
         known.sendall(KEPT)
         assert statuses(answer(known)) == [200]
-        # Who asked in between took the place of the oldest for a moment; the others keep theirs.
+        # The request in between took the place of the oldest for a moment. The others keep their places.
         assert not select.select(half_open[-7:], [], [], 0)[0]
 
 
 def test_a_check_of_health_shows_no_token(serve: Callable[..., Served]) -> None:
-    """A connection on which /healthz or a wrong token was answered is still a stranger's."""
+    """A connection stays a stranger's after `/healthz`, and after a wrong token."""
     server = serve(strangers=1)
     for request, status in (
         (b"GET /healthz HTTP/1.1\r\n" + STRANGE + b"\r\n", 200),
@@ -176,7 +176,7 @@ def test_a_check_of_health_shows_no_token(serve: Callable[..., Served]) -> None:
 
 
 def test_a_slow_recording_arrives(serve: Callable[..., Served]) -> None:
-    """A trainer's message may take longer, and be longer, than what a page is sent: it has limits of its own."""
+    """The message of a trainer may be slower and longer than a request of a page: other limits hold for it."""
     server = serve(body_seconds=SOON, head_seconds=SOON, rest_seconds=SOON, rest_bytes=1, unread_seconds=SOON)
     head = "Host: 127.0.0.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
     with closing(server.connect()) as peer:
@@ -187,38 +187,38 @@ def test_a_slow_recording_arrives(serve: Callable[..., Served]) -> None:
         assert statuses(answer(peer)) == [200]
         peer.sendall(f"POST {PATH}/frames HTTP/1.1\r\n{head}Content-Length: {2 * BODY}\r\n\r\n".encode())
         peer.sendall(b"a" * 2 * BODY)
-        assert statuses(answer(peer)) == [400]  # it is no message, but it was read
+        assert statuses(answer(peer)) == [400]  # the body is no message, but the server has read it
 
 
 def outlived(server: Served) -> None:
-    """Waits until a connection that was opened now has run into its deadline."""
+    """Wait until a connection that is opened now reaches its deadline."""
     assert statuses(server.ask(b"")) == [408]
 
 
 def test_a_stream_and_a_websocket_have_no_deadline(serve: Callable[..., Served]) -> None:
-    """They go on when connections that were opened later have run into theirs."""
+    """A stream and a WebSocket go on after connections that were opened later have reached their deadlines."""
     server = serve(body_seconds=SOON, head_seconds=SOON, rest_seconds=SOON, unread_seconds=SOON)
     with closing(server.connect()) as stream, closing(server.connect()) as websocket:
         stream.sendall(b"GET /api/v1/runs/1/stream HTTP/1.1\r\n" + AUTHORISED + b"\r\n")
         websocket.sendall(b"GET /ws HTTP/1.1\r\n" + AUTHORISED + UPGRADE + b"==\r\n\r\n")
         assert websocket.recv(2**16).startswith(b"HTTP/1.1 101 ")
-        said = stream.recv(2**16)
+        received = stream.recv(2**16)
         outlived(server)
         outlived(server)
         with Store.create(server.path) as store:
             recording = store.begin(RUN, [])
             recording.append(make_frame(0, 7, [], np.random.default_rng(0), ["scalars"]))
-            while b'"step": 7' not in said:
-                said += (part := stream.recv(2**16))
+            while b'"step": 7' not in received:
+                received += (part := stream.recv(2**16))
                 assert part
         websocket.sendall(b"\x81\x82\x00\x00\x00\x00hi")  # masked with zeros
         assert websocket.recv(2**16) == b"\x81\x02hi"
 
 
 def test_connections_leave_files_for_the_database() -> None:
-    """However many files the process may open, strangers and the rest fit in, and both have places."""
+    """However many files the process may open, strangers and other connections both have places within that number."""
     for files in (10, 256, 1024, 4096, 2**20, 2**63):
-        strangers, others = shares(files)
+        strangers, others = divide_files(files)
         assert 0 < strangers <= others
         assert strangers <= Limits.strangers
         assert strangers + others <= max(files - 100, 32)

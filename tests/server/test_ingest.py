@@ -1,4 +1,4 @@
-"""Recordings over HTTP: what is taken, once, and what is refused."""
+"""Recordings over HTTP: what is stored, once, and what is refused."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from starlette.testclient import TestClient
 
 from root_dash import wire
 from root_dash.records import Attempt, Frame, Run
-from root_dash.server import ingest
 from root_dash.server.app import create_app
 from root_dash.server.guard import Guard
-from root_dash.server.ingest import Inbox
+from root_dash.server.ingest import Inbox, InboxLimits
 from root_dash.settings import Settings
 from root_dash.store import Store
 from root_dash.wire import End
@@ -39,16 +38,17 @@ BEGIN = wire.pack_begin(RUN, LAYERS, ATTEMPT)
 
 
 class Server:
-    """A guarded server on a database of its own, as a trainer meets it; it can be restarted."""
+    """A guarded server on a database of its own, which a test can restart."""
 
-    def __init__(self, path: Path | str, **options: Any) -> None:
+    def __init__(self, path: Path | str, limits: InboxLimits | None = None, **options: Any) -> None:
         self.path = path
+        self._limits = limits
         self._settings = Settings(token=SecretStr(READ), write_token=SecretStr(WRITE), **options)
         self.start()
 
     def start(self) -> None:
-        """Begin to serve."""
-        self.inbox = Inbox(lambda: Store.create(self.path))
+        """Start the server."""
+        self.inbox = Inbox(lambda: Store.create(self.path), self._limits)
         self.store = Store.open(self.path)
         inbox = None if self._settings.read_only else self.inbox
         guarded = Guard(create_app(self._settings, self.store, inbox=inbox), self._settings)
@@ -56,13 +56,13 @@ class Server:
         self.client.__enter__()
 
     def stop(self) -> None:
-        """End."""
+        """Stop the server."""
         self.client.__exit__(None, None, None)
         self.inbox.close()
         self.store.close()
 
     def send(self, method: str, path: str, content: bytes = b"", **headers: str) -> httpx2.Response:
-        """One message with the write token."""
+        """Send one message with the write token."""
         return self.client.request(method, path, content=content, headers=HEADERS | headers)
 
     def begin(self, content: bytes = BEGIN, path: str = PATH) -> httpx2.Response:
@@ -70,7 +70,7 @@ class Server:
         return self.send("PUT", path, content)
 
     def append(self, frames: Sequence[Frame], path: str = PATH) -> httpx2.Response:
-        """Send a batch."""
+        """Send a batch of frames."""
         return self.send("POST", f"{path}/frames", wire.pack_batch(map(wire.pack_frame, frames)))
 
     def end(self, end: End, path: str = PATH) -> httpx2.Response:
@@ -78,13 +78,13 @@ class Server:
         return self.send("POST", f"{path}/end", wire.pack_end(end))
 
     def frames(self, run: int = 1) -> list[Frame]:
-        """All that is stored, in order."""
+        """Return all stored frames in order."""
         return [self.store.frame(notice.id) for notice in self.store.frames(run)]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers on an empty database."""
+    """A function that starts servers on an empty database."""
     path = tmp_path / "team.db"
     Store.create(path).close()
     made: list[Server] = []
@@ -105,7 +105,7 @@ def server(serve: Callable[..., Server]) -> Server:
 
 
 def problem(response: httpx2.Response, status: int) -> str:
-    """What a refusal says."""
+    """Return the detail of a refusal, after a check of its status and media type."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["status"] == status
@@ -113,7 +113,7 @@ def problem(response: httpx2.Response, status: int) -> str:
 
 
 def test_a_run_arrives_bit_for_bit(server: Server) -> None:
-    """Begun, sent in batches and ended, a run reads as it does where it was recorded; its rank and losses included."""
+    """A run that was begun, sent in batches and ended reads as on the trainer, its rank and lost frames included."""
     frames = [trained(seq) for seq in range(5)]
     assert server.begin().json() == {"attempt": ATTEMPT.uid, "run": 1, "last_seq": None, "ended_at": None}
     assert server.append(frames[:2]).json()["last_seq"] == 1
@@ -128,7 +128,7 @@ def test_a_run_arrives_bit_for_bit(server: Server) -> None:
 
 
 def test_everything_may_be_sent_again(server: Server) -> None:
-    """Beginning, batches and the end, sent twice or after the end, change nothing and are answered alike."""
+    """Messages that are sent twice, or after the end, change nothing and receive the same answer."""
     frames = [trained(seq) for seq in range(3)]
     for _ in range(2):
         assert server.begin().status_code == 200
@@ -143,7 +143,7 @@ def test_everything_may_be_sent_again(server: Server) -> None:
 
 
 def test_another_frame_or_run_under_the_same_name_is_a_conflict(server: Server) -> None:
-    """The first one stays, and the one who sends is told."""
+    """The first frame or run stays, and the sender is told."""
     server.begin()
     server.append([trained(0)])
     assert "frame 0" in problem(server.append([replace(trained(0), step=99)]), 409)
@@ -159,7 +159,7 @@ def test_another_frame_or_run_under_the_same_name_is_a_conflict(server: Server) 
 
 
 def test_an_attempt_cannot_end_before_its_last_frame_is_here(server: Server) -> None:
-    """What a server lost with its power is asked for again before the trainer forgets it."""
+    """The server asks again for frames that it lost with its power, before the trainer deletes them."""
     server.begin()
     server.append([trained(0)])
     assert "frame 1 of it has not arrived" in problem(server.end(End(1.8e9, 0, 1)), 412)
@@ -171,7 +171,7 @@ def test_an_attempt_cannot_end_before_its_last_frame_is_here(server: Server) -> 
 
 
 def test_only_the_write_token_sends_and_it_does_nothing_else(server: Server) -> None:
-    """The read token, as header or cookie, is told that it may not; no token or a wrong one is asked for one."""
+    """The read token, as header or cookie, is refused with 403, and no token or a wrong token with 401."""
     for method, path in (("PUT", PATH), ("POST", f"{PATH}/frames"), ("POST", f"{PATH}/end"), ("GET", PATH)):
         problem(server.send(method, path, BEGIN, Authorization=f"Bearer {READ}"), 403)
         for wrong in ("", "Bearer ", "Bearer wrong", f"Basic {WRITE}", f"Bearer {WRITE}x"):
@@ -184,7 +184,7 @@ def test_only_the_write_token_sends_and_it_does_nothing_else(server: Server) -> 
 
 
 def test_a_refused_message_is_not_read(server: Server) -> None:
-    """Without the token, and where it is too long, no byte of the body is taken."""
+    """Without the token, or if the message is too long, no byte of the body is read."""
     taken = 0
 
     def body() -> Iterator[bytes]:
@@ -225,7 +225,7 @@ def test_a_refused_message_is_not_read(server: Server) -> None:
 
 
 def test_a_server_that_only_shows_refuses(serve: Callable[..., Server]) -> None:
-    """With read_only nothing is taken, and the database is never opened for writing."""
+    """With `read_only` nothing is stored, and the database is never opened for writing."""
     assert "takes no recordings" in problem(serve(read_only=True).begin(), 403)
 
 
@@ -246,13 +246,13 @@ def test_a_server_that_only_shows_refuses(serve: Callable[..., Server]) -> None:
 def test_what_cannot_be_a_beginning_is_refused(
     server: Server, content: bytes, headers: dict[str, str], status: int
 ) -> None:
-    """Each with its own status, as a problem, and nothing is stored."""
+    """Each wrong message has its own status, is answered with a problem, and stores nothing."""
     problem(server.send("PUT", PATH, content, **headers), status)
     assert server.store.runs() == []
 
 
 def test_frames_that_do_not_fit_are_refused(server: Server) -> None:
-    """Of a layer that the run does not have, before the attempt began, or under a name that is no attempt's."""
+    """A frame of an unknown layer, a frame before the attempt began, and a malformed name are refused."""
     problem(server.append([trained(0)]), 404)
     problem(server.send("PUT", "/api/v1/ingest/attempts/..%2Fx", BEGIN), 404)
     problem(server.send("PUT", "/api/v1/ingest/attempts/A", BEGIN), 422)
@@ -262,7 +262,7 @@ def test_frames_that_do_not_fit_are_refused(server: Server) -> None:
 
 
 def test_no_message_makes_the_runs_unreadable(server: Server) -> None:
-    """Counts of lost frames that could not be added up are refused, and steps whose bucket would end nowhere."""
+    """Counts of lost frames that would overflow a sum are refused, and steps whose bucket would overflow."""
     server.begin()
     problem(server.append([replace(trained(0), step=2**63 - 1)]), 422)
     for seq in range(2):
@@ -271,9 +271,9 @@ def test_no_message_makes_the_runs_unreadable(server: Server) -> None:
     assert [run.lost for run in server.store.runs()] == [0]
 
 
-def test_attempts_beyond_what_is_kept_open_go_on(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_beyond_what_is_kept_open_go_on(serve: Callable[..., Server]) -> None:
     """A trainer whose attempt was closed meanwhile is asked to begin it again, and loses nothing."""
-    monkeypatch.setattr(ingest, "OPEN", 1)
+    server = serve(limits=InboxLimits(open_attempts=1))
     other = replace(ATTEMPT, uid="b" * 32)
     server.begin()
     server.append([trained(0)])
@@ -286,7 +286,7 @@ def test_attempts_beyond_what_is_kept_open_go_on(server: Server, monkeypatch: py
 
 @pytest.mark.heavy
 def test_a_held_database_is_told_apart(server: Server) -> None:
-    """Where another process writes, the answer is to come back, and what is sent then is stored."""
+    """While another process writes, the server answers with 503; a message that is sent later is stored."""
     server.begin()
     other = sqlite3.connect(server.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -300,7 +300,7 @@ def test_a_held_database_is_told_apart(server: Server) -> None:
 
 @pytest.mark.heavy
 def test_postgresql_takes_recordings(database: str) -> None:
-    """Into PostgreSQL it is the same: bit for bit, again, across a restart, and ended."""
+    """PostgreSQL stores the same: bit for bit, sent again, across a restart, and ended."""
     server = Server(database)
     frames = [trained(seq) for seq in range(4)]
     server.begin()

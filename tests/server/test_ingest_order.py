@@ -1,4 +1,4 @@
-"""Recordings over HTTP in any order of messages, restarts among them, against a plain dictionary."""
+"""Recordings over HTTP in any order of messages and with restarts, compared with a plain dictionary."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from tests.store.read.test_frames import same_frames, trained
 
 
 class Ingesting(RuleBasedStateMachine):
-    """A trainer and a server that restarts: whatever is sent, in whatever order, is stored once, as it came first."""
+    """A trainer and a server that restarts. Whatever is sent, in any order, is stored once, as it came first."""
 
     folder: Path
     count = 0
 
     @initialize()
     def set_up(self) -> None:
-        """An empty database."""
+        """Begin with an empty database."""
         Ingesting.count += 1
         path = self.folder / f"{Ingesting.count}.db"
         Store.create(path).close()
@@ -41,13 +41,13 @@ class Ingesting(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        """Begin, or again."""
+        """Begin the attempt, for the first time or again."""
         assert self.server.begin().status_code == 200
         self.begun = True
 
     @rule(seqs=st.lists(st.integers(0, 6), min_size=1, max_size=4))
     def append(self, seqs: list[int]) -> None:
-        """Any frames in any order, some of them again."""
+        """Send frames in any order, some of them again."""
         response = self.server.append([trained(seq, ["scalars"]) for seq in seqs])
         if not self.begun and not self.ended:
             problem(response, 404)
@@ -63,14 +63,14 @@ class Ingesting(RuleBasedStateMachine):
     @precondition(lambda self: self.model and self.begun and not self.ended)
     @rule(data=st.data())
     def change(self, data: st.DataObject) -> None:
-        """Another frame under a number that is taken."""
+        """Send another frame under a number that is taken."""
         seq = data.draw(st.sampled_from(sorted(self.model)))
         problem(self.server.append([replace(trained(seq, ["scalars"]), time=0.0)]), 409)
 
     @precondition(lambda self: self.begun and not self.ended)
     @rule(missing=st.booleans())
     def end(self, missing: bool) -> None:
-        """End, or try to before the last frame is here."""
+        """End the attempt, or try to end it before the last frame has arrived."""
         last = max(self.model, default=-1) + missing
         response = self.server.end(End(1.8e9, 0, last if last >= 0 else None))
         assert response.status_code == (412 if missing else 200)
@@ -93,12 +93,12 @@ class Ingesting(RuleBasedStateMachine):
         assert not runs or runs[0].frames == len(self.model)
 
     def teardown(self) -> None:
-        """Let go of the database."""
+        """Stop the server."""
         self.server.stop()
 
 
 def test_any_order_of_messages_stores_each_frame_once(tmp_path: Path) -> None:
-    """Resent, reordered, changed and across restarts, against a dictionary."""
+    """Messages that are sent again, reordered and changed, across restarts, leave what a dictionary would hold."""
     Ingesting.folder = tmp_path
     run_state_machine_as_test(
         Ingesting,

@@ -1,4 +1,4 @@
-"""Which requests a connection takes: one after another, and none that is malformed."""
+"""The requests that a connection accepts: one after another, and none that is malformed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.server.served import AUTHORISED, CHUNKED, KEPT, LAST, STRANGE, Served
 
 
 def test_pipelined_requests_are_answered_in_order(serve: Callable[..., Served]) -> None:
-    """Up to the limit; each shows its own token, and what follows a good one is no better for it."""
+    """Each pipelined request needs its own token, and a request after a good request gains nothing from it."""
     bare = b"GET /api/v1/runs HTTP/1.1\r\n" + STRANGE + b"\r\n"
     body = b"POST /length HTTP/1.1\r\n" + AUTHORISED + b"Content-Length: 3\r\n\r\nabc"
     assert statuses(serve().ask(KEPT + bare + body + KEPT + LAST)) == [200, 401, 200, 200, 200]
 
 
 def test_a_connection_is_used_again(serve: Callable[..., Served]) -> None:
-    """What is counted of a head, and its deadline, begin anew with every request."""
+    """The count of a head's bytes, and its deadline, start again with every request."""
     server = serve(head_bytes=1000, headers=4)
     long = KEPT.replace(b"\r\n\r\n", b"\r\na: " + b"b" * 700 + b"\r\n\r\n")
     with closing(server.connect()) as peer:
@@ -52,7 +52,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize("request_", MALFORMED)
 def test_a_malformed_request_is_refused(request_: bytes, serve: Callable[..., Served]) -> None:
-    """What a lenient parser lets pass is a 400 and the end, at once or after a good request, and with the token."""
+    """A request that a lenient parser would accept is answered with 400 and ends the connection, also with a token."""
     server = serve()
     assert statuses(server.ask(request_ + AUTHORISED + b"\r\n")) == [400]
     with closing(server.connect()) as peer:
@@ -64,5 +64,5 @@ def test_a_malformed_request_is_refused(request_: bytes, serve: Callable[..., Se
 
 @pytest.mark.parametrize("chunk", [b"x\r\n", b"-1\r\n", b"1\r\nab\r\n", b"fffffffffffffffff\r\n"])
 def test_a_malformed_chunk_is_refused(chunk: bytes, serve: Callable[..., Served]) -> None:
-    """A body whose chunks make no sense ends the connection."""
+    """A malformed chunk of a body ends the connection."""
     assert statuses(serve().ask(CHUNKED + chunk)) in ([400], [])

@@ -1,4 +1,4 @@
-"""The stream: the frames beyond a cursor, and those to come."""
+"""The stream of notices: frames beyond a cursor, and frames that are stored later."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from tests.store.frames import make_frame
 from tests.waiting import LIMIT_SECONDS
 
 
-async def collect(store: Store, cursor: int) -> list[Notice]:
-    """What there is beyond the cursor now."""
-    return [notice async for notice in tail(store, 1, cursor, follow=False)]
+async def collect(store: Store, cursor: int, page: int = 1000) -> list[Notice]:
+    """Return the notices beyond the cursor that there are now."""
+    return [notice async for notice in tail(store, 1, cursor, follow=False, page=page)]
 
 
 def test_a_tail_holds_the_frames_beyond_the_cursor(store: Store) -> None:
-    """Each frame beyond the cursor comes once, in order, and none beyond the last."""
+    """Each frame beyond the cursor comes once and in order."""
     assert asyncio.run(collect(store, 0)) == store.frames(1)
     assert [notice.id for notice in asyncio.run(collect(store, 42))] == [43, 44, 45]
     assert asyncio.run(collect(store, 45)) == []
 
 
-def test_a_tail_pages_through_many_frames(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tail_pages_through_many_frames(store: Store) -> None:
     """More frames than a page holds come without a gap."""
-    monkeypatch.setattr("root_dash.server.stream._PAGE", 7)
-    assert asyncio.run(collect(store, 0)) == store.frames(1)
+    assert asyncio.run(collect(store, 0, page=7)) == store.frames(1)
 
 
 def test_a_tail_of_an_unknown_run_raises(store: Store) -> None:
-    """A run that is not there is not an empty stream."""
+    """The tail of an unknown run raises an error instead of being empty."""
 
     async def ask() -> None:
         async for _ in tail(store, 99, 0, follow=True):
@@ -48,7 +47,7 @@ def test_a_tail_of_an_unknown_run_raises(store: Store) -> None:
 
 
 def test_a_tail_follows_a_writer_and_stops_when_told(tmp_path: Path) -> None:
-    """Frames stored while it follows arrive; once stopping is set it ends, and so does a tail begun after."""
+    """Frames that are stored later arrive. Once `stopping` is set, the tail ends, and a later one too."""
 
     async def follow(store: Store) -> list[int]:
         recording, rng, stopping = store.begin(Run("u", "", 1.0), []), np.random.default_rng(0), threading.Event()
@@ -83,7 +82,7 @@ def test_a_tail_follows_a_writer_and_stops_when_told(tmp_path: Path) -> None:
 def test_the_route_streams_events_from_the_cursor(
     query: str, headers: dict[str, str], first: int, store: Store, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stream begins beyond `after` or, when it resumes, beyond `Last-Event-ID`; an event's id is its cursor."""
+    """The stream begins after `after` or, if it resumes, after `Last-Event-ID`. The id of an event is its cursor."""
 
     async def finite(*args: object, follow: bool, **options: object) -> object:
         assert follow
@@ -100,6 +99,6 @@ def test_the_route_streams_events_from_the_cursor(
 
 @pytest.mark.parametrize("value", ["x", "-1", "1.5", str(2**63), ""])
 def test_a_bad_last_event_id_is_refused(value: str, client: TestClient) -> None:
-    """A `Last-Event-ID` that is no cursor is a 422: starting over without a word would hide the gap."""
+    """A `Last-Event-ID` that is no cursor is a 422: to begin again without a word would hide the gap."""
     response = client.get("/api/v1/runs/1/stream", headers={"Last-Event-ID": value})
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
