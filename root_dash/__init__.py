@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        from root_dash.extras import missing_extra
+        from root_dash.exceptions import missing_extra
 
         raise ImportError(missing_extra(f"root_dash.{name}", "torch", "torch")) from None

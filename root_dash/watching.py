@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from root_dash.defaults import default_place, default_spool, is_path
-from root_dash.extras import missing_extra
+from root_dash.exceptions import missing_extra
 from root_dash.records import Layer, Run
 from root_dash.sending import remote_sink
 from root_dash.store.backends.location import Location

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from root_dash import records
 from root_dash.exceptions import Malformed
 from root_dash.records import TENSORS, TensorName, statistic_names
-from root_dash.validation import checked
+from root_dash.records.validation import checked
 
 LIMIT = 512 * 2**20
 """Bytes that a message may have, packed or not. An exact mask has a bit for each entry, and a frame travels whole."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from root_dash.plain import plain, strict
+from root_dash.records.plain import plain, strict
 
 _DEPTH = 64  # of a config, which the store cuts at 20 levels, inside records
 

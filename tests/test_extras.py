@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import root_dash
-from root_dash.exceptions import RootDashError
-from root_dash.extras import missing_extra
+from root_dash.exceptions import RootDashError, missing_extra
 from root_dash.store import Store
 
 TREE = Path(__file__).parents[1]

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from root_dash import __version__
-from root_dash.exceptions import RootDashError
-from root_dash.extras import missing_extra
+from root_dash.exceptions import RootDashError, missing_extra
 
 if TYPE_CHECKING:
     from root_dash.settings import Settings

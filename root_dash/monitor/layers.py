@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from root_dash.monitor.optimizers.registry import adapter_for
-from root_dash.plain import plain
 from root_dash.records import Layer
+from root_dash.records.plain import plain
 
 COMPILED_PREFIX = "_orig_mod."
 """What torch.compile puts before every name."""
@@ -64,7 +64,7 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """Return what a run records of its optimizers, as plain JSON values.
 
     `"optimizers"` are their classes and options, `"algorithms"` the traits of each name that layers bear as their
-    algorithm (`root_dash.algorithms.traits_of` reads them).
+    algorithm (`root_dash.records.algorithms.traits_of` reads them).
 
     Raises:
         ValueError: an optimizer's `target_map` is not a map of singular values.

@@ -12,8 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from root_dash.exceptions import StoreBusy, StoreError
-from root_dash.plain import plain, strict
 from root_dash.records import STATISTICS, Run
+from root_dash.records.plain import plain, strict
 from root_dash.server.app import create_app
 from root_dash.settings import Settings
 from root_dash.store import Store

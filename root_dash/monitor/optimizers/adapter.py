@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from root_dash.algorithms import AlgorithmTraits, Orthogonalized, Target, checked_target
 from root_dash.monitor.quantities.quantity import LayerBatch, MeasureLimits
 from root_dash.optim.outliers.threshold import split, threshold
 from root_dash.records import Event, Kind
+from root_dash.records.algorithms import AlgorithmTraits, Orthogonalized, Target, checked_target
 
 Item = TypeVar("Item")
 
@@ -47,7 +47,7 @@ class Adapter:
 
     A subclass names the optimizers that it knows in `adapts` and attaches itself in `attach`. An optimizer that aims at
     another map of singular values than the polar factor says so in an attribute `target_map` of its own, or the
-    subclass does in `target`: see `root_dash.algorithms.Target`.
+    subclass does in `target`: see `root_dash.records.algorithms.Target`.
     """
 
     label: str | None = None

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from root_dash.algorithms import AlgorithmTraits
 from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks, chunks, outliers_of
 from root_dash.monitor.quantities.norms import norms_apart
 from root_dash.monitor.quantities.quantity import LayerBatch
@@ -20,6 +19,7 @@ from root_dash.optim.matrices.shards import counted_here, is_dtensor
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
 from root_dash.records import Event
+from root_dash.records.algorithms import AlgorithmTraits
 
 ORTHOGONALIZED = "root"
 """The name of ROOT's groups of matrices; the other groups are stepped by its AdamW."""

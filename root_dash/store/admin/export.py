@@ -16,10 +16,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from sqlalchemy import ColumnElement, Connection, case, func, select
 
-from root_dash.exceptions import NotRecorded, RootDashError
-from root_dash.extras import missing_extra
-from root_dash.plain import plain, strict
+from root_dash.exceptions import NotRecorded, RootDashError, missing_extra
 from root_dash.records import TENSORS, statistic_names
+from root_dash.records.plain import plain, strict
 from root_dash.store.backends.choose import backend_for
 from root_dash.store.backends.location import LocationLike, parse
 from root_dash.store.backends.sqlite_file import identity

@@ -29,8 +29,7 @@ from sqlalchemy.dialects.postgresql import insert as insert_into
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import DropConstraint
 
-from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound
-from root_dash.extras import missing_extra
+from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreFull, StoreNotFound, missing_extra
 from root_dash.records import IntArray
 from root_dash.store.backends import postgres_rows
 from root_dash.store.backends.backend import Executed

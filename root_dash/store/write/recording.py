@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from root_dash.exceptions import AlreadyRecorded, StoreError, StoreMoved
 from root_dash.records import KINDS, Attempt, Frame, Layer, Run
+from root_dash.records.validation import checked
 from root_dash.store.backends import sqlite_file
 from root_dash.store.backends.backend import Backend
 from root_dash.store.pyramid import run_totals
@@ -22,7 +23,6 @@ from root_dash.store.tables import schema
 from root_dash.store.write import attempts, rows
 from root_dash.store.write.outlier_counts import RunningCounts
 from root_dash.store.write.runs import store_layers, store_run
-from root_dash.validation import checked
 
 
 class Recording:

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Insert, insert, select, update
 
-from root_dash.plain import plain
 from root_dash.records import Attempt, Layer, Run, histogram_edges
+from root_dash.records.plain import plain
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import encode, text
 from root_dash.store.write import attempts

@@ -14,12 +14,12 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 
 import root_dash
 from root_dash import ROOT
-from root_dash.algorithms import AlgorithmTraits, traits_of
 from root_dash.monitor.optimizers import registry
 from root_dash.monitor.optimizers.adapter import Adapter
 from root_dash.monitor.optimizers.generic import GenericAdapter
 from root_dash.monitor.optimizers.muon import MuonAdapter
 from root_dash.monitor.optimizers.root import RootAdapter
+from root_dash.records.algorithms import AlgorithmTraits, traits_of
 from tests.monitor.training import EVERY_STEP, MATRICES, Model, layers_of, muon, record, root, step, train
 
 
