@@ -8,7 +8,8 @@ from typing import ParamSpec, TypeVar
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend.numbers import count
 from root_dash.frontend.panels.panel import Selection
-from root_dash.records import Histogram, Kind, Mask, Quantiles, Spectrum
+from root_dash.records import Histogram, Kind, Layer, Mask, Quantiles, Spectrum
+from root_dash.records.algorithms import AlgorithmTraits, traits_of
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -40,3 +41,13 @@ def nearest(selection: Selection, kind: Kind, read: Callable[[int, int | None], 
 def with_step(found: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
     """Return the hint after the step of the recording that is shown: each kind has its own cadence."""
     return hint if found is None else f"step {count(found.step)} · {hint}"
+
+
+def traits(selection: Selection, layer: Layer) -> AlgorithmTraits:
+    """Return what the run recorded of the algorithm that steps the layer."""
+    return traits_of(selection.store.run(selection.run).optimizer, layer.algorithm)
+
+
+def own_name(algorithm: AlgorithmTraits) -> str:
+    """Return the name of the run's own line in a figure that also has the line "Muon", for Muon's coefficients."""
+    return "this run" if algorithm.label == "Muon" else algorithm.label

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from root_dash.coefficients.fit import fit, polar_error
 from root_dash.coefficients.tables import Coefficients, Name, Normalization, resolve
 from root_dash.exceptions import RootDashError
+from root_dash.records.algorithms import traits_of
 from root_dash.store import Store
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Row:
 def report(store: Store, run_id: int) -> list[Row]:
     """Return one row per matrix shape of a run, the largest first.
 
-    Only layers count whose base was orthogonalized: layers that ROOT or Muon stepped.
+    Only layers count whose update was orthogonalized: layers that ROOT or Muon stepped.
 
     Raises:
         NotRecorded: there is no such run.
@@ -70,8 +71,9 @@ def report(store: Store, run_id: int) -> list[Row]:
     """
     shapes: dict[tuple[int, int], list[tuple[int, NDArray[np.float64]]]] = {}
     layers: dict[tuple[int, int], int] = {}
+    optimizer = store.run(run_id).optimizer
     for layer in store.layers(run_id):
-        if not layer.is_matrix or layer.algorithm == "adamw":
+        if not layer.is_matrix or traits_of(optimizer, layer.algorithm).orthogonalizes is None:
             continue
         shape = (min(layer.rows, layer.cols), max(layer.rows, layer.cols))
         found = [

@@ -7,34 +7,42 @@ from typing import Any, cast
 
 import numpy as np
 
-from root_dash.frontend import algorithms
 from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.polynomial import Measure, errors_on
 from root_dash.frontend.panels.controls import segmented
 from root_dash.frontend.panels.layer.spectrum import NO_SPECTRUM
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
-from root_dash.frontend.panels.reading import POINTS, recorded
+from root_dash.frontend.panels.reading import POINTS, own_name, recorded, traits
 from root_dash.frontend.theme import Theme
 from root_dash.records import History, Layer, Spectrum
+from root_dash.records.algorithms import AlgorithmTraits
 
 MEASURE = segmented("measure", "which error", {"orthogonality_error": "orthogonality", "polar_error": "polar"})
 
 
 def _read(selection: Selection) -> dict[str, Any]:
     store, layer_id, measure = selection.store, selection.layer, cast(Measure, selection.values[MEASURE.id])
+    layer = store.layer(layer_id)
     return {
-        "layer": store.layer(layer_id),
+        "layer": layer,
+        "algorithm": traits(selection, layer),
         "measure": measure,
         "spectra": recorded(store.spectra, layer_id) or [],
         "own": recorded(store.history, layer_id, measure, POINTS),
     }
 
 
-def _draw(theme: Theme, *, layer: Layer, measure: Measure, spectra: Sequence[Spectrum], own: History | None) -> Drawing:
-    muon, paper = errors_on(spectra, measure, layer, of_base=algorithms.takes_base(layer))
-    figure = errors(
-        own, muon, paper, theme, name=algorithms.line(layer), sentence="" if layer.is_matrix else NO_SPECTRUM
-    )
+def _draw(
+    theme: Theme,
+    *,
+    layer: Layer,
+    algorithm: AlgorithmTraits,
+    measure: Measure,
+    spectra: Sequence[Spectrum],
+    own: History | None,
+) -> Drawing:
+    muon, paper = errors_on(spectra, measure, layer, of_base=algorithm.orthogonalizes == "base")
+    figure = errors(own, muon, paper, theme, name=own_name(algorithm), sentence="" if layer.is_matrix else NO_SPECTRUM)
     hint = PANEL.hint
     if spectra and figure.data and (own is None or not np.isfinite(own.values).any()):
         hint = f"no finite error of its own · {hint}"

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from root_dash.frontend import algorithms
 from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
-from root_dash.frontend.panels.reading import nearest, with_step
+from root_dash.frontend.panels.reading import nearest, own_name, traits, with_step
 from root_dash.frontend.theme import Theme
 from root_dash.records import Layer, Spectrum
+from root_dash.records.algorithms import AlgorithmTraits
 
 NO_SPECTRUM = "A vector has no spectrum, since no vector is orthogonalized."
 
 
 def _read(selection: Selection) -> dict[str, Any]:
-    store = selection.store
-    return {"layer": store.layer(selection.layer), "found": nearest(selection, "spectra", store.spectrum)}
+    store, layer = selection.store, selection.store.layer(selection.layer)
+    found = nearest(selection, "spectra", store.spectrum)
+    return {"layer": layer, "algorithm": traits(selection, layer), "found": found}
 
 
-def _draw(theme: Theme, *, layer: Layer, found: Spectrum | None) -> Drawing:
+def _draw(theme: Theme, *, layer: Layer, algorithm: AlgorithmTraits, found: Spectrum | None) -> Drawing:
     figure = spectrum(
-        found, theme, own=algorithms.line(layer), of_base=algorithms.takes_base(layer),
+        found, theme, own=own_name(algorithm), of_base=algorithm.orthogonalizes == "base",
         sentence="" if layer.is_matrix else NO_SPECTRUM,
     )  # fmt: skip
     hint = "estimated · dashed 1 is perfect" if found is not None and found.estimated else "dashed 1 is perfect"

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from root_dash.frontend import algorithms
 from root_dash.frontend.numbers import count, every, plural
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.theme import Theme
 from root_dash.records import KINDS, Layer, Run
+from root_dash.records.algorithms import traits_of
 
 
 def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
     """Return a sentence: layers by optimizer, cadence, whether the budget thinned the cadence, frames kept and lost."""
     groups: dict[str, list[Layer]] = {}
-    for layer in sorted(layers, key=lambda layer: algorithms.rank(layer.algorithm)):
+    for layer in layers:
         groups.setdefault(layer.algorithm, []).append(layer)
-    who = " and ".join(f"{_number(group)} under {algorithms.name(algorithm)}" for algorithm, group in groups.items())
+    traits = {algorithm: traits_of(run.optimizer, algorithm) for algorithm in groups}
+    # What is orthogonalized comes first.
+    ordered = sorted(groups, key=lambda algorithm: traits[algorithm].orthogonalizes is None)
+    who = " and ".join(f"{_number(groups[algorithm])} under {traits[algorithm].label}" for algorithm in ordered)
     lost = "none lost" if run.lost == 0 else f"{count(run.lost)} lost"
     rarer = "at times less often, to keep the budget" if thinned else ""
     parts = [who or "no layers", cadence(run), rarer, f"{plural(run.frames, 'frame')}, {lost}"]
