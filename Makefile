@@ -1,4 +1,4 @@
-# make demo · make test · make test-all · make check · make faults · make bench: each sets up all it needs, and is quick the second time.
+# make demo · make test · make test-all · make check · make faults · make bench: each sets up all that it needs.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,13 +12,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 demo: $(VENV)/.demo
 	$(BIN)/root-dash demo $(DEMO_ARGS)
 
-# What every change has to pass; TEST_ARGS narrows it: make test TEST_ARGS="-k orthogonalize"
-test: SELECTED = -m "not long"
-# And what takes long: before a release, and where it has changed
-test-all: SELECTED =
-test test-all: $(VENV)/.develop
+# What every change has to pass, on up to four cores; TEST_ARGS narrows it: make test TEST_ARGS="-n 0 -k orthogonalize"
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
+test: $(VENV)/.develop
 	@$(BIN)/python -m tests.browser.chromium
-	$(BIN)/python -m pytest $(SELECTED) $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL) $(TEST_ARGS)
+
+# The long tests too, and the PostgreSQL tests once more on the oldest version that we claim, if it is installed
+test-all: $(VENV)/.develop
+	@$(BIN)/python -m tests.browser.chromium
+	$(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
+	$(BIN)/python -m pytest -m postgresql --postgres 15 $(TEST_ARGS)
 
 check: $(VENV)/.develop
 	$(BIN)/ruff check .
