@@ -38,8 +38,8 @@ def compose(
     """
     from root_dash.frontend.app import mount
     from root_dash.server.app import create_app
-    from root_dash.server.bodies import WholeBodies
     from root_dash.server.guard import Guard
+    from root_dash.server.limits.bodies import WholeBodies
 
     api = create_app(settings, store, stopping, inbox)
     mount(api, store)
@@ -104,9 +104,9 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
     """
     import uvicorn
 
-    from root_dash.server.connections import Limits, divide_files, protocol
     from root_dash.server.ingest import Inbox
-    from root_dash.server.log_rate_limit import LogRateLimit
+    from root_dash.server.limits.connections import Limits, divide_files, protocol
+    from root_dash.server.limits.log_rate_limit import LogRateLimit
     from root_dash.store import Store
 
     listener = listen(settings)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from root_dash.server.app import create_app
-from root_dash.server.connections import Limits
+from root_dash.server.limits.connections import Limits
 from root_dash.settings import Settings
 from root_dash.store import Store
 from tests.server.served import LONG, RUN, Served

@@ -13,10 +13,10 @@ from pydantic import SecretStr
 
 from root_dash.records import Run
 from root_dash.server.app import create_app
-from root_dash.server.bodies import WholeBodies
-from root_dash.server.connections import Limits, protocol
 from root_dash.server.guard import Guard
 from root_dash.server.ingest import Inbox
+from root_dash.server.limits.bodies import WholeBodies
+from root_dash.server.limits.connections import Limits, protocol
 from root_dash.settings import Settings
 from root_dash.store import Store
 

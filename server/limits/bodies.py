@@ -7,7 +7,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .guard import HEALTH, INGEST
+from ..guard import HEALTH, INGEST
 from .problems import Problem
 
 BODY_BYTES = 2**20

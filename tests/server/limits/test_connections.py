@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing
 import numpy as np
 import pytest
 
-from root_dash.server.connections import Limits, divide_files
 from root_dash.server.guard import HEAD_BYTES
+from root_dash.server.limits.connections import Limits, divide_files
 from root_dash.store import Store
 from tests.server.served import (
     AUTHORISED,

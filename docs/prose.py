@@ -1,6 +1,6 @@
 """Report how the prose of the code reads: words per 1,000 words of docstrings and comments, by folder.
 
-`python benchmarks/prose.py [FOLDER ...]`. A guide, not a gate: "where" for "if" and pronouns without a noun make
+`python docs/prose.py [FOLDER ...]`. A guide, not a gate: "where" for "if" and pronouns without a noun make
 sentences that can only be read together with the line above. Seven model projects have at most 2 "where", 20 pronouns
 and at least 5 "if" or "when".
 """

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .guard import ADMIT, HEAD_BYTES
+from ..guard import ADMIT, HEAD_BYTES
 
 _MOST_CONNECTIONS = 2048
 """Largest number of connections, however many files the process may open."""

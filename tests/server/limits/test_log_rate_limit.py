@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from root_dash.server.log_rate_limit import LogRateLimit
+from root_dash.server.limits.log_rate_limit import LogRateLimit
 from tests.server.served import STRANGE, Served, pour
 
 
