@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..guard import HEALTH, INGEST
-from .problems import Problem
+from ..problems import Problem
 
 BODY_BYTES = 2**20
 """Largest size in bytes of a request body. A callback of the dashboard sends about 1 KiB."""
