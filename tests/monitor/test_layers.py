@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import SGD
@@ -12,7 +14,7 @@ from root_dash.monitor.layers import describe_optimizers
 class _Watched(torch.Tensor):
     """A tensor that cannot be printed: printing reads its values, and waits for the device that holds them."""
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch names no type
         raise AssertionError("the values of a tensor were read")
 
 
