@@ -121,7 +121,7 @@ def watch(
         ValueError: an argument is out of its range, no layer is left to watch, an optimizer is given twice, or the
             processes that hold shards watch different layers.
         ImportError: torch is not installed.
-        StoreError: the database cannot be made or opened.
+        StoreError: the database, or the folder in which frames wait, cannot be made or opened.
 
     If `watch` raises an error, no run was begun and nothing is attached to the optimizers.
     """

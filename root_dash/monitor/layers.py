@@ -73,7 +73,11 @@ def describe_optimizers(optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     for adapter in map(adapter_for, optimizers):
         groups = adapter.optimizer.param_groups
         options = [
-            {key: plain(value, _option) for key, value in group.items() if key not in adapter.hidden}
+            {
+                key: plain(value, _option, key_text=lambda key: str(_option(key)))
+                for key, value in group.items()
+                if key not in adapter.hidden
+            }
             for group in groups
         ]
         described.append({"class": type(adapter.optimizer).__name__, "groups": options})
@@ -88,4 +92,4 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 def _option(value: Any) -> Any:
     # A tensor's value would cost a synchronization, and a callable has no value: their names must do.
-    return value if isinstance(value, int | float) else getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, str | int | float) else getattr(value, "__name__", type(value).__name__)

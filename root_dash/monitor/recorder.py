@@ -109,6 +109,7 @@ class Recorder:
         self._joins = link is not None
         self._forwards = forwards
         self._process = os.getpid()
+        self._begun = False
         self._closed = False
         self._due: frozenset[Kind] = frozenset()
         self._asked: frozenset[Kind] = frozenset()
@@ -130,6 +131,7 @@ class Recorder:
                 self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
             drain_on_termination(self._writer)
             self._writer.sink = begin()
+            self._begun = True
         except BaseException:
             self.close(INTERRUPTED_SECONDS)
             raise
@@ -210,9 +212,16 @@ class Recorder:
 
     @property
     def active(self) -> bool:
-        """Whether this recorder still records: it is not closed, has not given up, and is not in a forked process."""
-        gave_up = self._failures.gave_up or self._writer.failures.gave_up
-        return not self._closed and not gave_up and os.getpid() == self._process
+        """Whether this recorder records: it has begun and is not closed, and has not given up."""
+        return self._is_open and not self._failures.gave_up and not self._writer.failures.gave_up
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether steps are the run's: not before the run has begun, after it is closed, or in a forked process.
+
+        Hooks are attached before the run begins, and another thread may step meanwhile.
+        """
+        return self._begun and not self._closed and os.getpid() == self._process
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """Copy as a closed recorder, which records nothing: a spawned process may get one with its dataset."""
@@ -252,7 +261,7 @@ class Recorder:
         self._stepped.clear()
         if self.active:
             self._begin()
-        elif not self._closed and os.getpid() == self._process:
+        elif self._is_open:
             self._writer.count_lost()
 
     @guarded("to log")

@@ -25,6 +25,14 @@ def described(value: Any) -> Any:
         return f"<{type(value).__name__}>"
 
 
+def key_text(key: Any) -> str:
+    """Return a mapping's key as a text, whatever its type."""
+    try:
+        return str(key)
+    except Exception:  # the code of somebody else, and integers that Python refuses to print
+        return f"<{type(key).__name__}>"
+
+
 def strict(value: Any) -> Any:
     """Return a record, an array, a number or bytes as strict JSON.
 
@@ -41,20 +49,26 @@ def strict(value: Any) -> Any:
     return value
 
 
-def plain(value: Any, leaf: Callable[[Any], Any] = described, depth: int = _DEPTH) -> Any:
+def plain(
+    value: Any,
+    leaf: Callable[[Any], Any] = described,
+    depth: int = _DEPTH,
+    key_text: Callable[[Any], str] = key_text,
+) -> Any:
     """Return a value with its mappings as dicts with text keys, its sequences and sets as lists, down to a depth.
 
     Args:
         value: any value.
         leaf: makes JSON of everything that is not None, a bool, a text or a container.
         depth: the levels of containers that are followed. `leaf` gets what is nested deeper.
+        key_text: makes a text of each key of a mapping.
     """
     if value is None or isinstance(value, bool | str):
         return value
     if depth and isinstance(value, Mapping):
-        return {str(key): plain(item, leaf, depth - 1) for key, item in value.items()}
+        return {key_text(key): plain(item, leaf, depth - 1, key_text) for key, item in value.items()}
     if depth and isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, leaf, depth - 1) for item in value]
+        return [plain(item, leaf, depth - 1, key_text) for item in value]
     return leaf(value)
 
 

@@ -19,10 +19,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 import root_dash
+from root_dash.monitor.layers import watched_layers
 from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.recorder import Recorder
+from root_dash.monitor.writing.sink import Sink
 from root_dash.optim.observation import Observation
 from root_dash.optim.root import ROOT
-from root_dash.records import histogram_edges, statistic_names
+from root_dash.records import Run, histogram_edges, statistic_names
 from root_dash.store.store import Store
 from tests.monitor.training import (
     EVERY_STEP,
@@ -381,3 +384,21 @@ def test_importing_root_dash_imports_no_torch() -> None:
     """A dashboard host needs none."""
     code = "import sys, root_dash, root_dash.records, root_dash.store.store; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ), timeout=LIMIT_SECONDS)
+
+
+@pytest.mark.parametrize("build", [root, sgd, muon])
+def test_a_step_before_the_run_has_begun_is_not_of_the_run(build: Build, tmp_path: Path) -> None:
+    """Another thread may step while a database is opened: such a step is neither stored, nor counted as stored."""
+    model = Model()
+    optimizers = build(model)
+    layers, positions = watched_layers(model, optimizers, "*", ())
+
+    def begin() -> Sink:
+        train(model, optimizers, 2)
+        return Store.create(tmp_path / "run.db").begin(Run("test", "test", 1.7e9), layers)
+
+    with Recorder(optimizers, positions, begin, cadence=EVERY_STEP, outlier_quantile=0.9) as run:
+        train(model, optimizers, 3)
+    assert (run.step, run.stored, run.lost, run.failures) == (3, 3, 0, 0)
+    with root_dash.open(tmp_path / "run.db") as store:
+        assert [(notice.seq, notice.step) for notice in store.frames(1)] == [(0, 1), (1, 2), (2, 3)]

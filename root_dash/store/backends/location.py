@@ -57,7 +57,10 @@ def parse(given: LocationLike) -> Location:
             f"db must be the path of a SQLite file or a URL postgresql://user:password@host/database, got one of {name}"
         )
     if _AFTER_SCHEME not in text:
-        raise ValueError("a URL must be given to db as text: a Path has lost one of its slashes")
+        raise ValueError(
+            "db must be a URL postgresql://user:password@host/database, given as text, got one with a single slash: "
+            "a Path has lost one of its slashes"
+        )
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):  # their text may hold the password
