@@ -25,10 +25,11 @@ def impatient(
     optimizers: Sequence[Optimizer],
     lock_seconds: float,
     max_overhead: float | None = None,
+    name: str = "run",
 ) -> Recorder:
     """Watch a model as `root_dash.watch` does, into a database that waits `lock_seconds` for a lock."""
     layers, positions = watched_layers(model, optimizers, "*", ())
-    run = Run(uuid.uuid4().hex, "run", 1.7e9)
+    run = Run(uuid.uuid4().hex, name, 1.7e9)
 
     def begin() -> Sink:
         store = Store.create(path, Limits(lock_seconds=lock_seconds))

@@ -124,11 +124,9 @@ def test_creating_again_keeps_what_is_there(tmp_path: Path) -> None:
         assert [run.uid for run in store.runs()] == ["run-2", "run-1"]
 
 
-def test_many_may_create_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_may_create_at_once(tmp_path: Path) -> None:
     """Threads that create the same file at the same moment all get a working store."""
-    monkeypatch.setattr(
-        "root_dash.store.backends.sqlite.BUSY_TIMEOUT", LIMIT_SECONDS
-    )  # on a busy machine they wait for longer
+    limits = Limits(lock_seconds=LIMIT_SECONDS)  # on a busy machine they wait for longer
     path = tmp_path / "x.db"
     failures: list[BaseException] = []
     start = threading.Barrier(8)
@@ -136,7 +134,7 @@ def test_many_may_create_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def work(n: int) -> None:
         start.wait()
         try:
-            record(path, 3, uid=f"run-{n}")
+            record(path, 3, uid=f"run-{n}", limits=limits)
         except BaseException as error:
             failures.append(error)
 
