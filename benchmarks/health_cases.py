@@ -1,4 +1,4 @@
-"""Trainings for benchmarks/health.py: small models of several families, healthy and sick, recorded by the real recorder.
+"""Trainings for benchmarks/health.py: small models, healthy and sick, recorded by the real recorder.
 
 A recording keeps what `Health` reads of the frames, as arrays, in one compressed file: rules can be run again on it in
 milliseconds, at any thinning.
@@ -346,7 +346,9 @@ def save(recording: Recording, path: Path) -> None:
     for index, frame in enumerate(frames):
         statistics[index, frame.layers] = frame.statistics
         present[index, frame.layers] = True
-    spectra = [(i, p, [named[n] for n in SPECTRAL]) for i, f in enumerate(frames) for p, (_, named) in f.spectra.items()]
+    spectra = [
+        (i, p, [named[n] for n in SPECTRAL]) for i, f in enumerate(frames) for p, (_, named) in f.spectra.items()
+    ]
     masks = [(i, p, [named[n] for n in MASKED]) for i, f in enumerate(frames) for p, (_, named) in f.masks.items()]
     rows = [m.row_totals for f in frames for m, _ in f.masks.values()]
     cols = [m.col_totals for f in frames for m, _ in f.masks.values()]

@@ -58,6 +58,7 @@ class AbsoluteRules:
         arrays: dict[str, NDArray[np.generic]] = {
             "seen": np.zeros(count, np.int64),
             "longest_zero": np.zeros(count, np.int64),
+            "longest_absence": np.zeros(count, np.int64),
             "weight": np.full(count, np.nan),
             "moved": np.full(count, np.nan),
             "weight_step": np.full(count, -1, np.int64),
@@ -85,6 +86,8 @@ class AbsoluteRules:
         longest = self._int("longest_zero")
         # A mixture of experts leaves experts without tokens: what has been zero before may be zero as long again.
         longest[:] = np.where(present & ~zero, np.maximum(longest, streak), longest)
+        absence = self._int("longest_absence")
+        absence[:] = np.where(recorded, np.maximum(absence, self._int("no-gradient.streak")), absence)
         seen += present & ~zero
         known = seen >= SEEN
         yield from self._hold(
@@ -93,7 +96,7 @@ class AbsoluteRules:
         )  # fmt: skip
         absent = ~recorded & known
         yield from self._hold(
-            step, "no-gradient", absent, np.ones(len(absent), bool), np.full(len(absent), HOLD),
+            step, "no-gradient", absent, np.ones(len(absent), bool), np.maximum(HOLD, 3 * absence),
             lambda i: ("gradient is missing: the layer is frozen or unused", {}), "note",
         )  # fmt: skip
         with np.errstate(invalid="ignore"):

@@ -32,8 +32,8 @@ OPENING = 24
 SMOOTHING = 5
 """Samples whose median is what is judged: a single sample, however odd, is no fault."""
 
-WIDENING = 1.25
-"""The bound of a baseline of n samples is 1 + `WIDENING` `OPENING` / n times as wide as that of one that has seen everything."""
+WIDENING = 1.0
+"""The bound of a baseline that has seen n samples is wider by the factor 1 + `WIDENING` `OPENING` / n."""
 
 HOLD = 2
 """Smoothed samples in a row beyond the bound before a fault is one."""
@@ -138,8 +138,12 @@ class Baselines:
         known = sampled & (self._count >= self._opening)
         deviation, peers = self._deviation(values, known)
         count = np.maximum(self._count, 1)
-        bound = self.caution * (1.0 + WIDENING * self._opening / count) * np.maximum(
-            np.maximum(BY_MAD * self.sigma, BY_EXTREME * self._extreme), np.maximum(self.floor, BY_PEERS * peers)
+        bound = (
+            self.caution
+            * (1.0 + WIDENING * self._opening / count)
+            * np.maximum(
+                np.maximum(BY_MAD * self.sigma, BY_EXTREME * self._extreme), np.maximum(self.floor, BY_PEERS * peers)
+            )
         )
         size = np.abs(deviation)
         score = np.where(known, size / np.where(known, bound, 1.0), 0.0)
@@ -157,10 +161,12 @@ class Baselines:
         return Judgement(score, deviation, begun, ended)
 
     def _smoothed(self, step: int, values: Float64Array) -> tuple[Float64Array, NDArray[np.int64]]:
-        """Return the medians of the last `SMOOTHING` samples (R, C), NaN without a sample, and the middle one's step."""
+        """Return the medians of the last `SMOOTHING` samples (R, C), NaN without one, and the middle one's step."""
         sampled = np.isfinite(values)
         self._recent = np.where(sampled, np.concatenate([self._recent[1:], values[None]]), self._recent)
-        self._steps = np.where(sampled, np.concatenate([self._steps[1:], np.full((1, *values.shape), step)]), self._steps)
+        self._steps = np.where(
+            sampled, np.concatenate([self._steps[1:], np.full((1, *values.shape), step)]), self._steps
+        )
         full = sampled & (self._steps[0] >= 0)
         ordered = np.sort(self._recent, axis=0)
         return np.where(full, ordered[self._smoothing // 2], np.nan), self._steps[self._smoothing // 2]
@@ -179,7 +185,13 @@ class Baselines:
         return np.where(self.direction * own < 0, 0.0, own), peers
 
     def _follow(
-        self, step: int, begins: NDArray[np.int64], score: Float64Array, deviation: Float64Array, known: Bools, beyond: Bools
+        self,
+        step: int,
+        begins: NDArray[np.int64],
+        score: Float64Array,
+        deviation: Float64Array,
+        known: Bools,
+        beyond: Bools,
     ) -> None:
         """Count samples in a row, and keep the step at which the deviation began to rise."""
         sign = np.sign(deviation)
@@ -237,9 +249,7 @@ class Baselines:
 
     def grow(self, rows: int, floor: Float64Array) -> None:
         """Add rows at the end, which have seen nothing yet; `floor` is (C,) or (rows, C)."""
-        new = Baselines(
-            rows, floor, self.direction, self.caution, opening=self._opening, smoothing=self._smoothing
-        )
+        new = Baselines(rows, floor, self.direction, self.caution, opening=self._opening, smoothing=self._smoothing)
         for name, array in self.state().items():
             if name != "tick":
                 axis = 1 if array.ndim == 3 else 0

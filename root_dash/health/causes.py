@@ -73,10 +73,19 @@ class Causes:
             root for root in self._roots if root.ended is None or scene.sample - root.ended <= AFTERMATH
         ]  # fmt: skip
         begun: list[Verdict] = []
+        changed: list[Verdict] = []
+        single = sorted((one for one in findings if one.layer is not None), key=lambda one: (one.since, -one.score))
+        first = [one for one in single if one.rule == nonfinite.RULE and one.severity == "critical"]
+        begun += [self._begin(one, None, scene) for one in first]
         whole = [one for one in findings if one.layer is None]
         for one in sorted(whole, key=lambda one: _RUN_ORDER.index(one.rule)):
+            spike = self.open.get((None, run_rules.LOSS_RULE))
+            if one.rule == run_rules.DIVERGENCE_RULE and spike is not None:
+                worse = replace(spike, severity="critical", text=f"{spike.text} {_sentence(one.what)}")
+                self.open[None, run_rules.LOSS_RULE] = worse
+                changed.append(worse)
+                continue
             begun.append(self._begin(one, self._above_run(one), scene))
-        single = sorted((one for one in findings if one.layer is not None), key=lambda one: (one.since, -one.score))
         frozen = [one for one in single if one.rule == FROZEN_RULE]
         if len(frozen) > 1:
             names = ", ".join(self._name(one.layer) for one in frozen[:3])
@@ -95,7 +104,7 @@ class Causes:
             follows = parent is not None and one.rule != nonfinite.RULE
             begun.append(self._begin(replace(one, severity="note") if follows else one, parent, scene))
         many_ended = self._end_many(scene)
-        return Changes(tuple(begun), (), (*ended, *many_ended))
+        return Changes(tuple(begun), tuple(changed), (*ended, *many_ended))
 
     def note(self, one: Finding, scene: Scene) -> Verdict:
         """Return a verdict about something that happened once and is over."""
@@ -196,7 +205,7 @@ class Causes:
         return "the run" if layer is None else self.names[layer]
 
     def _text(self, one: Finding, parent: _Root | None, scene: Scene) -> str:
-        text = f"{self.names[one.layer]}: {one.what}" if one.layer is not None else f"{one.what[0].upper()}{one.what[1:]}"
+        text = f"{self.names[one.layer]}: {one.what}" if one.layer is not None else _sentence(one.what)[:-1]
         if parent is not None:
             where = self._name(parent.layer)
             return f"{text}; it follows from verdict {parent.id}, {parent.rule} of {where} since step {parent.since:,}."
@@ -223,3 +232,7 @@ class Causes:
         self._count = state["count"]
         self.open = {(layer, rule): from_json(verdict) for layer, rule, verdict in state["open"]}
         self._roots = [_Root(*root) for root in state["roots"]]
+
+
+def _sentence(clause: str) -> str:
+    return f"{clause[0].upper()}{clause[1:]}."

@@ -22,7 +22,7 @@ BLOCK = 16
 OPENING = 5
 """Blocks before drift is judged."""
 
-FLOOR = math.log(4.0)
+FLOOR = math.log(3.0)
 """Least bound of the drift of log ‖G‖ relative to the other layers."""
 
 FEWEST_LAYERS = 4
@@ -37,7 +37,7 @@ class Drift:
     def __init__(self, layers: Sequence[Layer]) -> None:
         count = len(layers)
         self._baselines = Baselines(
-            count, floors_of([_SIGNAL], layers), np.array([0]), 1.2, opening=OPENING, smoothing=1
+            count, floors_of([_SIGNAL], layers), np.array([0]), 0.85, opening=OPENING, smoothing=1
         )  # fmt: skip
         self._block = np.full((BLOCK, count), np.nan)
         self._filled = np.zeros(2, np.int64)  # samples in the block, and the step of its first one

@@ -83,7 +83,7 @@ class Health:
         self._worst = np.full((MASKS_KEPT, 2, count, ROWS_KEPT), -1, np.int64)
         self._sample = 0
         self.scores = np.zeros(count, np.float32)
-        """Each layer's worst score in the last frame: its deviation over the rule's bound, above 1 is beyond it, (L,)."""
+        """Each layer's worst score in the last frame: deviation over the rule's bound, (L,)."""
         self.worst_rules = np.zeros(count, np.int16)
         """Index in `RULES` of the rule that each layer's score belongs to, (L,)."""
 
@@ -121,7 +121,10 @@ class Health:
             self._sample += 1
         found += self._judge_sparse(frame)
         if frame.lost:
-            what, evidence = f"{frame.lost} frames were lost before this one", {"lost": Measured(float(frame.lost), 0.0)}
+            what, evidence = (
+                f"{frame.lost} frames were lost before this one",
+                {"lost": Measured(float(frame.lost), 0.0)},
+            )
             found.append(Finding(None, LOST_RULE, "note", frame.step, what, evidence))
         if not found:
             return Changes()

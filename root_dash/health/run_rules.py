@@ -55,9 +55,7 @@ class RunRules:
         """Whether loss or gradients of the run lie beyond their bounds."""
         return bool((self._baselines.streak > 0).any())
 
-    def judge(
-        self, step: int, columns: Columns, loss: float | None
-    ) -> Iterator[Finding | Ending]:
+    def judge(self, step: int, columns: Columns, loss: float | None) -> Iterator[Finding | Ending]:
         """Yield what begins and ends in a frame."""
         yield from self._judge_rate(step, columns)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -155,5 +153,3 @@ class RunRules:
 def loss_of(scalars: Mapping[str, float]) -> float | None:
     """Return the training loss among a frame's scalars; None if none of `LOSS_NAMES` was logged."""
     return next((float(scalars[name]) for name in LOSS_NAMES if name in scalars), None)
-
-

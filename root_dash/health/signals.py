@@ -70,7 +70,7 @@ def _outlier_energy(columns: Columns, sizes: Float64Array) -> Float64Array:
 SIGNALS: tuple[Signal, ...] = (
     Signal("grad_norm", lambda c, n: _log(c["grad_norm"]), math.log(2.5), "gradient-explosion", "gradient-collapse"),
     Signal("grad_abs_max", _peak, math.log(1.8), "outlier-entries", caution=1.1),
-    Signal("grad_kurtosis", lambda c, n: _log(c["grad_kurtosis"] + 4.0), math.log(2.5), "heavy-tails", caution=1.4),
+    Signal("grad_kurtosis", lambda c, n: _log(c["grad_kurtosis"] + 4.0), math.log(2.5), "heavy-tails", caution=1.6),
     Signal("outlier_energy", _outlier_energy, math.log(3.0), "outlier-energy", caution=1.4),
     Signal("grad_zero", lambda c, n: _log(1.0 - c["grad_zero"] / n), math.log(1.5), down="dead-rows"),
     Signal("update_norm", lambda c, n: _log(c["update_norm"]), math.log(2.5), "update-jump", "update-collapse", 1.2),
@@ -104,5 +104,5 @@ def floors_of(signals: Sequence[Signal], layers: Sequence[Layer]) -> Float64Arra
     A statistic of n entries scatters with 1 / sqrt(n): at 24 entries the bound is 1.8 times as wide as at infinity.
     """
     sizes = np.array([max(layer.size, 1) for layer in layers], np.float64)
-    wider = 1.0 + 5.0 / np.sqrt(sizes)
+    wider = 1.0 + 4.0 / np.sqrt(sizes)
     return np.outer(wider, [signal.floor for signal in signals])
