@@ -38,7 +38,7 @@ class RunRules:
 
     def __init__(self, count: int) -> None:
         # Columns: log loss, log norm of all gradients.
-        self._baselines = Baselines(1, np.log([1.5, 3.0]), np.array([1, 1]), np.array([1.2, 1.2]))
+        self._baselines = Baselines(1, np.log([1.2, 3.0]), np.array([1, 1]), np.array([1.0, 1.2]))
         self._rate_highest = np.full(count, -np.inf)
         self._rate_seen = np.zeros(count, np.int64)
         self._numbers = np.array([np.nan, 0.0, 0.0, -1.0, 0.0, 0.0])

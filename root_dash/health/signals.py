@@ -78,7 +78,7 @@ SIGNALS: tuple[Signal, ...] = (
 """Signals of the statistics, which come with nearly every frame."""
 
 SPARSE_SIGNALS: tuple[Signal, ...] = (
-    Signal("polar_error", lambda c, n: _log(c["polar_error"]), math.log(2.0), "polar-error"),
+    Signal("polar_error", lambda c, n: _log(c["polar_error"]), math.log(2.5), "polar-error", caution=1.3),
     Signal("outlier_row_share", lambda c, n: c["outlier_row_share"], 0.15, "outlier-rows", log=False),
     Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.15, "outlier-columns", log=False),
 )
