@@ -94,18 +94,18 @@ def _gap(frames: Sequence[Frame]) -> int:
     return int(np.median(np.diff([frame.step for frame in frames]))) or 1
 
 
-def judge(folder: Path, thin: int) -> dict[str, Any]:
+def judge(folder: Path, thin: int, only: str = "", rivals: bool = True) -> dict[str, Any]:
     """Judge all recordings of the folder: by split and rule, recall per fault, and false alarms."""
     results: dict[str, Any] = {}
     tally: dict[tuple[str, str], dict[str, list[tuple[bool, bool, float]]]] = defaultdict(lambda: defaultdict(list))
     false: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.glob(f"{only}*.npz")):
         recording = load(path)
         split, fault = path.stem.split("_")[0], recording.config["case"]["fault"]
         frames = [frame for frame in recording.frames if (frame.step - 1) % thin == 0]
         end = math.inf if recording.onset is None else recording.onset
         layer_steps = sum(len(frame.layers) for frame in frames if frame.step < end)
-        for rule in (OURS, *RIVALS):
+        for rule in (OURS, *(RIVALS if rivals else ())):
             told = told_by_us(recording, frames) if rule == OURS else told_by(rule, recording, frames)
             counts = false[split, rule]
             for place, number in enumerate((layer_steps, told.false, told.false > 0, not fault, told.critical)):
@@ -219,17 +219,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="of CPU time to record for")
     parser.add_argument("--thin", type=int, default=1, help="judge every so many-th step alone")
     parser.add_argument("--only", default="", help="judge this split alone")
+    parser.add_argument("--alone", action="store_true", help="leave out the rules that others ship")
     arguments = parser.parse_args()
     if arguments.record:
         record(arguments.folder, arguments.full, arguments.seconds)
-    results = judge(arguments.folder, arguments.thin)
+    results = judge(arguments.folder, arguments.thin, arguments.only, not arguments.alone)
     show(results)
     speeds = [speed(layers) for layers in (150, 1500)]
     for one in speeds:
         print(", ".join(f"{name} {value:.4g}" for name, value in one.items()))
-    write_json(
-        Path(__file__), {"environment": environment(), "thin": arguments.thin, "results": results, "speed": speeds}
-    )
+    content = {"environment": environment(torch.device("cpu")), "results": results, "speed": speeds}
+    write_json(__file__, f"every {arguments.thin}. step", content)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,22 @@ _GRAD_NORM = statistic_names("statistics").index("grad_norm")
 def zscore(frames: Sequence[Frame]) -> list[Alarm]:
     """Each layer's gradient norm beyond 3 standard deviations of its last 100, at least 30 of them."""
     alarms: list[Alarm] = []
-    pasts: dict[int, deque[float]] = {}
     last: dict[int, int] = {}
+    count = 1 + max((int(frame.layers.max()) for frame in frames if len(frame.layers)), default=-1)
+    past = np.full((100, count), np.nan)
+    seen = np.zeros(count, np.int64)
     for sample, frame in enumerate(frames):
-        for layer, value in zip(frame.layers.tolist(), frame.statistics[:, _GRAD_NORM].tolist(), strict=True):
-            past = pasts.setdefault(layer, deque(maxlen=100))
-            if not math.isfinite(value):
-                _ring(alarms, last, layer, sample, frame.step)
-                continue
-            if len(past) >= 30 and abs(value - np.mean(past)) > 3.0 * np.std(past):
-                _ring(alarms, last, layer, sample, frame.step)
-            past.append(value)
+        layers, values = frame.layers, frame.statistics[:, _GRAD_NORM].astype(np.float64)
+        finite = np.isfinite(values)
+        with np.errstate(invalid="ignore"):
+            filled = np.where(np.isnan(past), 0.0, past).sum(0) / np.maximum(np.minimum(seen, 100), 1)
+            squares = np.where(np.isnan(past), 0.0, (past - filled) ** 2).sum(0) / np.maximum(np.minimum(seen, 100), 1)
+            far = np.abs(values - filled[layers]) > 3.0 * np.sqrt(squares[layers])
+        for layer in layers[~finite | (far & (seen[layers] >= 30))].tolist():
+            _ring(alarms, last, layer, sample, frame.step)
+        kept = layers[finite]
+        past[seen[kept] % 100, kept] = values[finite]
+        seen[kept] += 1
     return alarms
 
 

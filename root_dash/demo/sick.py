@@ -152,8 +152,10 @@ class OutlierRows(Fault):
 
     def before_step(self, patient: Patient, gradient: Tensor | None) -> None:
         if patient.age >= 0 and gradient is not None:
-            rows = torch.tensor([1, len(gradient) // 2]).clamp(max=len(gradient) - 1).unique()
-            gradient[rows.to(gradient.device)] *= 30.0
+            if patient.age == 0:  # the largest ones: a dead unit's row would stay 0
+                norms = gradient.flatten(1).norm(dim=1) if gradient.dim() > 1 else gradient.abs()
+                patient.memory["rows"] = norms.topk(min(2, len(norms))).indices
+            gradient[patient.memory["rows"]] *= 30.0
 
 
 class OutlierEntries(Fault):

@@ -37,6 +37,9 @@ Singular values of an orthogonalized update are about 1: at most 1.06 with ROOT'
 orthogonality error of an update without any singular value above 1 is at most 1.
 """
 
+FAR_TOO_LARGE = 10.0
+"""The same beyond which a single sample is enough: the next step may not be finite."""
+
 _RULES = ("dead-layer", "no-gradient", "update-too-large", "weight-overwritten")
 
 
@@ -104,7 +107,8 @@ class AbsoluteRules:
             error = columns["orthogonality_error"]
             too_large = self._orthogonalized & present & ((size > TOO_LARGE) | (error > TOO_LARGE))
         yield from self._hold(
-            step, "update-too-large", too_large, present, np.full(len(absent), HOLD),
+            step, "update-too-large", too_large, present,
+            np.where((size > FAR_TOO_LARGE) | (error > FAR_TOO_LARGE), 1, HOLD),
             lambda i: (
                 f"orthogonalized update has a root mean square singular value of {size[i]:.3g} and an orthogonality "
                 f"error of {error[i]:.3g}, and both should be at most about 1",

@@ -56,6 +56,9 @@ BY_MAD, BY_EXTREME, BY_PEERS = 5.0, 1.3, 5.0
 FORGETTING = 1.0 / 1000.0
 """Share of the largest harmless deviation that each sample forgets."""
 
+JOINT, JOINT_COLUMNS = 0.7, 3
+"""Score that is beyond what is usual if so many signals of one row have it in the same sample."""
+
 FEWEST_PEERS = 4
 """Layers with a sample, below which layers are not compared with each other."""
 
@@ -91,18 +94,20 @@ class Baselines:
         *,
         opening: int = OPENING,
         smoothing: int = SMOOTHING,
+        joint: bool = False,
     ) -> None:
         """Begin without any sample.
 
         `floor` (C,) or (R, C) is the least bound, `caution` (C,) a factor of all bounds. `direction` (C,) is 1 if only
         rises count, -1 if only falls do, 0 if both do.
+        With `joint`, several columns that deviate at once count for more than each of them.
         """
         columns = len(direction)
         shape = (rows, columns)
         self.floor = np.broadcast_to(floor, shape).astype(np.float64)
         self.direction = direction
         self.caution = np.broadcast_to(np.asarray(caution, np.float64), (columns,))
-        self._opening, self._smoothing = opening, smoothing
+        self._opening, self._smoothing, self._joint = opening, smoothing, joint
         self._ring = np.full((WINDOW, *shape), np.inf, np.float32)
         self._recent = np.zeros((smoothing, *shape))
         self._steps = np.full((smoothing, *shape), -1, np.int64)
@@ -147,6 +152,9 @@ class Baselines:
         )
         size = np.abs(deviation)
         score = np.where(known, size / np.where(known, bound, 1.0), 0.0)
+        if self._joint:
+            high = score > JOINT
+            score = np.where(high & (high.sum(1, keepdims=True) >= JOINT_COLUMNS), score / JOINT, score)
         beyond = score > 1.0
         self._follow(step, begins, score, deviation, known, beyond)
         begun = (self._streak >= HOLD) & ~self.open & known
@@ -249,7 +257,15 @@ class Baselines:
 
     def grow(self, rows: int, floor: Float64Array) -> None:
         """Add rows at the end, which have seen nothing yet; `floor` is (C,) or (rows, C)."""
-        new = Baselines(rows, floor, self.direction, self.caution, opening=self._opening, smoothing=self._smoothing)
+        new = Baselines(
+            rows,
+            floor,
+            self.direction,
+            self.caution,
+            opening=self._opening,
+            smoothing=self._smoothing,
+            joint=self._joint,
+        )
         for name, array in self.state().items():
             if name != "tick":
                 axis = 1 if array.ndim == 3 else 0

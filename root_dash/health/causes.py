@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from root_dash.health import nonfinite, run_rules
 from root_dash.health.findings import Ending, Finding
-from root_dash.health.verdict import Changes, Measured, Severity, Verdict, from_json, to_json
+from root_dash.health.verdict import Changes, Measured, Verdict, from_json, to_json
 
 MANY_SHARE, MANY_LEAST = 0.25, 3
 """Share and least number of layers that have to be beyond their bounds at once for the run to be blamed."""
@@ -19,7 +19,15 @@ MANY_SHARE, MANY_LEAST = 0.25, 3
 AFTERMATH = 30
 """Samples after the beginning or the end of a verdict within which new findings are taken to follow from it."""
 
-MANY_RULE, FROZEN_RULE, OVERWRITTEN_RULE = "many-layers", "no-gradient", "weight-overwritten"
+MANY_RULE, FROZEN_RULE = "many-layers", "no-gradient"
+
+_TOGETHER = {
+    FROZEN_RULE: "have no gradient any more, as if a schedule had frozen them",
+    "update-too-large": "have an orthogonalized update with singular values far above 1, as of a coefficient set that "
+    "diverges",
+    "weight-overwritten": "have a weight that something else than their optimizer wrote, as a loaded checkpoint",
+}
+"""Rules whose findings in several layers at once are one verdict about the run, and what the layers have in common."""
 
 _RUN_ORDER = (
     nonfinite.RULE, nonfinite.LOSS_RULE, run_rules.RATE_RULE, run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE,
@@ -86,19 +94,22 @@ class Causes:
                 changed.append(worse)
                 continue
             begun.append(self._begin(one, self._above_run(one), scene))
-        frozen = [one for one in single if one.rule == FROZEN_RULE]
-        if len(frozen) > 1:
-            names = ", ".join(self._name(one.layer) for one in frozen[:3])
-            what = f"{len(frozen)} layers have no gradient any more, {names} among them: a schedule that freezes them?"
-            begun.append(self._begin(replace(frozen[0], layer=None, what=what), None, scene))
-            self.open |= {(one.layer, FROZEN_RULE): self.open[None, FROZEN_RULE] for one in frozen}
-            single = [one for one in single if one.rule != FROZEN_RULE]
+        for rule, words in _TOGETHER.items():
+            same = [one for one in single if one.rule == rule]
+            if len(same) > 1:
+                names = ", ".join(self._name(one.layer) for one in same[:3])
+                what = f"{len(same)} layers at once {words}: {names}{', ...' if len(same) > 3 else ''}"
+                positions = tuple(one.layer for one in same if one.layer is not None)
+                together = replace(same[0], layer=None, what=what, candidates=positions[:8])
+                begun.append(self._begin(together, self._above_run(together), scene))
+                self.open |= {(one.layer, rule): self.open[None, rule] for one in same}
+                single = [one for one in single if one.rule != rule]
         for one in single:
             if (one.layer, one.rule) in self.open:
                 continue
             parent = self._above_layer(one, scene)
             if parent is None and one.rule not in _ALONE and self._many(one, scene):
-                many = self._many_finding(one, single, scene)
+                many = self._many_finding(one, scene)
                 begun.append(self._begin(many, None, scene))
                 parent = self._roots[-1]
             follows = parent is not None and one.rule != nonfinite.RULE
@@ -120,17 +131,12 @@ class Causes:
         others = scene.rise[scene.beyond & (np.arange(len(scene.beyond)) != one.layer)]
         return not (len(others) and one.since < others.min())
 
-    def _many_finding(self, one: Finding, single: Sequence[Finding], scene: Scene) -> Finding:
-        overwritten = [other for other in single if other.rule == OVERWRITTEN_RULE]
+    def _many_finding(self, one: Finding, scene: Scene) -> Finding:
         beyond = np.flatnonzero(scene.beyond)
         what = f"{len(beyond)} of {scene.count} layers left their usual ranges at about the same step"
-        if len(overwritten) > 1:
-            what = f"weights of {len(overwritten)} layers were overwritten: was a checkpoint loaded?"
-        elif scene.rate_jumped:
-            what += ", and the learning rate had jumped"
+        what += ", and the learning rate had jumped" if scene.rate_jumped else ""
         evidence = {"layers": Measured(float(len(beyond)), 0.0)}
-        severity: Severity = "note" if len(overwritten) > 1 else "warning"
-        return Finding(None, MANY_RULE, severity, one.since, what, evidence, one.score, tuple(beyond.tolist()[:8]))
+        return Finding(None, MANY_RULE, "warning", one.since, what, evidence, one.score, tuple(beyond.tolist()[:8]))
 
     def _above_run(self, one: Finding) -> _Root | None:
         """Return the verdict that explains a finding about the run: the earliest that began before it."""

@@ -70,7 +70,7 @@ class Health:
         self._layers = list(layers)
         count = len(layers)
         self._sizes = _sizes(layers)
-        self._fast = Baselines(count, floors_of(SIGNALS, layers), _directions(SIGNALS), _cautions(SIGNALS))
+        self._fast = Baselines(count, floors_of(SIGNALS, layers), _directions(SIGNALS), _cautions(SIGNALS), joint=True)
         self._sparse = Baselines(
             count, floors_of(SPARSE_SIGNALS, layers), _directions(SPARSE_SIGNALS), _cautions(SPARSE_SIGNALS),
             opening=SPARSE_OPENING, smoothing=SPARSE_SMOOTHING,
@@ -109,7 +109,7 @@ class Health:
         bad = self._nonfinite.bad(present, columns)
         for values in columns.values():
             values[bad] = np.nan
-        found += self._run.judge(frame.step, columns, loss)
+        found += self._run.judge(frame.step, columns, self._fast.median[:, 0], loss)
         if present.any():
             found += self._absolute.judge(frame.step, present, ~bad, columns)
             values = signals_of(SIGNALS, columns, self._sizes)

@@ -12,6 +12,7 @@ from root_dash.health.baseline import Baselines
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns
 from root_dash.health.verdict import Measured
+from root_dash.records import Float64Array
 
 LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss")
 """Names of scalars under which the training loss is looked for, the first one first."""
@@ -37,8 +38,8 @@ class RunRules:
     """The rules of this module. The learning rate is the one that the layers' updates were really scaled by."""
 
     def __init__(self, count: int) -> None:
-        # Columns: log loss, log norm of all gradients.
-        self._baselines = Baselines(1, np.log([1.2, 3.0]), np.array([1, 1]), np.array([1.0, 1.2]))
+        # Columns: log loss, middle of the layers' log gradient norms less their usual ones.
+        self._baselines = Baselines(1, np.array([math.log(1.3) / 0.7, math.log(2.0)]), np.array([1, 1]), np.array([0.7, 1.0]))
         self._rate_highest = np.full(count, -np.inf)
         self._rate_seen = np.zeros(count, np.int64)
         self._numbers = np.array([np.nan, 0.0, 0.0, -1.0, 0.0, 0.0])
@@ -55,19 +56,27 @@ class RunRules:
         """Whether loss or gradients of the run lie beyond their bounds."""
         return bool((self._baselines.streak > 0).any())
 
-    def judge(self, step: int, columns: Columns, loss: float | None) -> Iterator[Finding | Ending]:
-        """Yield what begins and ends in a frame."""
+    def judge(
+        self, step: int, columns: Columns, usual_norm: Float64Array, loss: float | None
+    ) -> Iterator[Finding | Ending]:
+        """Yield what begins and ends in a frame; `usual_norm` (L,) are the layers' usual log gradient norms."""
         yield from self._judge_rate(step, columns)
+        # Of all layers the middle one: neither one layer's fault nor one that is frozen changes it.
         with np.errstate(divide="ignore", invalid="ignore"):
-            squares = columns["grad_norm"] ** 2
-            norm = math.sqrt(float(np.nansum(squares))) if np.isfinite(squares).any() else math.nan
-        values = np.array([[math.nan if loss is None else loss, norm]])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.where(np.isfinite(values) & (values > 0), np.log(values), np.nan)
+            moved = np.log(columns["grad_norm"]) - usual_norm
+            moved = moved[np.isfinite(moved)]
+            logs = np.array(
+                [[math.nan if loss is None else np.log(loss), np.median(moved) if len(moved) else math.nan]]
+            )
+        logs[~np.isfinite(logs)] = np.nan
+        values = np.exp(logs)
         self._note_beginning(loss)
         usual = np.exp(self._baselines.median[0])
         judged = self._baselines.judge(step, logs)
-        names = (("loss", LOSS_RULE, "loss"), ("grad_norm", GRADIENTS_RULE, "norm of all gradients"))
+        names = (
+            ("loss", LOSS_RULE, "loss"),
+            ("gradients", GRADIENTS_RULE, "the typical layer's gradient norm, over its usual,"),
+        )
         for column, (name, rule, words) in enumerate(names):
             value, base, since = float(values[0, column]), float(usual[column]), int(self._baselines.since[0, column])
             if judged.begun[0, column]:
