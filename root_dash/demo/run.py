@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from root_dash.demo.model import GPT
+from root_dash.demo.sick import FAULTS, make_sick
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
@@ -43,12 +44,17 @@ def demo(
     port: int | None = None,
     serve: bool = True,
     open_browser: bool = True,
+    sick: str | None = None,
 ) -> None:
     """Train a preset while recording it, with the dashboard in a process of its own; ends with Ctrl-C when serving.
 
+    With `sick`, one of `root_dash.demo.sick.FAULTS` begins after a third of the steps. The same command without it is
+    the healthy twin: same weights, same batches.
+
     Raises:
         RootDashError: an unknown preset, no positive number of steps, a device that is not there, a database or a port
-            that cannot be used, no text to train on, or a loss that is no longer finite.
+            that cannot be used, no text to train on, an unknown fault, or, if none was asked for, a loss that is no
+            longer finite.
     """
     chosen = PRESETS.get(preset)
     if chosen is None:
@@ -68,19 +74,30 @@ def demo(
         f"{len(text.train) / 1e6:.1f} MB of Python to read, {total:,} steps, recorded into {place}"
     )
     optimizers = build_optimizers(model, optimizer, chosen)
-    config = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
+    patients = ExitStack()
+    onset = max(1, total // 3)
+    if sick is not None:
+        patient = patients.enter_context(make_sick(sick, model, optimizers, onset=onset))
+        where = "the whole run" if FAULTS[sick].whole_run else patient.layer
+        console.print(f"sick from step {onset:,} on, in {where}. {FAULTS[sick].text}")
+    config: dict[str, object] = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
     # Without a budget: there is to be something to see at every step, and the frames say what it costs.
     recorder = watch(
         model,
         optimizers,
         db=db,
-        name=f"{preset} · {optimizer}",
+        name=f"{preset} · {optimizer}" + (f" · {sick}" if sick else ""),
         config=config,
         cadence=chosen.cadence,
         max_overhead=math.inf,
     )
-    with recorder, _dashboard(place, port, console, open_browser) if serve else _nothing() as server:
-        _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, target), total, console)
+    with patients, recorder, _dashboard(place, port, console, open_browser) if serve else _nothing() as server:
+        try:
+            _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, target), total, console)
+        except RootDashError as error:
+            if sick is None:
+                raise
+            console.print(f"the fault ended the training: {error}")
         recorder.close()
         lost = f", {recorder.lost} lost" if recorder.lost else ""
         console.print(f"recorded {recorder.stored:,} frames{lost}")

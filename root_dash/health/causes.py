@@ -142,9 +142,9 @@ class Causes:
         """Return the verdict that explains a finding about the run: the earliest that began before it."""
         if one.rule == nonfinite.RULE:
             return None
-        alive = [root for root in self._roots if root.ended is None and root.rule not in _ALONE]
-        not_finite = [root for root in alive if root.rule == nonfinite.RULE]
-        earlier = [root for root in alive if root.since <= one.since or root.layer is None]
+        known = [root for root in self._roots if root.rule not in _ALONE]
+        not_finite = [root for root in known if root.rule == nonfinite.RULE and root.ended is None]
+        earlier = [root for root in known if root.since <= one.since or root.layer is None]
         return next(iter(not_finite or sorted(earlier, key=lambda root: root.since)), None)
 
     def _above_layer(self, one: Finding, scene: Scene) -> _Root | None:
@@ -175,7 +175,10 @@ class Causes:
             severity=one.severity,
             since=one.since,
             text=self._text(one, parent, scene),
-            evidence=dict(one.evidence),
+            evidence={
+                name: Measured(float(value), None if usual is None else float(usual))
+                for name, (value, usual) in one.evidence.items()
+            },
             under=None if parent is None else parent.id,
             candidates=one.candidates,
         )
