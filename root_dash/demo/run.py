@@ -80,7 +80,13 @@ def demo(
         patient = patients.enter_context(make_sick(sick, model, optimizers, onset=onset))
         where = "the whole run" if FAULTS[sick].whole_run else patient.layer
         console.print(f"sick from step {onset:,} on, in {where}. {FAULTS[sick].text}")
-    config: dict[str, object] = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
+    config: dict[str, object] = {
+        "preset": preset,
+        "steps": total,
+        "batch": chosen.batch,
+        "lr": chosen.lr,
+        "parameters": parameters,
+    }
     # Without a budget: there is to be something to see at every step, and the frames say what it costs.
     recorder = watch(
         model,

@@ -95,12 +95,14 @@ class Baselines:
         opening: int = OPENING,
         smoothing: int = SMOOTHING,
         joint: bool = False,
+        hold: NDArray[np.int64] | int = HOLD,
     ) -> None:
         """Begin without any sample.
 
         `floor` (C,) or (R, C) is the least bound, `caution` (C,) a factor of all bounds. `direction` (C,) is 1 if only
         rises count, -1 if only falls do, 0 if both do.
-        With `joint`, several columns that deviate at once count for more than each of them.
+        `hold` (C,) is how many smoothed samples in a row make a fault. With `joint`, several columns that deviate at
+        once count for more than each of them.
         """
         columns = len(direction)
         shape = (rows, columns)
@@ -108,6 +110,7 @@ class Baselines:
         self.direction = direction
         self.caution = np.broadcast_to(np.asarray(caution, np.float64), (columns,))
         self._opening, self._smoothing, self._joint = opening, smoothing, joint
+        self._hold = np.broadcast_to(np.asarray(hold, np.int64), (columns,))
         self._ring = np.full((WINDOW, *shape), np.inf, np.float32)
         self._recent = np.zeros((smoothing, *shape))
         self._steps = np.full((smoothing, *shape), -1, np.int64)
@@ -157,7 +160,7 @@ class Baselines:
             score = np.where(high & (high.sum(1, keepdims=True) >= JOINT_COLUMNS), score / JOINT, score)
         beyond = score > 1.0
         self._follow(step, begins, score, deviation, known, beyond)
-        begun = (self._streak >= HOLD) & ~self.open & known
+        begun = (self._streak >= self._hold) & ~self.open & known
         self.since = np.where(begun, self._rise, self.since)
         self.open |= begun
         ended = self.open & (self._calm >= CALM)
@@ -265,6 +268,7 @@ class Baselines:
             opening=self._opening,
             smoothing=self._smoothing,
             joint=self._joint,
+            hold=self._hold,
         )
         for name, array in self.state().items():
             if name != "tick":

@@ -77,9 +77,12 @@ class Causes:
     def settle(self, findings: Sequence[Finding], endings: Sequence[Ending], scene: Scene) -> Changes:
         """Return what a frame's findings and endings make of the verdicts."""
         ended = [verdict for ending in endings if (verdict := self._end(ending, scene)) is not None]
+        above = {verdict.under for verdict in self.open.values()}
         self._roots = [
-            root for root in self._roots if root.ended is None or scene.sample - root.ended <= AFTERMATH
-        ]  # fmt: skip
+            root
+            for root in self._roots
+            if root.ended is None or root.id in above or scene.sample - root.ended <= AFTERMATH
+        ]
         begun: list[Verdict] = []
         changed: list[Verdict] = []
         single = sorted((one for one in findings if one.layer is not None), key=lambda one: (one.since, -one.score))
@@ -155,8 +158,13 @@ class Causes:
         for root in near:
             if root.rule == nonfinite.RULE and root.ended is None:
                 return root
+        mine = {
+            verdict.id if verdict.under is None else verdict.under
+            for verdict in self.open.values()
+            if verdict.layer == one.layer
+        }
         for root in near:
-            if root.layer == one.layer and root.ended is None:
+            if root.id in mine:
                 return root
         for root in near:
             if root.layer is None and root.since <= one.since + 1:

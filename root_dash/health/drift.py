@@ -12,7 +12,7 @@ from root_dash.health.baseline import Baselines
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns, Signal, floors_of
 from root_dash.health.verdict import Measured
-from root_dash.records import Layer
+from root_dash.records import Float64Array, Layer
 
 DRIFT_RULE = "slow-drift"
 
@@ -28,16 +28,23 @@ FLOOR = math.log(3.0)
 FEWEST_LAYERS = 4
 """Layers below which drift is not judged: there are no peers to tell it from the training's own."""
 
+FEWEST_ENTRIES = 256
+"""Entries below which drift is not judged: gains and biases of healthy models drift by factors of ten and more."""
+
 _SIGNAL = Signal("grad_norm", lambda c, n: c["grad_norm"], FLOOR, DRIFT_RULE, DRIFT_RULE)
 
 
 class Drift:
-    """Baselines over blocks of samples, of each layer's log gradient norm less the median of all layers'."""
+    """Baselines over blocks of samples, of each layer's log gradient norm less the median of all layers'.
+
+    A layer whose own norm has hardly moved has not drifted: its peers have.
+    """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         count = len(layers)
+        self._large = _large(layers)
         self._baselines = Baselines(
-            count, floors_of([_SIGNAL], layers), np.array([0]), 0.85, opening=OPENING, smoothing=1
+            count, _floors(layers), np.zeros(2, np.int64), 0.85, opening=OPENING, smoothing=1
         )  # fmt: skip
         self._block = np.full((BLOCK, count), np.nan)
         self._filled = np.zeros(2, np.int64)  # samples in the block, and the step of its first one
@@ -46,19 +53,25 @@ class Drift:
         """Yield what begins and ends, at the last sample of each block."""
         with np.errstate(divide="ignore", invalid="ignore"):
             logs = np.where(columns["grad_norm"] > 0, np.log(columns["grad_norm"]), np.nan)
+        logs = np.where(self._large, logs, np.nan)
         known = np.isfinite(logs)
         if known.sum() < FEWEST_LAYERS:
             return
         if self._filled[0] == 0:
             self._filled[1] = step
-        self._block[self._filled[0]] = logs - np.median(logs[known])
+        self._block[self._filled[0]] = logs
         self._filled[0] += 1
         if self._filled[0] < BLOCK:
             return
         complete = np.isfinite(self._block).all(0)
         middles = np.where(complete, np.median(np.where(complete, self._block, 0.0), axis=0), np.nan)
         self._filled[0] = 0
-        judged = self._baselines.judge(int(self._filled[1]), middles[:, None])
+        relative = middles - np.median(middles[complete]) if complete.any() else middles
+        values = np.stack([relative, middles], -1)
+        with np.errstate(invalid="ignore"):
+            moved = np.abs(values - self._baselines.median)
+            values[moved[:, 1] < 0.5 * moved[:, 0], 0] = np.nan
+        judged = self._baselines.judge(int(self._filled[1]), values)
         for i in np.flatnonzero(judged.ended[:, 0]).tolist():
             yield Ending(i, DRIFT_RULE, int(self._baselines.last[i, 0]))
         for i in np.flatnonzero(judged.begun[:, 0]).tolist():
@@ -71,7 +84,8 @@ class Drift:
 
     def grow(self, layers: Sequence[Layer]) -> None:
         """Add layers at the end."""
-        self._baselines.grow(len(layers), floors_of([_SIGNAL], layers))
+        self._baselines.grow(len(layers), _floors(layers))
+        self._large = np.concatenate([self._large, _large(layers)])
         self._block = np.concatenate([self._block, np.full((BLOCK, len(layers)), np.nan)], 1)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -87,3 +101,13 @@ class Drift:
         self._baselines.restore(
             {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
         )
+
+
+def _large(layers: Sequence[Layer]) -> NDArray[np.bool_]:
+    return np.array([layer.size >= FEWEST_ENTRIES for layer in layers], bool)
+
+
+def _floors(layers: Sequence[Layer]) -> Float64Array:
+    """Return the least bounds of the relative and of the layers' own log norms, (L, 2): the latter are not judged."""
+    floors = floors_of([_SIGNAL], layers)
+    return np.concatenate([floors, np.full_like(floors, np.inf)], 1)

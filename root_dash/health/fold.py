@@ -70,7 +70,14 @@ class Health:
         self._layers = list(layers)
         count = len(layers)
         self._sizes = _sizes(layers)
-        self._fast = Baselines(count, floors_of(SIGNALS, layers), _directions(SIGNALS), _cautions(SIGNALS), joint=True)
+        self._fast = Baselines(
+            count,
+            floors_of(SIGNALS, layers),
+            _directions(SIGNALS),
+            _cautions(SIGNALS),
+            joint=True,
+            hold=np.array([signal.hold for signal in SIGNALS]),
+        )
         self._sparse = Baselines(
             count, floors_of(SPARSE_SIGNALS, layers), _directions(SPARSE_SIGNALS), _cautions(SPARSE_SIGNALS),
             opening=SPARSE_OPENING, smoothing=SPARSE_SMOOTHING,

@@ -39,7 +39,9 @@ class RunRules:
 
     def __init__(self, count: int) -> None:
         # Columns: log loss, middle of the layers' log gradient norms less their usual ones.
-        self._baselines = Baselines(1, np.array([math.log(1.3) / 0.7, math.log(2.0)]), np.array([1, 1]), np.array([0.7, 1.0]))
+        self._baselines = Baselines(
+            1, np.array([math.log(1.3) / 0.7, math.log(2.0)]), np.array([1, 1]), np.array([0.7, 1.0])
+        )
         self._rate_highest = np.full(count, -np.inf)
         self._rate_seen = np.zeros(count, np.int64)
         self._numbers = np.array([np.nan, 0.0, 0.0, -1.0, 0.0, 0.0])

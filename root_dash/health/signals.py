@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from root_dash.health.baseline import HOLD
 from root_dash.records import Float64Array, Layer
 from root_dash.vocabulary import statistic_names
 
@@ -40,6 +41,8 @@ class Signal:
     """Rule that a fall feeds; empty if a fall is no fault."""
     caution: float = 1.0
     """Factor of all bounds, for statistics with heavier tails than most."""
+    hold: int = HOLD
+    """Smoothed samples in a row that make a fault."""
     log: bool = True
     """Whether the signal is a logarithm, so that a deviation is a factor."""
 
@@ -72,7 +75,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal("grad_abs_max", _peak, math.log(1.8), "outlier-entries", caution=1.1),
     Signal("grad_kurtosis", lambda c, n: _log(c["grad_kurtosis"] + 4.0), math.log(2.5), "heavy-tails", caution=1.6),
     Signal("outlier_energy", _outlier_energy, math.log(3.0), "outlier-energy", caution=1.4),
-    Signal("grad_zero", lambda c, n: _log(1.0 - c["grad_zero"] / n), math.log(1.5), down="dead-rows"),
+    Signal("grad_zero", lambda c, n: _log(1.0 - c["grad_zero"] / n), math.log(1.5), down="dead-rows", hold=16),
     Signal("update_norm", lambda c, n: _log(c["update_norm"]), math.log(2.5), "update-jump", "update-collapse", 1.2),
 )
 """Signals of the statistics, which come with nearly every frame."""
