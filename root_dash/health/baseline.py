@@ -44,7 +44,7 @@ CALM = 8
 RELEARN = 256
 """Samples beyond the bound after which the new level is taken as the usual one and learned from the beginning."""
 
-STAGGER = 8
+STAGGER = 16
 """Samples between two computations of a layer's median and MAD. The layers take turns."""
 
 MAD_TO_SIGMA = 1.4826
