@@ -8,7 +8,7 @@ and by those that others ship, and a table is written as JSON beside this file.
 Rules were set on the split "development" alone: families MLP and GPT, seeds of their own. What counts is "held-out":
 convolutions and recurrent networks, and other seeds of the first two.
 
-- recall: sick runs with any verdict since the onset. A note counts for `frozen`, and for nothing else.
+- recall: sick runs with any verdict since the onset. Of notes, those about drift and missing gradients count.
 - right first: the first such verdict names the sick layer, or the run if the whole run is sick.
 - onset: the verdict's `since` is within three recorded samples of the first sick step.
 - false alarms: verdicts of warning or worse in healthy runs and before the onset in sick ones, per million layer-steps.
@@ -48,7 +48,7 @@ class Told:
     """What a rule said of one recording."""
 
     alarms: tuple[Alarm, ...]
-    """Warnings and worse that stand alone, and notes about the layer `frozen` froze."""
+    """Warnings and worse that stand alone, and notes since the onset about drift or a missing gradient."""
     false: int
     critical: int
 
@@ -74,7 +74,8 @@ def told_by_us(recording: Recording, frames: Sequence[Frame]) -> Told:
     end = math.inf if recording.onset is None else recording.onset
     for frame in frames:
         for verdict in health.update(frame).begun:
-            if verdict.severity != "note" or (verdict.rule == "no-gradient" and recording.onset is not None):
+            slow = recording.onset is not None and verdict.rule in ("no-gradient", "slow-drift")
+            if verdict.severity != "note" or (slow and verdict.since >= end - 8 * _gap(frames)):
                 layer = verdict.layer
                 if layer is None and recording.target in verdict.candidates:
                     layer = recording.target

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.health import nonfinite, run_rules
+from root_dash.health.drift import DRIFT_RULE
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.verdict import Changes, Measured, Verdict, from_json, to_json
 
@@ -33,8 +34,8 @@ _RUN_ORDER = (
     nonfinite.RULE, nonfinite.LOSS_RULE, run_rules.RATE_RULE, run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE,
     run_rules.DIVERGENCE_RULE,
 )  # fmt: skip
-_ALONE = (FROZEN_RULE, MANY_RULE)
-"""Rules that explain nothing else of their layer."""
+_ALONE = (FROZEN_RULE, DRIFT_RULE)
+"""Rules whose verdicts are notes, and explain nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ class Causes:
         """Return the verdict that explains a finding about the run: the earliest that began before it."""
         if one.rule == nonfinite.RULE:
             return None
-        known = [root for root in self._roots if root.rule not in _ALONE]
+        known = [root for root in self._roots if root.rule not in (*_ALONE, MANY_RULE)]
         not_finite = [root for root in known if root.rule == nonfinite.RULE and root.ended is None]
         earlier = [root for root in known if root.since <= one.since or root.layer is None]
         return next(iter(not_finite or sorted(earlier, key=lambda root: root.since)), None)
@@ -154,14 +155,14 @@ class Causes:
         """Return the verdict that explains a finding about a layer."""
         if one.rule == FROZEN_RULE:
             return None
-        near = [root for root in self._roots if root.rule != FROZEN_RULE]
+        near = [root for root in self._roots if root.rule not in _ALONE]
         for root in near:
             if root.rule == nonfinite.RULE and root.ended is None:
                 return root
         mine = {
             verdict.id if verdict.under is None else verdict.under
             for verdict in self.open.values()
-            if verdict.layer == one.layer
+            if verdict.layer == one.layer and verdict.rule not in _ALONE
         }
         for root in near:
             if root.id in mine:

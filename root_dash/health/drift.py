@@ -15,6 +15,7 @@ from root_dash.health.verdict import Measured
 from root_dash.records import Float64Array, Layer
 
 DRIFT_RULE = "slow-drift"
+"""A note and no warning: gradients of attention that starts uniform rise thirtyfold in healthy runs."""
 
 BLOCK = 16
 """Samples whose median is one point of the slow baseline."""
@@ -80,7 +81,7 @@ class Drift:
             what = f"gradient norm has slowly {way} by a factor of {math.exp(abs(deviation)):.3g} against other layers"
             evidence = {"grad_norm": Measured(value, value / math.exp(deviation))}
             since = int(self._baselines.since[i, 0])
-            yield Finding(i, DRIFT_RULE, "warning", since, what, evidence, float(judged.score[i, 0]))
+            yield Finding(i, DRIFT_RULE, "note", since, what, evidence, float(judged.score[i, 0]))
 
     def grow(self, layers: Sequence[Layer]) -> None:
         """Add layers at the end."""
