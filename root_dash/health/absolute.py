@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import ORTHOGONALIZED, Columns
-from root_dash.health.verdict import Measured
+from root_dash.health.verdict import Measured, Severity
 from root_dash.records import Float64Array, Layer
 
 HOLD = 3
@@ -95,7 +95,8 @@ class AbsoluteRules:
         known = seen >= SEEN
         yield from self._hold(
             step, "dead-layer", zero & known, present, np.maximum(HOLD, 3 * longest),
-            lambda i: ("gradient is exactly 0 in all entries", {"grad_zero": Measured(self._sizes[i], 0.0)}), "warning",
+            lambda i: ("gradient is exactly 0 in all entries", {"grad_zero": Measured(float(self._sizes[i]), 0.0)}),
+            "warning",
         )  # fmt: skip
         absent = ~recorded & known
         yield from self._hold(
@@ -112,8 +113,8 @@ class AbsoluteRules:
             lambda i: (
                 f"orthogonalized update has a root mean square singular value of {size[i]:.3g} and an orthogonality "
                 f"error of {error[i]:.3g}, and both should be at most about 1",
-                {"update_norm": Measured(size[i] * self._root_rank[i], self._root_rank[i]),
-                 "orthogonality_error": Measured(error[i], 1.0)},
+                {"update_norm": Measured(float(size[i] * self._root_rank[i]), float(self._root_rank[i])),
+                 "orthogonality_error": Measured(float(error[i]), 1.0)},
             ), "critical",
         )  # fmt: skip
         yield from self._weights(step, present, columns)
@@ -143,15 +144,24 @@ class AbsoluteRules:
                 f"weight norm went from {old[i]:.3g} to {weight[i]:.3g} within {gap[i]} steps, and "
                 f"updates can have changed it by a factor of {np.exp(allowed[i]):.3g} at most: something else wrote "
                 "into the weight",
-                {"weight_norm": Measured(weight[i], old[i])},
+                {"weight_norm": Measured(float(weight[i]), float(old[i]))},
             ), "critical",
         )  # fmt: skip
 
-    def _hold(self, step, rule, sick, judged, hold, describe, severity):  # type: ignore[no-untyped-def]
+    def _hold(
+        self,
+        step: int,
+        rule: str,
+        sick: NDArray[np.bool_],
+        judged: NDArray[np.bool_],
+        hold: NDArray[np.int64] | int,
+        describe: Callable[[int], tuple[str, Mapping[str, Measured]]],
+        severity: Severity,
+    ) -> Iterator[Finding | Ending]:
         """Yield the findings and endings of one rule, given in which layers the sample is sick, (L,)."""
         streak, calm = self._int(f"{rule}.streak"), self._int(f"{rule}.calm")
         first, last = self._int(f"{rule}.first"), self._int(f"{rule}.last")
-        open_ = self._arrays[f"{rule}.open"]
+        open_ = self._bool(f"{rule}.open")
         first[:] = np.where(sick & (streak == 0), step, first)
         last[:] = np.where(sick, step, last)
         streak[:] = np.where(sick, streak + 1, np.where(judged, 0, streak))
@@ -167,7 +177,8 @@ class AbsoluteRules:
     def sick(self) -> NDArray[np.bool_]:
         """Return which layers have a fault by a rule of this module that is more than a note, (L,)."""
         rules = [rule for rule in _RULES if rule != "no-gradient"]
-        return np.any([self._arrays[f"{rule}.open"] for rule in rules], axis=0)
+        sick: NDArray[np.bool_] = np.any([self._bool(f"{rule}.open") for rule in rules], axis=0)
+        return sick
 
     def grow(self, layers: Sequence[Layer]) -> None:
         """Add layers; `layers` are all of them, the old ones first."""
@@ -185,6 +196,10 @@ class AbsoluteRules:
 
     def _int(self, name: str) -> NDArray[np.int64]:
         array: NDArray[np.int64] = self._arrays[name]  # type: ignore[assignment]
+        return array
+
+    def _bool(self, name: str) -> NDArray[np.bool_]:
+        array: NDArray[np.bool_] = self._arrays[name]  # type: ignore[assignment]
         return array
 
     def _float(self, name: str) -> Float64Array:

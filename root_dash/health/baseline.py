@@ -59,6 +59,13 @@ FORGETTING = 1.0 / 1000.0
 JOINT, JOINT_COLUMNS = 0.7, 3
 """Score that is beyond what is usual if so many signals of one row have it in the same sample."""
 
+FOLLOWING = 1.0 / 16.0
+"""Share of what all rows do together that the shared level follows in each sample.
+
+Without the level each row's median would follow a common shift by itself, half a window later, and rows that are a
+little later than most would look sick.
+"""
+
 FEWEST_PEERS = 4
 """Layers with a sample, below which layers are not compared with each other."""
 
@@ -115,6 +122,7 @@ class Baselines:
         self._recent = np.zeros((smoothing, *shape))
         self._steps = np.full((smoothing, *shape), -1, np.int64)
         self._count = np.zeros(shape, np.int64)
+        self._level = np.zeros(columns)
         self.median = np.full(shape, np.nan)
         self.sigma = np.full(shape, np.nan)
         self._extreme = np.zeros(shape)
@@ -130,6 +138,11 @@ class Baselines:
         self._tick = np.zeros(1, np.int64)
 
     @property
+    def usual(self) -> Float64Array:
+        """Usual values, (R, C); NaN before they are known."""
+        return self.median + self._level
+
+    @property
     def streak(self) -> NDArray[np.int64]:
         """Samples in a row beyond the bound, (R, C)."""
         return self._streak
@@ -142,6 +155,7 @@ class Baselines:
     def judge(self, step: int, values: Float64Array) -> Judgement:
         """Compare one sample (R, C), NaN where there is none, with the baselines, and learn from it."""
         values, begins = self._smoothed(step, values)
+        values = values - self._level
         sampled = np.isfinite(values)
         known = sampled & (self._count >= self._opening)
         deviation, peers = self._deviation(values, known)
@@ -189,6 +203,7 @@ class Baselines:
         enough = known.sum(0) >= FEWEST_PEERS
         if enough.any():
             common = np.where(enough, _middle(own, known), 0.0)
+            self._level = self._level + FOLLOWING * common
             relative = own - common
             peers = np.where(enough, _middle(np.abs(relative), known), 0.0)
             own = np.where(np.abs(relative) < np.abs(own), relative, own)
@@ -271,7 +286,7 @@ class Baselines:
             hold=self._hold,
         )
         for name, array in self.state().items():
-            if name != "tick":
+            if name not in ("tick", "level"):
                 axis = 1 if array.ndim == 3 else 0
                 setattr(self, _ATTRIBUTES[name], np.concatenate([array, new.state()[name]], axis))
         self.floor = np.concatenate([self.floor, new.floor])
@@ -298,6 +313,7 @@ _ATTRIBUTES = {
     "recent": "_recent",
     "steps": "_steps",
     "count": "_count",
+    "level": "_level",
     "median": "median",
     "sigma": "sigma",
     "extreme": "_extreme",
@@ -317,7 +333,8 @@ _ATTRIBUTES = {
 def _middle(values: Float64Array, known: Bools) -> Float64Array:
     """Return the medians over the rows of what is known, (R, C) -> (C,); not meaningful for a column without any."""
     ordered = np.sort(np.where(known, values, np.inf), axis=0)
-    return _median_of_first(ordered[:, None, :], known.sum(0)[None, :])[0]
+    medians: Float64Array = _median_of_first(ordered[:, None, :], known.sum(0)[None, :])[0]
+    return medians
 
 
 def _median_of_first(ordered: Float64Array, counts: NDArray[np.int64]) -> Float64Array:
@@ -326,4 +343,5 @@ def _median_of_first(ordered: Float64Array, counts: NDArray[np.int64]) -> Float6
     at = np.take_along_axis(ordered, np.minimum(places, len(ordered) - 1), 0)
     with np.errstate(invalid="ignore"):
         middle = 0.5 * (at[0] + at[1])
-    return np.where(counts > 0, np.where(np.isfinite(middle), middle, 0.0), 0.0)
+    medians: Float64Array = np.where((counts > 0) & np.isfinite(middle), middle, 0.0)
+    return medians

@@ -70,7 +70,7 @@ class Drift:
         relative = middles - np.median(middles[complete]) if complete.any() else middles
         values = np.stack([relative, middles], -1)
         with np.errstate(invalid="ignore"):
-            moved = np.abs(values - self._baselines.median)
+            moved = np.abs(values - self._baselines.usual)
             values[moved[:, 1] < 0.5 * moved[:, 0], 0] = np.nan
         judged = self._baselines.judge(int(self._filled[1]), values)
         for i in np.flatnonzero(judged.ended[:, 0]).tolist():

@@ -116,11 +116,11 @@ class Health:
         bad = self._nonfinite.bad(present, columns)
         for values in columns.values():
             values[bad] = np.nan
-        found += self._run.judge(frame.step, columns, self._fast.median[:, 0], loss)
+        found += self._run.judge(frame.step, columns, self._fast.usual[:, 0], loss)
         if present.any():
             found += self._absolute.judge(frame.step, present, ~bad, columns)
             values = signals_of(SIGNALS, columns, self._sizes)
-            usual = self._fast.median.copy()
+            usual = self._fast.usual
             fast = self._fast.judge(frame.step, values)
             found += self._findings(SIGNALS, self._fast, fast, columns, usual)
             found += self._drift.judge(frame.step, columns)
@@ -186,7 +186,7 @@ class Health:
                 kept = worst[outlying(totals)[worst]]
                 self._worst[0, side, position] = -1
                 self._worst[0, side, position, : len(kept)] = kept
-        usual = self._sparse.median.copy()
+        usual = self._sparse.usual
         judged = self._sparse.judge(frame.step, signals_of(SPARSE_SIGNALS, columns, self._sizes))
         yield from self._findings(SPARSE_SIGNALS, self._sparse, judged, columns, usual)
 
@@ -251,7 +251,7 @@ class Health:
         arrays |= {"worst": self._worst, "scores": self.scores, "worst_rules": self.worst_rules}
         arrays["rest"] = np.frombuffer(json.dumps(rest).encode(), np.uint8)
         file = io.BytesIO()
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
         return file.getvalue()
 
     @classmethod

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from root_dash.health import baseline
@@ -24,6 +24,7 @@ def one(floor: float = 0.5, direction: int = 0) -> Baselines:
     return Baselines(1, np.array([floor]), np.array([direction]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=baseline.OPENING + baseline.SMOOTHING, max_size=200))
 def test_median_and_deviation_are_those_of_the_last_window(samples: list[float]) -> None:
     """An independent computation in plain Python, of everything that was learned, gives the same numbers."""
