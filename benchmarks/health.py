@@ -30,7 +30,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from health_cases import Recording, cases, load, save, train
+from health_cases import cases, train
+from health_recordings import Recording, load, save
 from health_rivals import RIVALS, Alarm, first_alarms
 from timing import environment, write_json
 
