@@ -289,13 +289,19 @@ def demo(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 8050, else any free port.")] = None,
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Show the dashboard beside the training.")] = True,
     open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+    sick: Annotated[str | None, typer.Option(metavar="NAME", help="Train with a fault; `list` shows them.")] = None,
 ) -> None:
     """Train a small model under ROOT with its dashboard beside it."""
     with _errors_in_one_line():
         if importlib.util.find_spec("torch") is None:
             raise RootDashError(missing_extra("root-dash demo", "torch", "torch"))
         from root_dash.demo import run
+        from root_dash.demo.sick import FAULTS
 
+        if sick == "list":
+            for name, fault in FAULTS.items():
+                typer.echo(f"{name:16} {fault.text}")
+            return
         run.demo(
             preset=preset.value,
             steps=steps,
@@ -305,6 +311,7 @@ def demo(
             port=port,
             serve=serve,
             open_browser=open_,
+            sick=sick,
         )
 
 

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from root_dash.defaults import default_place
 from root_dash.demo.model import GPT
+from root_dash.demo.sick import FAULTS, make_sick
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, State, build_optimizers, train
 from root_dash.exceptions import RootDashError
@@ -44,14 +45,19 @@ def demo(
     port: int | None = None,
     serve: bool = True,
     open_browser: bool = True,
+    sick: str | None = None,
 ) -> None:
     """Train a small model, record the training, and show it in a dashboard that runs in a process of its own.
 
     If the dashboard is shown, the demo ends with Ctrl-C.
 
+    With `sick`, one of `root_dash.demo.sick.FAULTS` begins after a third of the steps. The same command without it is
+    the healthy twin: same weights, same batches.
+
     Raises:
-        RootDashError: the preset is unknown, the number of steps is not positive, the device does not exist, the
-            database or the port cannot be used, there is no text to train on, or the loss is no longer finite.
+        RootDashError: the preset or the fault is unknown, the number of steps is not positive, the device does not
+            exist, the database or the port cannot be used, there is no text to train on, or the loss is no longer
+            finite although no fault was asked for.
     """
     chosen = PRESETS.get(preset)
     if chosen is None:
@@ -71,19 +77,36 @@ def demo(
         f"{len(text.train) / 1e6:.1f} MB of Python to read, {total:,} steps, recorded into {place}"
     )
     optimizers = build_optimizers(model, optimizer, chosen)
-    config = {"preset": preset, "steps": total, "batch": chosen.batch, "lr": chosen.lr, "parameters": parameters}
+    patients = ExitStack()
+    onset = max(1, total // 3)
+    if sick is not None:
+        patient = patients.enter_context(make_sick(sick, model, optimizers, onset=onset))
+        where = "the whole run" if FAULTS[sick].whole_run else patient.layer
+        console.print(f"sick from step {onset:,} on, in {where}. {FAULTS[sick].text}")
+    config: dict[str, object] = {
+        "preset": preset,
+        "steps": total,
+        "batch": chosen.batch,
+        "lr": chosen.lr,
+        "parameters": parameters,
+    }
     # Without a budget, so that there is something to see at every step. The frames say how much recording costs.
     recorder = watch(
         model,
         optimizers,
         db=db,
-        name=f"{preset} · {optimizer}",
+        name=f"{preset} · {optimizer}" + (f" · {sick}" if sick else ""),
         config=config,
         cadence=chosen.cadence,
         max_overhead=math.inf,
     )
-    with recorder, _dashboard(place, port, console, open_browser) if serve else _no_dashboard() as server:
-        _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, target), total, console)
+    with patients, recorder, _dashboard(place, port, console, open_browser) if serve else _no_dashboard() as server:
+        try:
+            _train(recorder, train(model, optimizers, text, chosen, total, recorder.log, target), total, console)
+        except RootDashError as error:
+            if sick is None:
+                raise
+            console.print(f"the fault ended the training: {error}")
         recorder.close()
         lost = f", {recorder.lost} lost" if recorder.lost else ""
         console.print(f"recorded {recorder.stored:,} frames{lost}")

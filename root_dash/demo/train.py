@@ -138,7 +138,7 @@ def train(
             optimizer.step()
         model.zero_grad()
         validate = step % preset.validate_every == 0 or step == steps
-        numbers: dict[str, float | Tensor] = {"loss": loss.detach(), "lr": base[0][0] * factor}
+        numbers: dict[str, float | Tensor] = {"loss": loss.detach(), "lr": optimizers[0].param_groups[0]["lr"]}
         validation_loss = evaluate(model, held_out, device, preset.bf16) if validate else None
         if validation_loss is not None:
             numbers["val_loss"] = validation_loss

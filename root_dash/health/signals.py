@@ -1,0 +1,111 @@
+"""Signals: the numbers that are judged, made of recorded statistics on scales on which differences compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from root_dash.health.baseline import HOLD
+from root_dash.records import Float64Array, Layer
+from root_dash.vocabulary import statistic_names
+
+Columns = Mapping[str, Float64Array]
+"""Recorded statistics of all layers by name, each (L,), NaN where nothing was recorded."""
+
+ORTHOGONALIZED = ("root", "muon")
+"""`Layer.algorithm` of layers whose update is an orthogonalized matrix."""
+
+FEWEST_ENTRIES = 256
+"""Entries below which a layer's outlier energy is not judged: a tenth of them are too few to be a distribution."""
+
+_STATISTICS = {name: column for column, name in enumerate(statistic_names("statistics"))}
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A number per layer and sample, the rule that it feeds, and the words for it."""
+
+    statistic: str
+    """Name of the recorded statistic that verdicts quote."""
+    value: Callable[[Columns, Float64Array], Float64Array]
+    """The signal (L,) of the statistics and of the layers' numbers of entries (L,)."""
+    floor: float
+    """Least bound of the deviation, in the signal's own unit."""
+    up: str = ""
+    """Rule that a rise feeds; empty if a rise is no fault."""
+    down: str = ""
+    """Rule that a fall feeds; empty if a fall is no fault."""
+    caution: float = 1.0
+    """Factor of all bounds, for statistics with heavier tails than most."""
+    hold: int = HOLD
+    """Smoothed samples in a row that make a fault."""
+    log: bool = True
+    """Whether the signal is a logarithm, so that a deviation is a factor."""
+
+    @property
+    def direction(self) -> Literal[-1, 0, 1]:
+        """1 if only rises count, -1 if only falls do, 0 if both do."""
+        if self.up and self.down:
+            return 0
+        return 1 if self.up else -1
+
+
+def _log(values: Float64Array) -> Float64Array:
+    """Return logarithms; NaN where a value is not positive."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(values > 0, np.log(values), np.nan)
+
+
+def _peak(columns: Columns, sizes: Float64Array) -> Float64Array:
+    """Return log(max |G| / rms G)."""
+    return _log(columns["grad_abs_max"]) - _log(columns["grad_norm"]) + 0.5 * np.log(sizes)
+
+
+def _outlier_energy(columns: Columns, sizes: Float64Array) -> Float64Array:
+    """Return log(outlier energy + 1 %) of layers with enough entries for outliers to be counted."""
+    return np.where(sizes >= FEWEST_ENTRIES, _log(columns["outlier_energy"] + 0.01), np.nan)
+
+
+SIGNALS: tuple[Signal, ...] = (
+    Signal("grad_norm", lambda c, n: _log(c["grad_norm"]), math.log(2.5), "gradient-explosion", "gradient-collapse"),
+    Signal("grad_abs_max", _peak, math.log(1.8), "outlier-entries", caution=1.1),
+    Signal("grad_kurtosis", lambda c, n: _log(c["grad_kurtosis"] + 4.0), math.log(2.5), "heavy-tails", caution=1.6),
+    Signal("outlier_energy", _outlier_energy, math.log(3.0), "outlier-energy", caution=1.4),
+    Signal("grad_zero", lambda c, n: _log(1.0 - c["grad_zero"] / n), math.log(1.5), down="dead-rows", hold=16),
+    Signal("update_norm", lambda c, n: _log(c["update_norm"]), math.log(2.5), "update-jump", "update-collapse", 1.2),
+)
+"""Signals of the statistics, which come with nearly every frame."""
+
+SPARSE_SIGNALS: tuple[Signal, ...] = (
+    Signal("polar_error", lambda c, n: _log(c["polar_error"]), math.log(2.5), "polar-error", caution=1.3),
+    Signal("outlier_row_share", lambda c, n: c["outlier_row_share"], 0.15, "outlier-rows", log=False),
+    Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.15, "outlier-columns", log=False),
+)
+"""Signals of spectra and masks, which come seldom."""
+
+
+def columns_of(layers: np.ndarray, statistics: np.ndarray, count: int) -> dict[str, Float64Array]:
+    """Return a frame's statistics by name, each (count,), NaN for layers that are not among `layers`."""
+    table = np.full((len(_STATISTICS), count), np.nan)
+    table[:, layers] = statistics.T
+    return {name: table[column] for name, column in _STATISTICS.items()}
+
+
+def signals_of(signals: Sequence[Signal], columns: Columns, sizes: Float64Array) -> Float64Array:
+    """Return the signals of all layers as (L, S), NaN where a statistic is missing."""
+    with np.errstate(invalid="ignore"):
+        return np.stack([signal.value(columns, sizes) for signal in signals], -1)
+
+
+def floors_of(signals: Sequence[Signal], layers: Sequence[Layer]) -> Float64Array:
+    """Return the least bound of each layer and signal, (L, S): wider for layers of few entries.
+
+    A statistic of n entries scatters with 1 / sqrt(n): at 24 entries the bound is 1.8 times as wide as at infinity.
+    """
+    sizes = np.array([max(layer.size, 1) for layer in layers], np.float64)
+    wider = 1.0 + 4.0 / np.sqrt(sizes)
+    return np.outer(wider, [signal.floor for signal in signals])
