@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from root_dash import __version__
+from root_dash.cli.app import (
+    Database,
+    app,
+    database_settings,
+    errors_in_one_line,
+    local_time,
+    printable,
+    settings_with,
+)
 from root_dash.exceptions import RootDashError, missing_extra
 
-if TYPE_CHECKING:
-    from root_dash.settings import Settings
-
-app = typer.Typer(
-    help="A microscope for people who train networks with matrix optimisers.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-
-Database = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[DB]", help="A path or the URL of a PostgreSQL database. Default: ROOT_DASH_DB, else root-dash.db."
-    ),
-]
+__all__ = ["app", "main"]
 
 
 class Preset(StrEnum):
@@ -50,6 +42,14 @@ class Algorithm(StrEnum):
     ROOT = "root"
     MUON = "muon"
     ADAMW = "adamw"
+
+
+class Severity(StrEnum):
+    """The severities of verdicts, in ascending order."""
+
+    NOTE = "note"
+    WARNING = "warning"
+    CRITICAL = "critical"
 
 
 def main() -> None:
@@ -82,13 +82,13 @@ def serve(
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse recordings from elsewhere.")] = False,
 ) -> None:
     """Show a database in the browser, also while training runs write to it, here or from elsewhere."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         if token is not None and no_token:
             raise RootDashError("give --token or --no-token, not both")
         chosen: dict[str, Any] = {"db": db, "host": host, "port": port, "token": token, "write_token": write_token}
         chosen["read_only"] = read_only or None  # without the option, ROOT_DASH_READ_ONLY decides
         given = {name: value for name, value in chosen.items() if value is not None}
-        settings = _settings(**given, **({"token": None} if no_token else {}))
+        settings = settings_with(**given, **({"token": None} if no_token else {}))
         from root_dash.cli.serving import run_server
         from root_dash.store import Store, migrate
 
@@ -111,7 +111,7 @@ def sync(
     token: Annotated[str | None, typer.Option(help="The server's write token. Default: ROOT_DASH_WRITE_TOKEN.")] = None,
 ) -> None:
     """Send the frames that runs with `server=` left on this machine because they were killed or the server was away."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         from root_dash.defaults import default_spool
         from root_dash.sending import sync
 
@@ -131,8 +131,8 @@ def sync(
 @app.command()
 def runs(db: Database = None) -> None:
     """List the runs in a database, the newest first."""
-    with _errors_in_one_line():
-        settings = _database_settings(db)
+    with errors_in_one_line():
+        settings = database_settings(db)
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -145,8 +145,8 @@ def runs(db: Database = None) -> None:
         for run in found:
             table.add_row(
                 str(run.id),
-                Text(_printable(run.title)),
-                _local_time(run.started_at),
+                Text(printable(run.title)),
+                local_time(run.started_at),
                 str(run.frames),
                 str(run.lost),
                 "" if run.last_step is None else str(run.last_step),
@@ -158,8 +158,8 @@ def runs(db: Database = None) -> None:
 @app.command()
 def migrate(db: Database = None) -> None:
     """Bring a database of an older version up to date, and keep a copy of it as it was."""
-    with _errors_in_one_line():
-        settings = _database_settings(db)
+    with errors_in_one_line():
+        settings = database_settings(db)
         from root_dash.store import migrate as bring_up_to_date
         from root_dash.store import parse
         from root_dash.store.tables.versions import SCHEMA_VERSION
@@ -180,8 +180,8 @@ def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Make the summaries of all runs again.")] = False,
 ) -> None:
     """Examine a database, its file and its runs. Exit with 1 if something is wrong."""
-    with _errors_in_one_line():
-        settings = _database_settings(db)
+    with errors_in_one_line():
+        settings = database_settings(db)
         from root_dash.store import examine
         from root_dash.store import repair as summarize
 
@@ -189,7 +189,7 @@ def doctor(
             typer.echo(f"made the summaries of {summarize(settings.db)} runs again")
         findings = examine(settings.db, thorough=thorough)
         for finding in findings:
-            typer.echo(_printable(f"{finding.level:<8}{finding.what}: {finding.text}"))
+            typer.echo(printable(f"{finding.level:<8}{finding.what}: {finding.text}"))
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -213,8 +213,8 @@ def prune(
     vacuum: Annotated[bool, typer.Option("--vacuum", help="Give the free space of the file back to the disk.")] = False,
 ) -> None:
     """Remove old recordings. Nothing is ever removed without this command."""
-    with _errors_in_one_line():
-        settings = _database_settings(db)
+    with errors_in_one_line():
+        settings = database_settings(db)
         import time
         from typing import cast
 
@@ -248,12 +248,42 @@ def export(
     run: Annotated[int | None, typer.Option(help="Only this run.")] = None,
 ) -> None:
     """Write what was recorded to a file for other tools."""
-    with _errors_in_one_line():
-        settings = _database_settings(db)
+    with errors_in_one_line():
+        settings = database_settings(db)
         from root_dash.store import export as write
 
         done = write(settings.db, to, what, run=run)  # type: ignore[arg-type]  # refuses an unknown name itself
         typer.echo(f"{done.rows:,} rows in {done.path}")
+
+
+@app.command()
+def diagnose(
+    db: Database = None,
+    run: Annotated[int | None, typer.Option(help="The number of the run. Default: the newest run.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    fail_on: Annotated[Severity | None, typer.Option(help="Exit with 1 if a verdict is at least this severe.")] = None,
+) -> None:
+    """Say which layers of a recorded run need a look, since which step, and why."""
+    with errors_in_one_line():
+        settings = database_settings(db)
+        import json
+
+        from rich.console import Console
+
+        from root_dash.cli import diagnose as diagnosis
+        from root_dash.store import Store
+
+        with Store.open(settings.db) as store:
+            found = store.runs()
+            if run is None and not found:
+                raise RootDashError(f"no runs in {store.path}")
+            judged = diagnosis.diagnose(store, found[0].id if run is None else run)
+        if json_:
+            typer.echo(json.dumps(diagnosis.as_json(judged), indent=2, allow_nan=False))
+        else:
+            Console().print(diagnosis.render(judged), highlight=False)
+    if fail_on is not None and judged.is_at_least(fail_on.value):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -264,8 +294,8 @@ def calibrate(
     ] = None,
 ) -> None:
     """Fit coefficient sets to a recorded run, and compare them with the published sets on its spectra."""
-    with _errors_in_one_line():
-        settings = _database_settings(db)
+    with errors_in_one_line():
+        settings = database_settings(db)
         from rich.console import Console
 
         from root_dash.cli.calibrate import render, report
@@ -292,7 +322,7 @@ def demo(
     sick: Annotated[str | None, typer.Option(metavar="NAME", help="Train with a fault; `list` shows them.")] = None,
 ) -> None:
     """Train a small model under ROOT with its dashboard beside it."""
-    with _errors_in_one_line():
+    with errors_in_one_line():
         if importlib.util.find_spec("torch") is None:
             raise RootDashError(missing_extra("root-dash demo", "torch", "torch"))
         from root_dash.demo import run
@@ -313,64 +343,6 @@ def demo(
             open_browser=open_,
             sick=sick,
         )
-
-
-def _database_settings(db: str | None) -> Settings:
-    return _settings(**({} if db is None else {"db": db}))
-
-
-def _settings(**given: Any) -> Settings:
-    """Return the settings with these values.
-
-    Raises:
-        RootDashError: a value is wrong, also one in the environment. The message names the setting.
-    """
-    from pydantic import ValidationError
-    from pydantic_settings import SettingsError
-
-    from root_dash.settings import Settings
-
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise RootDashError(f"{place}: {message}" if place else message) from None
-    except SettingsError as error:
-        cause = error.__cause__
-        if not isinstance(cause, PermissionError):
-            raise RootDashError(str(error)) from None
-        raise RootDashError(f"{cause.filename} must be readable for the user that runs root-dash: it is not") from None
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """Print an error that a user can mend in one line, and exit with 2."""
-    try:
-        yield
-    except (RootDashError, ValueError) as error:
-        _refuse(str(error))
-
-
-def _refuse(message: str) -> NoReturn:
-    typer.echo(f"root-dash: {_printable(' '.join(message.split()))}", err=True)
-    raise typer.Exit(2)
-
-
-def _local_time(seconds: float) -> str:
-    """Return a time as local time, or in seconds since the epoch if no calendar has that time."""
-    from datetime import datetime
-
-    try:
-        return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds:g}"
-
-
-def _printable(text: str) -> str:
-    """Return a text on one line, without characters that a terminal obeys. Names come from whoever recorded them."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 if __name__ == "__main__":

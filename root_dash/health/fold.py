@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -303,7 +303,7 @@ _UP = np.array([RULES.index(signal.up) if signal.up else 0 for signal in SIGNALS
 _DOWN = np.array([RULES.index(signal.down) if signal.down else 0 for signal in SIGNALS])
 
 
-def replay(layers: Sequence[Layer], frames: Sequence[Frame]) -> list[Verdict]:
+def replay(layers: Sequence[Layer], frames: Iterable[Frame]) -> list[Verdict]:
     """Return the verdicts of a recorded run in their last form, by `id`."""
     health, verdicts = Health(layers), dict[int, Verdict]()
     for frame in frames:

@@ -1,0 +1,88 @@
+"""The command line's application, and what its commands share: settings, and errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from root_dash.exceptions import RootDashError
+
+if TYPE_CHECKING:
+    from root_dash.settings import Settings
+
+app = typer.Typer(
+    help="A microscope for people who train networks with matrix optimisers.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Database = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DB]", help="A path or the URL of a PostgreSQL database. Default: ROOT_DASH_DB, else root-dash.db."
+    ),
+]
+
+
+def database_settings(db: str | None) -> Settings:
+    """Return the settings with a database; if None, with the database that the environment or the default names."""
+    return settings_with(**({} if db is None else {"db": db}))
+
+
+def settings_with(**given: Any) -> Settings:
+    """Return the settings with these values.
+
+    Raises:
+        RootDashError: a value is wrong, also one in the environment. The message names the setting.
+    """
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from root_dash.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise RootDashError(f"{place}: {message}" if place else message) from None
+    except SettingsError as error:
+        cause = error.__cause__
+        if not isinstance(cause, PermissionError):
+            raise RootDashError(str(error)) from None
+        raise RootDashError(f"{cause.filename} must be readable for the user that runs root-dash: it is not") from None
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Print an error that a user can mend in one line, and exit with 2."""
+    try:
+        yield
+    except (RootDashError, ValueError) as error:
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    """Print an error in one line, and exit with 2."""
+    typer.echo(f"root-dash: {printable(' '.join(message.split()))}", err=True)
+    raise typer.Exit(2)
+
+
+def local_time(seconds: float) -> str:
+    """Return a time as local time, or in seconds since the epoch if no calendar has that time."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g}"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, without characters that a terminal obeys. Names come from whoever recorded them."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
