@@ -6,6 +6,7 @@ read. The tests compare the two. He et al., ROOT, https://arxiv.org/abs/2511.206
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,7 +31,8 @@ def clip_outliers(M: Tensor, quantile: float) -> Tensor:
 def schatten8(X: Tensor) -> Tensor:
     """Return 1.003 (Σ σ⁸)^(1/8), which is at least the largest singular value σ: ‖(X Xᵀ)²‖_F^(1/4)."""
     gram = X @ X.mT
-    return 1.003 * torch.linalg.matrix_norm(gram @ gram) ** 0.25
+    norm: Tensor = torch.linalg.matrix_norm(gram @ gram)
+    return 1.003 * norm**0.25
 
 
 def orthogonalize(
@@ -46,7 +48,7 @@ def orthogonalize(
 
 def match_rms_adamw(rows: int, cols: int) -> float:
     """Return the factor of the learning rate that gives the update the root mean square of AdamW's."""
-    return 0.2 * max(rows, cols) ** 0.5
+    return 0.2 * math.sqrt(max(rows, cols))
 
 
 def root_step(
