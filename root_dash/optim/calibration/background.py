@@ -2,17 +2,25 @@
 
 The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: it starts a
 thread of its own, and computes an unfinished job of the parent when the result is asked for.
+
+When the process ends, jobs that wait are dropped, and the job that runs is finished first. Python would otherwise cut
+the thread off inside of torch, whose C++ frames do not bear that: the process aborts after its training has ended.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+END_SECONDS = 60.0
+"""How long the end of the process waits for the job that runs. A calibration takes at most a few seconds."""
 
 
 class Job(Generic[T]):
@@ -45,24 +53,51 @@ class Job(Generic[T]):
         self._done = True  # set before the event, because a fork may copy the lock of the event in any state
         self._finished.set()
 
+    def cancel(self) -> None:
+        """Let `result` raise an error instead of waiting for a computation that never begins."""
+        self._error = RuntimeError("the process ended before the computation began")
+        self._done = True
+        self._finished.set()
 
-_jobs: queue.SimpleQueue[Job[Any]] = queue.SimpleQueue()
+
+_jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+"""Jobs that wait. None ends the thread."""
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
+_ended = False
 
 
 def _begin(job: Job[Any]) -> None:
     global _thread
     with _lock:
-        if _thread is None:
+        if not _ended and _thread is None:
             _thread = threading.Thread(target=_work, args=(_jobs,), name="root-dash calibration", daemon=True)
             _thread.start()
-        _jobs.put(job)
+        if not _ended:
+            return _jobs.put(job)
+    job.run()
 
 
-def _work(jobs: queue.SimpleQueue[Job[Any]]) -> None:
-    while True:
-        jobs.get().run()
+def _work(jobs: queue.SimpleQueue[Job[Any] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job.run()
+
+
+def _end() -> None:
+    """Cancel the jobs that wait, and wait for the job that runs. Later jobs run in the thread that begins them."""
+    global _ended
+    with _lock:
+        _ended = True
+        if _thread is None:
+            return
+        with suppress(queue.Empty):
+            while (job := _jobs.get_nowait()) is not None:
+                job.cancel()
+        _jobs.put(None)
+    _thread.join(END_SECONDS)
+
+
+atexit.register(_end)
 
 
 def _forget() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,54 @@ def test_the_thread_starts_with_the_first_job() -> None:
     code = "import threading, root_dash.optim.calibration.online; raise SystemExit(threading.active_count() - 1)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=LIMIT_SECONDS).returncode == 0
     assert background.Job(lambda: 1).result() == 1
+
+
+@pytest.mark.heavy
+def test_a_process_that_ends_finishes_the_job_that_runs_and_drops_the_others(tmp_path: Path) -> None:
+    """Python would cut the thread off inside of torch, and the process would abort after its training has ended."""
+    code = """
+import sys, threading, torch
+from pathlib import Path
+from root_dash.optim.calibration.background import Job
+
+begun = threading.Event()
+def compute(name):
+    begun.set()
+    for _ in range(300):
+        torch.linalg.svdvals(torch.randn(40, 40))
+    Path(sys.argv[1], name).touch()
+jobs = [Job(lambda name=name: compute(name)) for name in ("first", "second")]
+begun.wait()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+@pytest.mark.heavy
+def test_a_job_that_is_dropped_or_begun_at_the_end_keeps_nobody_waiting() -> None:
+    """What waits when the process ends has an error as its result; a job that begins then runs at once."""
+    code = """
+import atexit, threading
+
+def last():
+    try:
+        waiting.result()
+    except RuntimeError as error:
+        print(error)
+    print(Job(lambda: 7).result())
+atexit.register(last)  # runs after the end of the background thread, which registers later
+from root_dash.optim.calibration.background import Job
+begun, release = threading.Event(), threading.Event()
+running = Job(lambda: (begun.set(), release.wait()))
+waiting = Job(lambda: 1)
+begun.wait()
+atexit.register(release.set)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == ["the process ended before the computation began", "7"]
