@@ -12,6 +12,7 @@ from root_dash.exceptions import RootDashError
 
 if TYPE_CHECKING:
     from root_dash.settings import Settings
+    from root_dash.store import Store
 
 app = typer.Typer(
     help="A microscope for people who train networks with matrix optimisers.",
@@ -31,6 +32,20 @@ Database = Annotated[
 def database_settings(db: str | None) -> Settings:
     """Return the settings with a database; if None, with the database that the environment or the default names."""
     return settings_with(**({} if db is None else {"db": db}))
+
+
+def chosen_run(store: Store, run: int | None) -> int:
+    """Return the number of a run: the given number, or the newest run's.
+
+    Raises:
+        RootDashError: no number is given, and the database has no run.
+    """
+    if run is not None:
+        return run
+    found = store.runs()
+    if not found:
+        raise RootDashError(f"no runs in {store.path}")
+    return found[0].id
 
 
 def settings_with(**given: Any) -> Settings:

@@ -81,7 +81,8 @@ def render(diagnosis: Diagnosis) -> RenderableType:
     leading = [verdict for verdict in verdicts if verdict.under is None]
     table = Table(box=box.SIMPLE, pad_edge=False)
     for heading in ("severity", "layer", "since", "until", "rule", "what"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("since", "until") else "left")
+        steps, wraps = heading in ("since", "until"), heading in ("layer", "what")
+        table.add_column(heading, overflow="fold", justify="right" if steps else "left", no_wrap=not wraps)
     for verdict in leading:
         below = _below(verdict, verdicts)
         table.add_row(

@@ -17,6 +17,7 @@ from root_dash import __version__
 from root_dash.cli.app import (
     Database,
     app,
+    chosen_run,
     database_settings,
     errors_in_one_line,
     local_time,
@@ -274,10 +275,7 @@ def diagnose(
         from root_dash.store import Store
 
         with Store.open(settings.db) as store:
-            found = store.runs()
-            if run is None and not found:
-                raise RootDashError(f"no runs in {store.path}")
-            judged = diagnosis.diagnose(store, found[0].id if run is None else run)
+            judged = diagnosis.diagnose(store, chosen_run(store, run))
         if json_:
             typer.echo(json.dumps(diagnosis.as_json(judged), indent=2, allow_nan=False))
         else:
@@ -302,10 +300,7 @@ def calibrate(
         from root_dash.store import Store
 
         with Store.open(settings.db) as store:
-            found = store.runs()
-            if run is None and not found:
-                raise RootDashError(f"no runs in {store.path}")
-            rows = report(store, found[0].id if run is None else run)
+            rows = report(store, chosen_run(store, run))
         Console().print(render(rows), highlight=False)
 
 
