@@ -66,11 +66,11 @@ class NonFinite:
     def _first(self, step: int, sick: Sequence[int], columns: Columns, count: int) -> Finding:
         if len(self.origin) == 1:
             i = self.origin[0]
-            others = "" if len(sick) == 1 else f"; from it {len(sick) - 1} more of {count} layers were reached"
-            alone = f"; all other {count - 1} layers are finite" if len(sick) == 1 else others
-            return Finding(
-                i, RULE, "critical", step, _counts(columns, i) + alone, _evidence(columns, i), math.inf
-            )  # fmt: skip
+            if len(sick) == 1:
+                others = f"; all other {count - 1} layers are finite"
+            else:
+                others = f"; from it {len(sick) - 1} more of {count} layers were reached"
+            return Finding(i, RULE, "critical", step, _counts(columns, i) + others, _evidence(columns, i), math.inf)
         what = (
             f"{len(sick)} of {count} layers have gradients that are not finite, all first at the same recorded step: "
             "the origin is one of them"

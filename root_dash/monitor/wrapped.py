@@ -1,4 +1,4 @@
-"""Torch's optimizers inside of what a framework wraps around them: those whose hooks tell of every step."""
+"""Find the torch optimizers inside the wrappers of frameworks: the optimizers whose hooks fire at every step."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 INSIDE = ("optimizer", "optim", "optimizers")
-"""The attributes under which a wrapper holds what it wraps: Accelerate, DeepSpeed and Lightning use the first, torch's
-own `PostLocalSGDOptimizer` the second, torchtitan's container of several the third."""
+"""The attributes in which a wrapper holds its optimizer. Accelerate, DeepSpeed and Lightning use the first attribute,
+torch's `PostLocalSGDOptimizer` the second, and torchtitan's container of several optimizers the third."""
 
 DEEPEST = 16
-"""How many wrappers may be around an optimizer; more are an object that makes a new one whenever it is asked."""
+"""The most wrappers around an optimizer. An object with more makes a new wrapper at every access."""
 
 TAKEN = "an optimizer of torch, a wrapper with one as `optimizer` or several as `optimizers`, or a sequence of these"
 
 
 class Wrapper(Protocol):
-    """What steps as an optimizer does, and leaves the work to the optimizer inside of it.
+    """An object that steps like an optimizer and leaves the work to the optimizer inside.
 
-    A learning-rate scheduler also holds its optimizer; since it zeroes no gradients, it is no wrapper.
+    A learning-rate scheduler also holds its optimizer. A scheduler zeroes no gradients, and so is no wrapper.
     """
 
     def step(self) -> Any:
-        """Step what is inside."""
+        """Step the optimizer inside."""
 
     def zero_grad(self) -> Any:
-        """Zero the gradients of what is inside."""
+        """Zero the gradients of the optimizer inside."""
 
 
 def unwrapped(given: object) -> list[Optimizer]:
-    """Find the optimizers whose step hooks fire, in order, in what `watch` was given as its optimizer.
+    """Return the optimizers whose step hooks fire, in order, for the `optimizer` argument of `watch`.
 
-    An optimizer that was set up by torch's own constructor is taken as it is, also where it wraps another one: its
-    update is the whole one. A container is not, if the optimizers that it holds train all that it trains: it was set up
-    for its hooks alone, and the options and the state are in them.
+    An optimizer that torch's own constructor set up is returned as given, even if the optimizer wraps another: only the
+    outer optimizer has the whole update. A container is opened if its inner optimizers train all parameters of the
+    container: the inner optimizers then have the options and the state.
 
     Raises:
-        TypeError: it is or holds something else, holds nothing, or holds itself.
-        ValueError: it holds the same optimizer twice.
+        TypeError: the argument is or holds something else, holds nothing, or holds itself.
+        ValueError: the argument holds the same optimizer twice.
     """
     found = list(_found(given, "optimizer", ()))
     if len(set(map(id, found))) < len(found):
@@ -50,7 +50,7 @@ def unwrapped(given: object) -> list[Optimizer]:
 
 
 def _found(given: Any, name: str, around: tuple[object, ...]) -> Iterator[Optimizer]:
-    """The same of what is called `name` in messages, `around` which there are these wrappers and sequences."""
+    """Yield the optimizers of a value that messages call `name`; `around` holds the wrappers and sequences around."""
     if len(around) > DEEPEST or any(given is one for one in around):
         raise TypeError(f"{name} must be {TAKEN}, got one that holds itself, or is wrapped more than {DEEPEST} times")
     if _calls_hooks(given) and not _is_container(given):
@@ -72,9 +72,9 @@ def _found(given: Any, name: str, around: tuple[object, ...]) -> Iterator[Optimi
 
 
 def _calls_hooks(given: object) -> bool:
-    """Whether it is an optimizer whose step calls its hooks: torch's constructor makes both.
+    """Return whether a value is an optimizer whose step calls hooks: torch's constructor prepares both.
 
-    A wrapper may be an `Optimizer` by its class alone, and never call that constructor.
+    A wrapper can be an `Optimizer` by class alone, and never call torch's constructor.
     """
     own = "_optimizer_step_pre_hooks" in getattr(given, "__dict__", ())
     return isinstance(given, Optimizer) and own and getattr(type(given).step, "hooked", False)
@@ -92,10 +92,10 @@ def _trained(optimizer: Optimizer) -> set[Tensor]:
 
 
 def _steps(given: object) -> bool:
-    """Whether it is an object that does what an optimizer does for a training loop."""
+    """Return whether a value has the methods of an optimizer that a training loop calls."""
     return not isinstance(given, type) and all(callable(getattr(given, name, None)) for name in ("step", "zero_grad"))
 
 
 def _shown(given: object) -> str:
-    """A value in one short line, with its type."""
+    """Return a value in one short line, with its type."""
     return f"{' '.join(reprlib.repr(given).split())} ({type(given).__name__})"
