@@ -1,12 +1,11 @@
-"""The command line's application, and what its commands share: settings, and errors in one line."""
+"""The command line's application, and what its commands share: settings, texts, and errors in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from root_dash.exceptions import RootDashError
 
@@ -14,7 +13,21 @@ if TYPE_CHECKING:
     from root_dash.settings import Settings
     from root_dash.store import Store
 
+
+class Commands(TyperGroup):
+    """The commands. An error that a user can mend is printed in one line, and the exit code is 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except (RootDashError, ValueError) as error:
+            typer.echo(f"root-dash: {printable(' '.join(str(error).split()))}", err=True)
+            raise typer.Exit(2) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="A microscope for people who train networks with matrix optimisers.",
     add_completion=False,
     no_args_is_help=True,
@@ -30,15 +43,15 @@ Database = Annotated[
 
 
 def database_settings(db: str | None) -> Settings:
-    """Return the settings with a database; if None, with the database that the environment or the default names."""
+    """Return the settings with the database `db`. If None, the environment or the default names the database."""
     return settings_with(**({} if db is None else {"db": db}))
 
 
 def chosen_run(store: Store, run: int | None) -> int:
-    """Return the number of a run: the given number, or the newest run's.
+    """Return `run`, or the number of the newest run.
 
     Raises:
-        RootDashError: no number is given, and the database has no run.
+        RootDashError: `run` is None, and the database has no run.
     """
     if run is not None:
         return run
@@ -52,7 +65,7 @@ def settings_with(**given: Any) -> Settings:
     """Return the settings with these values.
 
     Raises:
-        RootDashError: a value is wrong, also one in the environment. The message names the setting.
+        RootDashError: a value is wrong, here or in the environment. The message names the setting.
     """
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
@@ -70,26 +83,11 @@ def settings_with(**given: Any) -> Settings:
         cause = error.__cause__
         if not isinstance(cause, PermissionError):
             raise RootDashError(str(error)) from None
-        raise RootDashError(f"{cause.filename} must be readable for the user that runs root-dash: it is not") from None
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Print an error that a user can mend in one line, and exit with 2."""
-    try:
-        yield
-    except (RootDashError, ValueError) as error:
-        refuse(str(error))
-
-
-def refuse(message: str) -> NoReturn:
-    """Print an error in one line, and exit with 2."""
-    typer.echo(f"root-dash: {printable(' '.join(message.split()))}", err=True)
-    raise typer.Exit(2)
+        raise RootDashError(f"{cause.filename} must be readable for the user that runs root-dash") from None
 
 
 def local_time(seconds: float) -> str:
-    """Return a time as local time, or in seconds since the epoch if no calendar has that time."""
+    """Return a time as local time, or in seconds since the epoch if the calendar does not have the time."""
     from datetime import datetime
 
     try:
@@ -99,5 +97,5 @@ def local_time(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, without characters that a terminal obeys. Names come from whoever recorded them."""
+    """Return a text without characters that a terminal obeys. The names in a database may come from anyone."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,7 +1,7 @@
 """Fit coefficient sets to a recorded run and judge them on its spectra: the body of `root-dash calibrate`.
 
-An iteration acts on singular values alone. The error of any coefficient set on a recorded spectrum therefore follows
-from the spectrum. The module needs no torch.
+An iteration acts on singular values alone, so the error of any coefficient set follows from a recorded spectrum. The
+module needs no torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PUBLISHED: tuple[tuple[Name, Normalization], ...] = (
     ("paper", "frobenius"),
     ("polar_express", "frobenius"),
 )
-"""Published coefficient sets to compare with the fitted sets. Each has the norm that it is meant for."""
+"""Published coefficient sets to compare with the fitted sets, each with the norm for which the set is made."""
 
 _SHARED_LIMIT = 1.3
 """Largest output of one triple for all steps. No such triple is both steep at zero and within 1.06."""
@@ -155,6 +155,6 @@ def _shape_text(shape: tuple[int, int]) -> str:
 
 
 def _numbers(triples: Sequence[Coefficients]) -> str:
-    """Return triples as Python and JSON write them, one on each line. A single triple has no list around it."""
+    """Return triples as Python and JSON write them, a triple on each line. A single triple has no list around it."""
     lines = [json.dumps([round(number, 5) for number in triple]) for triple in triples]
     return lines[0] if len(lines) == 1 else "[" + ",\n ".join(lines) + "]"

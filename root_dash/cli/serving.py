@@ -1,7 +1,4 @@
-"""The process that serves: API and dashboard behind one guard, on one socket.
-
-Importing this module is quick, because what the process serves is imported when it starts.
-"""
+"""The process that serves: API and dashboard behind one guard, on one socket. Importing this module is quick."""
 
 from __future__ import annotations
 
@@ -30,11 +27,8 @@ def compose(
 ) -> ASGIApp:
     """Return the whole server as one ASGI application: the API, the dashboard, and the guard in front of both.
 
-    Args:
-        settings: the settings of the server.
-        store: the store to show.
-        stopping: ends the streams when set, so that a server can shut down without waiting for them.
-        inbox: takes recordings. If None, recordings are refused.
+    `stopping` ends the streams when set, so that a server can shut down without waiting for the streams. `inbox` takes
+    recordings. If `inbox` is None, recordings are refused.
     """
     from root_dash.frontend.app import mount
     from root_dash.server.app import create_app
@@ -50,7 +44,7 @@ def listen(settings: Settings) -> socket.socket:
     """Return a socket that listens on the host and port of the settings.
 
     Raises:
-        RootDashError: the port is taken, or the host is not one of this machine's.
+        RootDashError: the port is taken, or this machine does not have the host.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -66,13 +60,12 @@ def listen(settings: Settings) -> socket.socket:
             raise
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise RootDashError(
-                f"port {settings.port} is taken: name another with --port, or 0 for a free one"
-            ) from None
+            text = f"port {settings.port} is taken: name another port with --port, or 0 for any free port"
+            raise RootDashError(text) from None
         reason = (error.strerror or str(error)).lower()
         raise RootDashError(f"cannot listen on {settings.host} port {settings.port}: {reason}") from None
     except UnicodeError:
-        raise RootDashError(f"cannot listen on {settings.host}: it is no host name") from None
+        raise RootDashError(f"cannot listen on {settings.host}: this is no host name") from None
     return listener
 
 
@@ -87,7 +80,7 @@ def _open_files() -> int:
 
 
 def page_address(settings: Settings) -> str:
-    """Return the URL of the dashboard. It contains the token, if the server asks for one."""
+    """Return the URL of the dashboard, with the token if the server asks for a token."""
     host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 (compared with)
     host = f"[{host}]" if ":" in host else host
     token = "" if settings.token is None else f"?token={quote(settings.token.get_secret_value(), safe='')}"
@@ -123,7 +116,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
     with listener:
         config = uvicorn.Config(
             compose(settings, store, stopping, inbox),
-            http=protocol(Limits(strangers=strangers)),  # on httptools, which refuses requests that h11 lets pass
+            http=protocol(Limits(strangers=strangers)),  # httptools refuses requests that h11 lets pass
             limit_concurrency=concurrent,
             access_log=False,  # the line of the first request would hold the token
             log_level="warning",

@@ -254,7 +254,7 @@ def test_a_secret_of_another_user_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         finally:
             os.seteuid(me)
     assert result.exit_code == 2
-    assert result.stderr == f"root-dash: {secret} must be readable for the user that runs root-dash: it is not\n"
+    assert result.stderr == f"root-dash: {secret} must be readable for the user that runs root-dash\n"
 
 
 def test_addresses_can_be_opened() -> None:
