@@ -1,4 +1,4 @@
-"""The bounds of a set that is fitted to a run. They depend on the form of the set and on the arithmetic."""
+"""The bounds of a set that is fitted to a run. The bounds depend on the form of the set and on the arithmetic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OnlineForm: TypeAlias = Literal["adaptive", "adanewton"]
 """The form of a fitted set: a triple per step, or the paper's one triple in all steps."""
 
 # An update in bfloat16 rounds values above 1.0586 to 1.0625, and no value may exceed 1.06. No single triple is both
-# steep at zero and calm at one: Muon's reaches 1.20.
+# steep at 0 and calm at 1: Muon's triple reaches 1.20.
 _LIMIT, _SHARED_LIMIT = 1.058, 1.3
 _HORIZON = 20  # number of steps up to which a repeated triple must keep to its limit
 _BOTTOM = 1e-3  # no σ from here up to the largest may change its sign
@@ -47,12 +47,12 @@ class Bounds(NamedTuple):
         return self.steps if self.form == "adaptive" else max(_HORIZON, self.steps)
 
     def reach(self, coefficients: Sequence[Coefficients]) -> float:
-        """Return the largest |p| after all steps; of a repeated triple, after any number up to the horizon."""
+        """Return the largest |p| after all steps; for a repeated triple, after any number up to the horizon."""
         if self.form == "adaptive":
             return supremum(coefficients, noise=self.noise)
         triple = tuple(coefficients[:1])
         return max(supremum(triple * k, noise=self.noise) for k in range(self.steps, self.horizon + 1))
 
     def hold(self, coefficients: Sequence[Coefficients]) -> bool:
-        """Return whether a set keeps to the bounds, and changes the sign of no σ above 1e-3."""
+        """Return whether a set keeps to the bounds and changes the sign of no σ above 1e-3."""
         return self.reach(coefficients) <= self.limit and infimum(coefficients, _BOTTOM, TOP, self.noise) > 0

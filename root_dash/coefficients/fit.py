@@ -45,7 +45,7 @@ __all__ = ["Fit", "fit", "infimum", "polar_error", "random_spectra", "supremum"]
 
 LIMIT, FINE_LIMIT = 1.05, 1.055
 """The limits of p. No singular value of an update may exceed 1.06, and the rounding of the update needs its share. The
-second limit, and the second noise below, are for fine arithmetic (`plan.is_fine`); the first are safe in any."""
+second limit and the second noise below are for fine arithmetic (`plan.is_fine`). The first are safe in any."""
 NOISE, FINE_NOISE = 0.012, 0.004
 """Relative error of a singular value that a set must bear between steps. Numbers in bfloat16 lie 0.4 to 0.8 % apart;
 after a first step in float32, steps in bfloat16 were never seen to need 0.3 %."""
@@ -57,7 +57,7 @@ TOP = 1.01
 _ANCHORS, _ANCHOR_RANGE = 48, (0.02, 1.0)
 _ROUNDS = 6
 _ITERATIONS = 60
-_FLOOR = 0.5  # a large singular value that ends below is as good as lost
+_FLOOR = 0.5  # a large singular value that ends below the floor is as good as lost
 _FIRM, _SOFT, _GROWTH = 10.0, 0.1, 3.0  # weight of the overshoot in the first round, and its growth per round
 _SLACK = 0.005  # distance below the limit at which the penalty begins, so that the fit slows down before the limit
 _SHARED_STARTS: tuple[Coefficients, ...] = (MUON, (2.9, -3.6, 1.6), (2.6, -3.05, 1.47), (2.5, -2.7, 1.2))
@@ -102,15 +102,15 @@ def fit(
 ) -> Fit:
     """Return the set that minimises the mean over the spectra of mean (p(σ) - 1)², the squared polar error.
 
-    A spectrum is a 1-D array of singular values of any scale; null directions are left out. `shared` means one
+    A spectrum is a 1-D array of singular values of any scale; null directions are left out. `shared` means the same
     (a, b, c) in all steps, as in the paper. The search begins at the universal set, at a calmer set and at `start`, if
-    given. `weights` has one weight per spectrum. All spectra together weigh 1, and `anchor` is the weight of points
-    spread over [0.02, 1]: a later spectrum may have values that no fitted spectrum has, and between fitted values p
-    could otherwise be anything, of either sign.
+    given. `weights` has a weight for each spectrum. All spectra together weigh 1, and `anchor` is the weight of points
+    spread over [0.02, 1]. Without these points p could be anything between fitted values, of either sign, and a later
+    spectrum may have such values.
 
     The supremum with `noise` between the steps ends at or below `limit`. A shared triple must keep to the limit after
-    any number of steps up to `horizon`, by default twice `steps`. If no triple does, the supremum is higher: look at
-    `noisy_supremum`. The same input gives the same bits.
+    any number of steps up to `horizon`, by default twice `steps`. If no triple keeps to the limit, `noisy_supremum`
+    exceeds the limit. The same input gives the same bits.
 
     Raises:
         TypeError: `steps` or `normalization` of a wrong type.
@@ -150,7 +150,7 @@ def fit(
 def supremum(coefficients: Sequence[Coefficients], top: float = TOP, noise: float = 0.0) -> float:
     """Return the largest |p| on (0, top], over every error of relative size `noise` between the steps.
 
-    The value is exact, as the module says; inf after an overflow. Noise acts between steps: a single step has none.
+    The value is exact, as the module explains; inf after an overflow. Noise acts between steps: a single step has none.
     """
     reach = top
     for step, triple in enumerate(coefficients):
@@ -164,7 +164,7 @@ def supremum(coefficients: Sequence[Coefficients], top: float = TOP, noise: floa
 def infimum(coefficients: Sequence[Coefficients], bottom: float, top: float = TOP, noise: float = 0.0) -> float:
     """Return the least p on [bottom, top], over every error of relative size `noise` between the steps.
 
-    If it is below zero, the set could reverse a direction of the matrix.
+    If the value is below zero, the set could reverse a direction of the matrix.
     """
     low, high = bottom, top
     for step, triple in enumerate(coefficients):
@@ -188,7 +188,7 @@ class _Problem:
         self.steps, self.shared, self.limit, self.noise, self.horizon = steps, shared, limit, noise, horizon
 
     def solve(self, starts: Sequence[tuple[Array, float]]) -> tuple[Array, int]:
-        """Return the best of the minima found from the starts and their first penalties, and the steps to it."""
+        """Return the best of the minima found from the starts and their first penalties, and the number of steps."""
         with np.errstate(over="ignore", invalid="ignore"):
             found = [self._solve(theta, penalty) for theta, penalty in starts]
             return min(found, key=lambda result: self._rank(result[0]))
@@ -210,7 +210,7 @@ class _Problem:
             aim, penalty = aim - min(excess, 0.01), penalty * _GROWTH
         if not self.shared and self._reach(theta) > self.limit:
             theta = theta.copy()
-            theta[-3:] *= self.limit / self._reach(theta)  # the last step's reach is proportional to it
+            theta[-3:] *= self.limit / self._reach(theta)  # the reach is proportional to the last triple
         return theta, accepted
 
     def _descend(self, theta: Array, aim: float, penalty: float) -> tuple[Array, int]:
@@ -273,8 +273,8 @@ class _Problem:
 
         The values are the images of 1.01 and of the critical points of every step, after each step up to the horizon,
         with noise that always pushes up. The supremum is the largest value; each single value is a smooth function of
-        the coefficients. Before the last step the limit is larger by a factor: the values are scaled down by this
-        factor, so that one limit serves all.
+        the coefficients. Before the last step the limit is larger by a factor, and the values are scaled down by this
+        factor.
         """
         values, slopes = np.array([TOP]), np.zeros((1, len(theta)))
         found: list[tuple[Array, Array, bool]] = []
@@ -317,7 +317,7 @@ def _critical(triple: Coefficients) -> list[float]:
     inner = 9 * b * b - 20 * a * c
     if inner < 0:
         return []
-    # The two roots in x² as q / (5c) and a / q: neither cancels, and c = 0 leaves the second.
+    # The two roots in x² are q / (5c) and a / q. Neither cancels. If c is 0, there is only the second.
     q = -(3 * b + math.copysign(math.sqrt(inner), b)) / 2
     squares = ([q / (5 * c)] if c else []) + ([a / q] if q else [])
     return [math.sqrt(square) for square in squares if square > 0]
@@ -335,8 +335,9 @@ def _triples(theta: Array, steps: int) -> tuple[Coefficients, ...]:
 def _starts(start: Sequence[Coefficients] | None, steps: int, shared: bool) -> list[tuple[Array, float]]:
     """Return the starts of the search, and the first penalty of each.
 
-    There are many minima. One start is steep at zero, for wide spectra, and one is calm. A soft penalty lets the search
-    overshoot and move further away, as rectangular spectra need; a firm penalty stays near, as square spectra need.
+    There are many minima. The steep start is for wide spectra, and the other start is calm. A soft penalty lets the
+    search overshoot and move further away, as rectangular spectra need; a firm penalty stays near, as square spectra
+    need.
     """
     if shared:
         starts = [(np.array(triple), _FIRM) for triple in _SHARED_STARTS]

@@ -95,7 +95,7 @@ def alive(spectrum: ArrayLike) -> Array:
 def representatives(values: Array) -> tuple[Array, Array]:
     """Return at most 256 values that represent ascending values, and how many values each represents.
 
-    The two ends represent themselves alone.
+    Each of the two ends represents itself alone.
     """
     if len(values) <= REPRESENTATIVES:
         return values, np.ones(len(values))

@@ -1,7 +1,7 @@
-"""The coefficient sets of the Newton-Schulz iteration, and the spectrum that a set makes of a spectrum.
+"""The coefficient sets of the Newton-Schulz iteration, and the singular values after the steps of a set.
 
-A step replaces X by a X + b (X Xᵀ) X + c (X Xᵀ)² X. It keeps the singular vectors and maps every singular value σ to
-a σ + b σ³ + c σ⁵. A set has one triple (a, b, c) per step, and the composed map sends (0, 1] close to 1. This module
+A step replaces X by a X + b (X Xᵀ) X + c (X Xᵀ)² X. The step keeps the singular vectors and maps every singular value σ
+to a σ + b σ³ + c σ⁵. A set has one triple (a, b, c) per step, and the composed map sends (0, 1] close to 1. This module
 needs the standard library alone: the dashboard evaluates sets on recorded spectra, on a host without torch.
 """
 
@@ -29,7 +29,7 @@ SCHATTEN8_MARGIN = 1.003
 # with any relative errors of up to 1.2 % between the steps, no σ from (0, 1.01] ends above 1.05, which leaves 1 % for
 # the rounding of the update. The comment of each set gives the largest end of σ from (0, 1] in exact arithmetic, and
 # the polar error on a Gaussian 512 x 512, on a 512 x 2048, and on σ log-uniform over 1..1e-3. Fewer than five steps
-# need a set of their own: the first steps of `ROBUST` alone reach 1.33.
+# need other sets: the first steps of `ROBUST` alone reach 1.33.
 ROBUST: tuple[Coefficients, ...] = (  # 1.046; 0.046, 0.030, 0.098; diverges from σ = 1.014 on
     (4.96028, -14.31837, 10.34505),
     (4.55210, -9.25023, 4.77072),
@@ -57,8 +57,7 @@ _SHORT = (ROBUST_1, ROBUST_2, ROBUST_3, ROBUST_4)
 
 # For arithmetic in which X keeps its bits until the first step (`plan.is_fine`): with errors of up to 0.4 % between the
 # steps no σ ends above 1.054. Of 22 kinds of spectra, six of them recorded, 21 end 1 to 8 % nearer to 1 than with
-# `ROBUST`, and σᵢ = 1/i ends 1.4 % farther. If all steps are in bfloat16, a set that
-# bears less noise than `ROBUST` diverges.
+# `ROBUST`, and σᵢ = 1/i ends 1.4 % farther. With all steps in bfloat16, a set that bears less noise diverges.
 ROBUST_FINE: tuple[Coefficients, ...] = (  # 1.048; 0.047, 0.030, 0.093; diverges from σ = 1.010 on
     (5.00958, -14.54507, 10.57794),
     (4.59401, -9.41639, 4.86652),
@@ -95,8 +94,8 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (
     (1.875, -1.25, 0.375),
 )
 # Each triple is fitted up to the largest σ and diverges beyond. Against rounding the authors divide the input of every
-# step but the limit by 1.01, p(σ / 1.01); microsoft/dion divides by 1.02, as here. In the first step that is
-# the same as a Frobenius norm 1.02 times as long, so the set is used with `normalization="frobenius"` as it is.
+# step but the limit by 1.01, p(σ / 1.01); microsoft/dion divides by 1.02, as here. In the first step the division has
+# the effect of a Frobenius norm 1.02 times as long, so the set needs no norm beside `normalization="frobenius"`.
 _SAFETY = 1.02
 POLAR_EXPRESS: tuple[Coefficients, ...] = (
     *((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _POLAR_EXPRESS[:-1]),
@@ -113,10 +112,10 @@ def resolve(
 ) -> tuple[Coefficients, ...]:
     """Return the `ns_steps` triples of a choice.
 
-    A name is looked up, one (a, b, c) is repeated, and a list of triples is taken as it is. `"adaptive"` and
+    A name is looked up, a single (a, b, c) is repeated, and a list of triples is taken unchanged. `"adaptive"` and
     `"adanewton"`, which are fitted to the run, give their starting sets: the universal set, and Muon's triple.
-    `"paper"` depends on the `shape` of the matrix: it takes the published set of the nearest aspect ratio, longer side
-    to shorter, on a logarithmic scale. `fine` allows sets that are safe in fine arithmetic alone (`plan.is_fine`).
+    `"paper"` needs the `shape` of the matrix, and gives the published set of the nearest aspect ratio, longer side to
+    shorter, on a logarithmic scale. `fine` allows sets that are safe in fine arithmetic alone (`plan.is_fine`).
 
     Raises:
         TypeError: a choice, a triple or a number of steps of a wrong type.

@@ -2,7 +2,7 @@
 
 In plain torch every shift, mask and comparison of the bits is a pass over memory, and the index of `scatter_add_` has
 eight bytes per entry: for the exact quantile of float32 some forty times the size of the entries. The Triton kernel
-here reads the entries twice in all, and adds to counts in global memory. Everywhere else the counts are plain torch.
+reads the entries twice in all, and adds to counts in global memory. On other devices the counts are plain torch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DigitCounter:
         """Return the counts of the first 15 bits: (L, 2^15)."""
         shift = self.layout.largest.bit_length() - TOP_BITS
         if self._by_kernel:
-            counts: Tensor = _leading(self._raw, self.layout.infinity, shift)
+            counts: Tensor = _counts(self._raw, None, self.layout.infinity, shift)
             return counts
         return _plain_counts(self._bits >> shift, None, 1 << TOP_BITS, self.dtype)
 
@@ -66,7 +66,7 @@ class DigitCounter:
         The result is (L, 2^17): 2^16 counts for each prefix. If the prefixes are equal, the second half is zero.
         """
         if self._by_kernel:
-            counts: Tensor = _following(self._raw, prefixes, self.layout.infinity, shift)
+            counts: Tensor = _counts(self._raw, prefixes, self.layout.infinity, shift)
             return counts
         leading = self._bits >> (shift + DIGIT_BITS)
         first, second = (leading == wanted for wanted in prefixes.to(self._bits.dtype).split(1, dim=1))
@@ -79,48 +79,37 @@ class DigitCounter:
 def _plain_counts(index: Tensor, counted: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
     """Return how many of the `counted` entries of each row have each index below `size`: (L, size).
 
-    Entries that do not count add zero at their own index: one common bucket would serialize a device's atomic
-    additions.
+    All other entries add zero at their own index: a common bucket would serialize a device's atomic additions.
     """
     ones = torch.ones((), dtype=dtype, device=index.device).expand_as(index) if counted is None else counted.to(dtype)
     empty = torch.zeros((len(index), size), dtype=dtype, device=index.device)
     return empty.scatter_add_(1, index.long(), ones)
 
 
-@torch.library.custom_op("root_dash::leading_counts", mutates_args=())
-def _leading(raw: Tensor, infinity: int, shift: int) -> Tensor:
-    return _launch(raw, None, infinity, shift, 1 << TOP_BITS)
-
-
-@torch.library.custom_op("root_dash::following_counts", mutates_args=())
-def _following(raw: Tensor, prefixes: Tensor, infinity: int, shift: int) -> Tensor:
-    return _launch(raw, prefixes.int().contiguous(), infinity, shift, 2 << DIGIT_BITS)
-
-
-@_leading.register_fake
-def _(raw: Tensor, infinity: int, shift: int) -> Tensor:
-    return raw.new_empty(len(raw), 1 << TOP_BITS, dtype=torch.int32)
-
-
-@_following.register_fake
-def _(raw: Tensor, prefixes: Tensor, infinity: int, shift: int) -> Tensor:
-    return raw.new_empty(len(raw), 2 << DIGIT_BITS, dtype=torch.int32)
-
-
-def _launch(raw: Tensor, prefixes: Tensor | None, infinity: int, shift: int, size: int) -> Tensor:
+@torch.library.custom_op("root_dash::digit_counts", mutates_args=())
+def _counts(raw: Tensor, prefixes: Tensor | None, infinity: int, shift: int) -> Tensor:
     return count(
         count_digits,
         raw,
-        size,
+        _size(prefixes),
         copied=prefixes is None,
-        prefixes=prefixes,
+        prefixes=None if prefixes is None else prefixes.int().contiguous(),
         INFINITY=infinity,
         LARGEST=2 ** (8 * raw.element_size() - 1) - 1,
         SHIFT=shift,
-        SIZE=size,
+        SIZE=_size(prefixes),
         DIGIT=DIGIT_BITS,
         AMONG=prefixes is not None,
     )
+
+
+@_counts.register_fake
+def _(raw: Tensor, prefixes: Tensor | None, infinity: int, shift: int) -> Tensor:
+    return raw.new_empty(len(raw), _size(prefixes), dtype=torch.int32)
+
+
+def _size(prefixes: Tensor | None) -> int:
+    return 1 << TOP_BITS if prefixes is None else 2 << DIGIT_BITS
 
 
 @kernel(do_not_specialize=("pieces", "copies"))
@@ -139,7 +128,7 @@ def count_digits(
     SHIFT: tl.constexpr,
     SIZE: tl.constexpr,
     DIGIT: tl.constexpr,
-    AMONG: tl.constexpr,  # count only entries with one of the two prefixes, by the bits after the prefix
+    AMONG: tl.constexpr,  # count only entries with either of the two prefixes, by the bits after the prefix
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):

@@ -13,8 +13,8 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}
 def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     """Start copying a tensor to the host. Return the copy, and a function that waits until the copy is complete.
 
-    On CUDA the copy runs on a stream of its own into pinned memory. The waiting thread sleeps instead of spinning. A
-    tensor on the CPU is returned as it is.
+    On CUDA the copy runs on a stream of its own into pinned memory, and the thread that waits sleeps instead of
+    spinning. A tensor on the CPU is returned unchanged.
     """
     if not tensor.is_cuda:
         return tensor, lambda: None

@@ -1,9 +1,9 @@
 """Counts of the entries of each row by their leading bits, in one pass on a GPU, for histograms and quantiles.
 
-In plain torch the key of every entry is made by several passes over memory, and `scatter_add_` reads the key as eight
-bytes: for gradients and momenta of 106 M parameters the histograms took 25 ms of an H100, and the quantiles 26. The
-Triton kernel here reads each entry once and adds to counts in global memory: 3 and 8 ms. Everywhere else
-`monitor.quantities.distribution` counts in plain torch.
+In plain torch the key of every entry needs several passes over memory, and `scatter_add_` reads the key as eight bytes:
+for gradients and momenta of 106 M parameters the histograms took 25 ms of an H100, and the quantiles 26. The Triton
+kernel reads each entry once and adds to counts in global memory: 3 and 8 ms. On other devices
+`monitor.quantities.histogram` and `quantiles` count in plain torch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ tl: Any = None  # triton.language, once a kernel is launched
 
 
 def takes(entries: Tensor) -> bool:
-    """Return whether the kernel takes entries (L, n): on a device that Triton drives, and fewer than 2^31 in a row."""
+    """Return whether the kernel takes entries (L, n): Triton must drive the device, and n must be below 2^31."""
     return available(entries) and entries.shape[1] < 2**31
 
 
 def leading_counts(entries: Tensor) -> Tensor:
     """Count entries (L, n) by the first 11 bits of their float32 (sign, exponent, 2 of the mantissa): (L, 2048), int32.
 
-    Every NaN counts as the key of all bits but the sign.
+    Every NaN has the key in which all bits but the sign are set.
     """
     counts: Tensor = _counts(entries, False)
     return counts

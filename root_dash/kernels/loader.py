@@ -1,6 +1,6 @@
-"""Loading of Triton kernels: when they can run, and how they are compiled at their first launch.
+"""Loading of Triton kernels: where kernels can run, and how they are compiled.
 
-No module of this folder imports Triton. The first launch of a kernel does.
+No module of this folder imports Triton. The first launch of a kernel imports Triton.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 def available(tensor: Tensor) -> bool:
     """Return whether Triton kernels can take this tensor. The host waits for nothing, and each device is asked once.
 
-    They take bfloat16, float16 and float32 on an NVIDIA GPU of compute capability 8.0 or more, if Triton can be
-    imported and finds its C compiler. They take no tensor for which autograd records, because they have no derivative.
-    If the environment has TRITON_INTERPRET=1, they also take tensors on the CPU, in Triton's slow interpreter.
+    Kernels take bfloat16, float16 and float32 on an NVIDIA GPU of compute capability 8.0 or more, if Triton can be
+    imported and finds its C compiler. Kernels have no derivative, so they take no tensor for which autograd records. If
+    the environment has TRITON_INTERPRET=1, they also take tensors on the CPU, in Triton's slow interpreter.
     """
     if tensor.dtype not in DTYPES or (tensor.requires_grad and torch.is_grad_enabled()):
         return False
@@ -44,15 +44,15 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
 
-# A compiler that traces `available` takes these answers for constants. `torch.compiler.assume_constant_result` does the
-# same, but imports the compiler, and Triton with it.
+# A compiler that traces `available` takes these answers for constants. `torch.compiler.assume_constant_result` has the
+# same effect, but imports the compiler, and the compiler imports Triton.
 for _answer in (runs_on, interpreted):
     vars(_answer)["_dynamo_marked_constant"] = True
 
 
 @cache
 def _probe(index: int) -> bool:
-    """Ask the device. ROCm's devices call themselves CUDA, but have less shared memory, and are left out."""
+    """Ask the device. ROCm's devices are left out: they call themselves CUDA, but have less shared memory."""
     if torch.version.hip or torch.cuda.get_device_capability(index) < (8, 0) or not importlib.util.find_spec("triton"):
         return False
     try:
@@ -74,7 +74,7 @@ class Kernel:
 
     @cached_property
     def jit(self) -> Any:
-        """The kernel as Triton has it. Puts `tl` and the helpers into the module of the kernel."""
+        """The compiled kernel. The first access puts `tl` and the helpers into the module of the kernel."""
         triton = importlib.import_module("triton")
         module = self.function.__globals__
         module["tl"] = importlib.import_module("triton.language")
@@ -89,9 +89,9 @@ class Kernel:
 def kernel(
     *, do_not_specialize: Sequence[str] = (), helpers: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a function of `tl`, a global of its module, a kernel.
+    """Return a decorator that makes a kernel of a function. The function uses `tl`, a global of its module.
 
-    `do_not_specialize` names integer arguments for whose values nothing is recompiled; `helpers` names functions of the
-    module that the kernel calls.
+    A new value of an integer argument in `do_not_specialize` needs no new compilation. `helpers` names the functions of
+    the module that the kernel calls.
     """
     return lambda function: Kernel(function, do_not_specialize, helpers)

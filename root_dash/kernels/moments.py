@@ -1,14 +1,14 @@
 """Sums over gradient and momentum on a GPU, all in one pass over both.
 
-In plain torch every sum is a pass of its own over the entries, and most write what the next pass reads: for the 124 M
-parameters of a GPT-2, 50 GB a step. The Triton kernel here reads each entry once: a program takes a piece of a row,
-block by block, keeps a block in registers for all sums over it, scaled by a power of two of its own so that nothing
-over- or underflows, and merges the blocks' moments in float64 (Pébay, "Formulas for robust, one-pass parallel
-computation of covariances and arbitrary-order statistical moments", SAND2008-6212).
+In plain torch every sum is a pass of its own over the entries, and most passes write what the next pass reads: for the
+124 M parameters of a GPT-2, 50 GB a step. The Triton kernel reads each entry once. A program takes a piece of a row,
+block by block, and keeps a block in registers for all its sums. Each block is scaled by a power of two, so that nothing
+over- or underflows. The blocks' moments are merged in float64 (Pébay, "Formulas for robust, one-pass parallel
+computation of covariances and arbitrary-order statistical moments", SAND2008-6212). On other devices the same sums are
+plain torch.
 
-The caller names the fields of each quantity, in the order in which it wants them. The kernel has one parameter for
-each field that it stores, and a caller who names other fields is refused. On every other device the same sums are plain
-torch. Importing this module imports no Triton; the first call on a GPU does.
+The caller names the fields of each quantity in any order. The kernel has a parameter for each field that it stores, and
+refuses a caller who names other fields.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PIECE_WIDTH = 2**16
 BLOCK = 2**12
 _WARPS = 8
 _FIELD = "AT_"
-"""What the names of the kernel's parameters begin with that say in which column a field is stored."""
+"""Prefix of the kernel's parameters that give the column of a field."""
 
-tl: Any = None  # triton.language, once the kernel is needed
+tl: Any = None  # triton.language, once a kernel is launched
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Return whether the kernel can be given these tensors: of equal shape, on a device that Triton drives."""
+    """Return whether the kernel takes these tensors: Triton must drive their device, and their shapes must be equal."""
     given = [tensor for tensor in tensors if tensor is not None]
     return bool(given) and all(available(tensor) and tensor.shape == given[0].shape for tensor in given)
 
@@ -47,10 +47,10 @@ def stored_fields() -> tuple[str, ...]:
 
 
 def columns(fields: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return the column of each field, for the kernel's parameters: those of a quantity stand beside one another.
+    """Return the column of each field by the kernel's parameter. The fields of a quantity have adjacent columns.
 
     Raises:
-        ValueError: the fields of the quantities are not those that the kernel stores.
+        ValueError: the kernel stores other fields.
     """
     named = [f"{quantity}.{field}" for quantity, names in fields.items() for field in names]
     stored = stored_fields()
@@ -67,11 +67,11 @@ def sums(
 ) -> dict[str, Tensor]:
     """Return the sums of gradients and momenta (L, n) by quantity, each (L, pieces, fields) in float64, of no unit.
 
-    Outliers are taken by thresholds (L,), as `optim.outliers.threshold.split` takes them. A field is 0 if it needs a
-    tensor that is not given.
+    Outliers exceed the thresholds (L,), as in `optim.outliers.threshold.split`. A field that needs a missing tensor
+    is 0.
 
     Raises:
-        ValueError: the fields of the quantities are not those that the kernel stores.
+        ValueError: the kernel stores other fields.
     """
     places = columns(fields)
     found: Tensor = _sums(gradient, momentum, threshold, [places[name] for name in _parameters() if name in places])
@@ -149,7 +149,7 @@ def _piece(
     CUT: tl.constexpr,
     PIECE: tl.constexpr,
     BLOCK: tl.constexpr,
-    FIELDS: tl.constexpr,  # columns of out, and in which of them each field is stored
+    FIELDS: tl.constexpr,  # number of columns of out, then the column of each field
     AT_MOMENTS_MEAN: tl.constexpr,
     AT_MOMENTS_SECOND: tl.constexpr,
     AT_MOMENTS_THIRD: tl.constexpr,
@@ -170,8 +170,8 @@ def _piece(
 ):
     """Store all sums of one piece of a row.
 
-    The moments are of G's finite entries, and the alignment is of the finite entries of both. The outliers are of M,
-    whatever it holds: O = M - B, B = clamp(M, -ε, ε).
+    The moments are of G's finite entries, and the alignment is of the finite entries of both. The outliers are of all
+    entries of M: O = M - B, B = clamp(M, -ε, ε).
     """
     program = tl.program_id(0)
     row = (program // pieces).to(tl.int64)
@@ -212,7 +212,7 @@ def _piece(
             second_b = tl.sum(dd, axis=0).to(tl.float64) * u * u
             third_b = tl.sum(dd * d, axis=0).to(tl.float64) * u * u * u
             fourth_b = tl.sum(dd * dd, axis=0).to(tl.float64) * u * u * u * u
-            # Two sets of entries as one.
+            # Merge the block with the blocks before.
             total = tl.maximum(count + n_b, 1.0)
             a, b = count / total, n_b / total
             shift = m_b - mean
@@ -238,7 +238,7 @@ def _piece(
             if CUT:
                 base = tl.where(tl.abs(m) <= limit, m, tl.where(m > 0, limit, -limit))
                 base = tl.where(m != m, m, base)
-                base_unit = _unit(tl.abs(base))  # its own: ε may be far from M, or M infinite
+                base_unit = _unit(tl.abs(base))  # not the unit of M: ε may be far from M, or M infinite
                 w = base_unit.to(tl.float64)
                 o = (m - base) / m_unit
                 base /= base_unit

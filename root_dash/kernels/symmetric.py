@@ -1,10 +1,10 @@
 """The two symmetric products of a Newton-Schulz step on a GPU: A = X Xᵀ and G = b A + c A².
 
-A matrix product computes all m² entries of A or G, although both are symmetric. The Triton kernel here computes the
-tiles on and below the diagonal and writes every entry to its mirror place too: half the multiplications, and results
-that are symmetric to the bit. A² of a symmetric A is A Aᵀ, so one kernel serves both. Accumulation is in float32.
+A matrix product computes all m² entries of A or G, although both are symmetric. The Triton kernel computes the tiles on
+and below the diagonal and writes every entry to its mirror place too: half the multiplications, and results that are
+symmetric to the bit. A² of a symmetric A is A Aᵀ, so one kernel serves both. Accumulation is in float32.
 
-Everywhere else (no CUDA device, no Triton, float64, a gradient wanted) the same functions are plain torch.
+Without a CUDA device or Triton, in float64, or if a gradient is wanted, the same functions are plain torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def polynomial(A: Tensor, b: Coefficient, c: Coefficient) -> Tensor:
     """Return b A + c A² of each symmetric matrix of a batch: (L, m, m) -> (L, m, m), rounded once to A's dtype.
 
     b and c may be tensors of no dimension on A's device: a captured CUDA graph then reads their current values. The
-    kernel computes A² as A Aᵀ and takes b A from the lower triangle, so the result is symmetric even if A is not quite.
+    kernel computes A² as A Aᵀ and takes b A from the lower triangle, so the result is symmetric even if A is not
+    symmetric to the bit.
 
     Raises:
         ValueError: A is not (L, m, m), or a coefficient is a tensor of another shape or device.
@@ -80,7 +81,7 @@ def _check_batch(name: str, tensor: Tensor) -> None:
 
 
 def _as_tensor(coefficient: Coefficient, like: Tensor) -> Tensor:
-    """Return a coefficient as a tensor, filled on the device so that nothing is copied to it."""
+    """Return a coefficient as a tensor. The tensor is filled on the device, so nothing is copied."""
     if isinstance(coefficient, Tensor):
         return coefficient
     return torch.full((), coefficient, dtype=torch.float32, device=like.device)
@@ -96,7 +97,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(rows: int, dtype: torch.dtype, precision: str) -> Tiling:
-    """Return the tiling for matrices of so many rows. No bit of a product depends on the batch or on a measurement.
+    """Return the tiling for matrices of so many rows. It depends neither on the batch nor on a measurement.
 
     On the matrix units a row of a tile is 128 bytes deep, so that three loads in flight take at most 96 KiB of shared
     memory, within the 99 KiB of the smallest devices (8.6, 8.9, 12.0). Float32 of full precision does not use the
@@ -188,9 +189,9 @@ def lower_tile(
 ):
     """Compute one tile of C on or below the diagonal, and its mirror image: every entry of C is written once.
 
-    The triangle's rows of tiles are laid out as a rectangle without gaps: the long row `blocks` - 1 - p, followed
-    by the short row p (if `blocks` is even, else p - 1) that completes it. GROUP rows of the rectangle are walked
-    column by column, so that tiles computed at the same time share rows of X in the L2 cache.
+    The triangle's rows of tiles are laid out as a rectangle without gaps: the long row `blocks` - 1 - p, followed by
+    the short row p (if `blocks` is even, else p - 1). GROUP rows of the rectangle are walked column by column, so that
+    tiles computed at the same time share rows of X in the L2 cache.
     """
     width = blocks | 1
     height = (blocks + 1) // 2

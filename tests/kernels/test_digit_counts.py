@@ -77,7 +77,7 @@ def check_kernel(device: str) -> None:
     assert radix_neighbours(with_nan, 30)[1].isnan().all()
     assert not DigitCounter(torch.zeros(2, 0, device=device), torch.int32).leading().any()
     ones = torch.ones(2, 5, device=device).view(torch.int32)
-    torch.library.opcheck(torch.ops.root_dash.leading_counts.default, (ones, 2**30, 16))
+    torch.library.opcheck(torch.ops.root_dash.digit_counts.default, (ones, None, 2**30, 16))
 
 
 def check_last_piece() -> None:
