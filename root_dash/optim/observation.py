@@ -50,10 +50,10 @@ class Observation:
 class ShardObservation:
     """The shard of one matrix that this process holds, with at least one entry, in the middle of a step.
 
-    Every process shows its own shards, whether one process has the whole matrix (`Observation`) or none has (AdamW). A
-    sum over the entries of the matrix is the sum over its shards. The tensors are (rows, cols) of the shard as it
-    stands in the parameter (a vector is 1 x n). They are valid during the call only: read them, copy them to keep them,
-    and never write to them.
+    Every process shows its own shards, whether a process has the whole matrix (`Observation`) or no process has it
+    (AdamW). A sum over the entries of the matrix is the sum over its shards. The tensors are (rows, cols) of the shard
+    as in the parameter (a vector is 1 x n). They are valid during the call only: read them, copy them to keep them, and
+    never write to them.
     """
 
     parameter: Tensor

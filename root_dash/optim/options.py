@@ -112,7 +112,7 @@ def check_parameter(parameter: Tensor, group: Mapping[str, Any], name: str | Non
     """Check that the algorithm of a group can step a parameter.
 
     Raises:
-        ValueError: it cannot. The message names the parameter, its shape and the rule.
+        ValueError: the parameter breaks a rule. The message names the parameter, its shape and the rule.
     """
     algorithm = group["algorithm"]
     called = f"parameter {name!r}" if name else "a parameter"

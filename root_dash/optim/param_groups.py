@@ -24,7 +24,7 @@ from root_dash.optim.options import ALGORITHMS, Algorithm
 
 # Names of output layers, for models whose head is neither tied nor known by its size: the last Linear of this name.
 HEAD_NAMES = ("lm_head", "head", "heads", "head_dist", "classifier", "embed_out", "qa_outputs")
-# Names that inner layers have too: a head only if it is the last Linear of the model.
+# Names that inner layers have too: only the last Linear of the model is a head by such a name.
 LAST_HEAD_NAMES = ("fc", "output", "score")
 # Parts of parameter names that mark tables: their rows are looked up, added or used element by element.
 TABLE_NAMES = ("emb", "position", "pos_", "_pos", "token", "bias", "codebook", "a_log")
@@ -105,7 +105,7 @@ def describe(model: nn.Module, *, split_qkv: bool = True, overrides: Mapping[str
 def decide(
     model: nn.Module, *, split_qkv: bool = True, overrides: Mapping[str, Override] | None = None
 ) -> list[Decision]:
-    """Return one decision per parameter, in the model's order. A shared parameter has one decision.
+    """Return one decision per parameter, also for a shared parameter, in the model's order.
 
     Raises:
         TypeError: an override that is neither a name nor a mapping.
@@ -246,7 +246,7 @@ def _output_heads(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _unnumbered(path: str) -> Iterator[tuple[str, str]]:
-    """Yield the parts of a module's path up to the first number, each with the path that ends with it.
+    """Yield the parts of a module's path up to the first number, each with the path to its end.
 
     In a numbered block "output" is the projection of an attention or an MLP, not the head.
     """

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class _ParamGroups:
-    """The function `ROOT.param_groups(model)` on the class. On an optimizer its own list of groups hides it."""
+    """The function `ROOT.param_groups(model)` on the class. On an optimizer the list of groups hides the function."""
 
     @overload
     def __get__(self, instance: None, owner: type) -> Callable[..., list[dict[str, Any]]]: ...
@@ -69,7 +69,7 @@ class ROOT(Optimizer):
     r"""Robust Orthogonalized OpTimizer for the matrices of a network, with AdamW for its other parameters.
 
     `ROOT(ROOT.param_groups(model))` splits a model's parameters between the two. The module has the formulas. The
-    arguments up to `adjust_lr_fn` are those of `torch.optim.Muon`. Every argument can be set per parameter group, and a
+    arguments up to `adjust_lr_fn` are as in `torch.optim.Muon`. Every argument can be set per parameter group, and a
     group's `algorithm` is `"root"` (the default) or `"adamw"`.
 
     Args:
@@ -102,8 +102,8 @@ class ROOT(Optimizer):
         betas: decay rates of AdamW's two averages.
         adamw_eps: added to AdamW's denominator.
         maximize: ascend instead of descending.
-        nonfinite: the effect of NaN or infinity in a gradient: `"propagate"` to the weights; `"skip"` the parameter:
-            it and its state do not change, its group counts it in `"skipped"`, and the host does not wait for the
+        nonfinite: the effect of NaN or infinity in a gradient: `"propagate"` to the weights; `"skip"`: the parameter
+            and its state do not change, the group counts the step in `"skipped"`, and the host does not wait for the
             device; or `"raise"` a FloatingPointError before anything changes, for which the host waits for the device.
         foreach: False orthogonalizes the matrices one by one: slower, with the least memory.
         capturable: prepare for CUDA graphs: the coefficients are read from tensors, and only `calibrate()`, called
@@ -187,7 +187,7 @@ class ROOT(Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in any optimizer. Options that the group does not set are the constructor's."""
+        """Add a group, as in any optimizer. Missing options have the constructor's values."""
         super().add_param_group(param_group)
         group = _with_own_normalization(self.param_groups[-1])
         try:
@@ -199,7 +199,7 @@ class ROOT(Optimizer):
             self.param_groups.pop()
             raise
         group.setdefault("step", 0)
-        group.setdefault("turn", 0)  # of the calibrations: torch.distributed.checkpoint loads only entries that exist
+        group.setdefault("turn", 0)  # of the calibrations: torch.distributed.checkpoint loads only existing entries
         if group["algorithm"] == "root" and group["ns_coefficients"] == "paper":
             warnings.warn(
                 "ns_coefficients='paper' is for comparison: its square set diverges beyond five steps, within which "
@@ -253,7 +253,8 @@ class ROOT(Optimizer):
         for group, params in zip(self.param_groups, stepped, strict=True):
             if group["nonfinite"] == "raise":
                 names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
-                refuse_nonfinite([p.grad for p in params], [names.get(p, _described(p)) for p in params])
+                shown = [names.get(p, f"a parameter of shape {tuple(p.shape)}") for p in params]
+                refuse_nonfinite([p.grad for p in params], shown)
         for index, (group, params) in enumerate(zip(self.param_groups, stepped, strict=True)):
             self._step_group(index, group, params)
         return loss
@@ -264,7 +265,7 @@ class ROOT(Optimizer):
 
         `step` does this by itself every `calibrate_every` steps, except in groups with `capturable=True`: call this
         method between replays of their graph. The first calls only gather spectra. The host does not wait for the
-        device, but it waits for a fit that is not finished.
+        device, but waits for an unfinished fit.
         """
         for index, group in enumerate(self.param_groups):
             if group["algorithm"] == "root":
@@ -308,7 +309,7 @@ class ROOT(Optimizer):
             self._sets.calibrate(index, group, self.state)
 
     def _state_of(self, params: list[Tensor], key: str) -> list[Tensor]:
-        """Return the state under `key` of every parameter, and create a missing one as zeros."""
+        """Return the state under `key` of every parameter. A missing state begins as zeros."""
         for param in params:
             state = self.state[param]
             if key == "step":
@@ -335,7 +336,7 @@ class ROOT(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # load_state_dict calls this too: a checkpoint of an older version, or of Muon, lacks some options.
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # torch adds it, and it would go into every group
+        self.defaults.pop("differentiable", None)  # torch adds this option, and every group would get it
         self.__dict__.setdefault("_observers", OrderedDict())
         self.__dict__.setdefault("_shard_observers", OrderedDict())
         self.__dict__.setdefault("_sets", CoefficientSets())
@@ -368,7 +369,3 @@ def _count_skipped(group: dict[str, Any], finite: dict[Tensor, Tensor]) -> None:
     ]
     now = torch.stack(skips)
     group["skipped"] = now if "skipped" not in group else group["skipped"].to(device, non_blocking=True) + now
-
-
-def _described(parameter: Tensor) -> str:
-    return f"a parameter of shape {tuple(parameter.shape)}"

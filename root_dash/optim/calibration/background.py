@@ -1,10 +1,10 @@
 """One background thread per process, for work that the training thread must not wait for.
 
-The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: it starts a
-thread of its own, and computes an unfinished job of the parent when the result is asked for.
+The thread is a daemon and starts with the first job. A forked process has none of its parent's threads: the child
+starts a thread of its own, and computes an unfinished job of the parent when the result is asked for.
 
-When the process ends, jobs that wait are dropped, and the job that runs is finished first. Python would otherwise cut
-the thread off inside of torch, whose C++ frames do not bear that: the process aborts after its training has ended.
+When the process ends, waiting jobs are dropped, and the process waits for the job in progress. Otherwise Python would
+cut the thread off inside of torch's C++ frames, which aborts the process although the training has ended.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 END_SECONDS = 60.0
-"""How long the end of the process waits for the job that runs. A calibration takes at most a few seconds."""
+"""How long the end of the process waits for the job in progress. A calibration takes at most a few seconds."""
 
 
 class Job(Generic[T]):
-    """A computation in the background, begun at once. It must be a pure function, because a fork may run it twice."""
+    """A computation in the background, begun at once. `compute` must be pure, because a fork may call it twice."""
 
     def __init__(self, compute: Callable[[], T]) -> None:
         self._compute = compute
@@ -48,7 +48,7 @@ class Job(Generic[T]):
         self._error: BaseException | None = None
         try:
             self._value = self._compute()
-        except BaseException as error:  # `result` raises it again
+        except BaseException as error:  # `result` raises the error again
             self._error = error
         self._done = True  # set before the event, because a fork may copy the lock of the event in any state
         self._finished.set()
@@ -61,7 +61,7 @@ class Job(Generic[T]):
 
 
 _jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
-"""Jobs that wait. None ends the thread."""
+"""Waiting jobs. None ends the thread."""
 _thread: threading.Thread | None = None
 _lock = threading.Lock()
 _ended = False
@@ -84,7 +84,7 @@ def _work(jobs: queue.SimpleQueue[Job[Any] | None]) -> None:
 
 
 def _end() -> None:
-    """Cancel the jobs that wait, and wait for the job that runs. Later jobs run in the thread that begins them."""
+    """Cancel the waiting jobs, and wait for the job in progress. A later job runs in the thread that begins the job."""
     global _ended
     with _lock:
         _ended = True

@@ -1,4 +1,4 @@
-"""The coefficient sets of an optimizer: one for each matrix shape of each parameter group, calibrated on the run."""
+"""The coefficient sets of an optimizer: a set for each matrix shape of each parameter group, calibrated on the run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CoefficientSets:
         return handle
 
     def lookup(self, index: int, group: Mapping[str, Any]) -> SetLookup:
-        """Return the function that finds the set of a batch; as a tensor, for a CUDA graph to read, if capturable."""
+        """Return the function that finds the set of a batch. If capturable, the set is a tensor, for CUDA graphs."""
 
         def triples(batch: MatrixBatch) -> Sequence[Coefficients] | Tensor:
             fine = _is_fine(group, batch.shape, batch.dtype, batch.device)
@@ -60,7 +60,8 @@ class CoefficientSets:
         """Put the sets that are due at a step in place, and call the observers.
 
         Processes that share parameters, as copies or as shards, take the sets of the first process, because different
-        processors may round a fit differently. That is a collective call, for which the host waits.
+        processors may round a fit differently. If the parameters are shared, this is a collective call, for which the
+        host waits.
         """
         if index not in self._calibrations:
             return
@@ -89,9 +90,9 @@ class CoefficientSets:
         now: bool = False,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        """Begin a calibration of each shape with the base of one of its matrices, if one is due. Call it after a step.
+        """After a step, begin a calibration of each shape with the base of one of its matrices, if one is due.
 
-        With `now` pending calibrations are adopted first, whatever their age, and new ones begin at any step.
+        With `now` pending calibrations are adopted first, whatever their age, and new calibrations begin at any step.
         """
         calibration = self._calibration(index, group)
         if calibration is None:
@@ -109,8 +110,8 @@ class CoefficientSets:
     def save(self, groups: Sequence[MutableMapping[str, Any]]) -> None:
         """Write the state of each calibration into its group, as one string.
 
-        The state grows with new shapes and spectra, but `torch.distributed.checkpoint` loads only entries that exist
-        already: a string is one entry.
+        The state grows with new shapes and spectra, but `torch.distributed.checkpoint` loads only existing entries. A
+        string is one entry, whatever its length.
         """
         for index, calibration in self._calibrations.items():
             groups[index]["calibration"] = json.dumps(calibration.state_dict(), default=_numbers)
@@ -178,7 +179,7 @@ def _bases(
     turn: int,
     wants: Callable[[int, MatrixShape], bool],
 ) -> list[tuple[MatrixShape, Tensor]]:
-    """Return B of one matrix for each wanted shape (m, n), m <= n, from gradient and momentum of the last step.
+    """Return B of a matrix of each wanted shape (m, n), m <= n, from gradient and momentum of the last step.
 
     The matrices of a shape take turns.
     """

@@ -1,13 +1,13 @@
-"""AdaNewton online: coefficient sets that are fitted to the spectra of the run beside it, and adopted when better.
+"""AdaNewton online: coefficient sets that are fitted to the spectra of a run while it trains, and adopted when better.
 
-At regular steps the optimizer offers one matrix per shape. The Gram matrix of the offered matrix is formed on its
-device and sent to the host, and neither has to wait. A background thread does the rest, from the eigenvalues to the
-decision. The result is taken a fixed number of steps later; if it is not ready, the step waits. So the bits of a run do
-not depend on the speed of the machine, and a resumed run goes on with the same bits.
+At regular steps the optimizer offers a matrix of each shape. The Gram matrix is formed on the device and sent to the
+host, and neither has to wait. A background thread computes the eigenvalues, fits a set and decides. The result is taken
+a fixed number of steps later. If the result is not ready, the step waits. So the bits of a run do not depend on the
+speed of the machine, and a resumed run goes on with the same bits.
 
 A set is fitted to a mixture of the newest spectra of the run and random spectra of the same shape (He et al., arXiv
 2511.20626, mix 1:3). Every third real spectrum, the newest among them, is held out. The error on each spectrum is
-divided by the error that the starting set leaves there. Otherwise a hard spectrum, on which no set is good, would
+divided by the error of the starting set on the spectrum. Otherwise a hard spectrum, on which no set is good, would
 outweigh all others.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeAlias, get_args
@@ -35,8 +35,8 @@ from root_dash.optim.calibration.background import Job
 
 MatrixShape: TypeAlias = tuple[int, int]
 Proposal: TypeAlias = list[float]
-"""A set that may be adopted, as plain numbers: the coefficients, step by step, then the mean polar errors on held-out
-spectra before and after the change, and the supremum of the set with noise."""
+"""A proposed set as plain numbers: the coefficients, step by step, then the mean polar errors on held-out spectra
+before and after the change, and the supremum of the set with noise."""
 
 PAPER_MIXTURE = (1.0, 3.0)
 """Weights of real and of random spectra in a fit, as in the paper."""
@@ -57,7 +57,7 @@ class Change:
     before: tuple[Coefficients, ...]
     after: tuple[Coefficients, ...]
     error_before: float
-    """Mean polar error of the old set on real spectra that the new set was not fitted to."""
+    """Mean polar error of the old set on real spectra outside the fit of the new set."""
     error_after: float
     """Mean polar error of the new set on the same spectra."""
     supremum: float
@@ -84,7 +84,7 @@ class _ShapeState:
     pending: Job[_Outcome] | _Outcome | None = None
 
     def outcome(self) -> _Outcome | None:
-        """Wait for the pending calibration and return its result; None if there is none, or if it failed."""
+        """Wait for the pending calibration and return its result; None if no calibration is pending or it failed."""
         if not isinstance(self.pending, Job):
             return self.pending
         try:
@@ -97,11 +97,11 @@ class _ShapeState:
 class Calibration:
     """The coefficient sets of one parameter group, one for each matrix shape (m, n) with m <= n.
 
-    In every step call `take`, then `apply` its result, on which several processes must agree first. After the step, if
-    a calibration is `due`, `offer` one matrix per shape.
+    In every step call `take`, then `apply` the proposals, on which several processes must agree first. After the step,
+    if a calibration is `due`, `offer` one matrix per shape.
 
     Args:
-        form: `"adaptive"`, a triple per step, or `"adanewton"`, the paper's one triple in all steps.
+        form: `"adaptive"`, a triple per step, or `"adanewton"`, the paper's single triple for all steps.
         steps: number of Newton-Schulz steps.
         normalization: the norm by which the iteration divides.
         every: steps between two calibrations.
@@ -110,7 +110,7 @@ class Calibration:
         reservoir: real spectra kept per shape.
 
     Raises:
-        TypeError: a name of a wrong type, or `steps` that is no integer.
+        TypeError: a name of a wrong type, or `steps` is no integer.
         ValueError: an argument out of its range.
     """
 
@@ -170,8 +170,8 @@ class Calibration:
     def wants(self, step: int, shape: MatrixShape, *, now: bool = False) -> bool:
         """Return whether a matrix of this shape is of use at a step that is `due`.
 
-        The answer is no while a calibration of the shape is pending. After calibrations that did not change the set it
-        is yes less and less often, unless `now` is given.
+        A shape with a pending calibration wants no matrix. A shape whose set stayed wants matrices less and less often,
+        unless `now` is given.
         """
         state = self._shapes.get(_short_first(shape))
         return state is None or (
@@ -179,29 +179,32 @@ class Calibration:
         )
 
     def offer(self, step: int, shape: MatrixShape, base: Tensor, *, fine: bool = False, now: bool = False) -> None:
-        """Begin a calibration of a shape with one of its matrices, if the shape `wants` one.
+        """Begin a calibration of a shape with one of its matrices, if the shape `wants` a matrix.
 
-        `base` (m, n) is a matrix that is about to be orthogonalized. The caller may change it when this function
-        returns. The host does not wait for the device.
+        `base` (m, n) is about to be orthogonalized. The caller may change `base` when this function returns. The host
+        does not wait for the device.
         """
+        shape = _short_first(shape)
         if not self.wants(step, shape, now=now):
             return
+        state = self._state(shape, fine)
+        known, current, fine = tuple(state.spectra[: self.reservoir - 1]), state.coefficients, state.fine
         rows, cols = base.shape
         short = base.detach() if rows <= cols else base.detach().mT
         wide = (short if short.device.type in ("cpu", "cuda") else short.cpu()).double()
         host, wait = to_host(wide @ wide.mT)
 
-        def spectrum() -> Array | None:
+        def compute() -> _Outcome:
             wait()
-            return _singular_values(host.numpy())
+            newest = _singular_values(host.numpy())
+            if newest is None:
+                return _Outcome(None, None)
+            return _Outcome(newest, self._propose(shape, [newest, *known], current, fine))
 
-        self._begin(step, shape, spectrum, fine=fine, now=now)
+        state.offered, state.pending = step, Job(compute)
 
     def take(self, step: int) -> dict[MatrixShape, Proposal | None]:
-        """Wait for the calibrations that are due at a step, and return the proposal or None of each shape.
-
-        Give the proposals, or those of another process, to `apply`.
-        """
+        """Wait for the calibrations that are due at a step, and return each shape's proposal, or None, for `apply`."""
         proposals: dict[MatrixShape, Proposal | None] = {}
         for shape, state in sorted(self._shapes.items()):
             if state.pending is None or step < state.offered + self.lag:
@@ -223,7 +226,7 @@ class Calibration:
         for given, proposal in proposals.items():
             shape = _short_first(given)
             state = self._state(shape)
-            stays = proposal is None and len(state.spectra) > 1  # with one spectrum there was nothing to fit to
+            stays = proposal is None and len(state.spectra) > 1  # from a single spectrum no set can be fitted
             state.patience = min(2 * state.patience, _PATIENCE) if stays else 1
             if proposal is None:
                 continue
@@ -266,33 +269,10 @@ class Calibration:
     def _state(self, shape: MatrixShape, fine: bool = False) -> _ShapeState:
         return self._shapes.setdefault(shape, _ShapeState(self._start(fine), fine))
 
-    def _begin(
-        self,
-        step: int,
-        shape: MatrixShape,
-        spectrum: Callable[[], Array | None],
-        *,
-        fine: bool = False,
-        now: bool = False,
-    ) -> None:
-        shape = _short_first(shape)
-        if not self.wants(step, shape, now=now):
-            return
-        state = self._state(shape, fine)
-        known, current, fine = tuple(state.spectra[: self.reservoir - 1]), state.coefficients, state.fine
-
-        def compute() -> _Outcome:
-            newest = spectrum()
-            if newest is None:
-                return _Outcome(None, None)
-            return _Outcome(newest, self._propose(shape, [newest, *known], current, fine))
-
-        state.offered, state.pending = step, Job(compute)
-
     def _propose(
         self, shape: MatrixShape, spectra: list[Array], current: tuple[Coefficients, ...], fine: bool
     ) -> Proposal | None:
-        """Fit a set to two thirds of the spectra. Return it if it beats the current set on the rest, else None."""
+        """Fit a set to two thirds of the spectra. Return the set if it beats the current set on the rest, else None."""
         held, fitted = spectra[::3], [spectrum for i, spectrum in enumerate(spectra) if i % 3]
         if not fitted:
             return None

@@ -1,1 +1,1 @@
-"""ROOT on several processes: each matrix is orthogonalized once, by one of them."""
+"""ROOT on several processes: each matrix is orthogonalized by one process."""

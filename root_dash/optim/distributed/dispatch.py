@@ -1,7 +1,7 @@
 """ROOT on more than one process: one process orthogonalizes each matrix, and the others get the update.
 
 Replicated parameters (DistributedDataParallel): all processes keep and advance the whole momentum, so a checkpoint is
-the same as that of a single process. The matrices are assigned to the processes by cost, and the updates are gathered.
+the same as from a single process. The matrices are assigned to the processes by cost, and the updates are gathered.
 
 Sharded parameters (FSDP2, and hybrid sharding): each process keeps and advances the rows of the momentum that belong
 to its rows of the parameter. The rows of M are sent to the owner of each matrix. The owner has the whole matrix, so the
@@ -42,11 +42,10 @@ def root_over_ranks(
     observers: Sequence[Observer] = (),
     shard_observers: Sequence[ShardObserver] = (),
 ) -> None:
-    """Take one step of ROOT on parameters that other processes hold too: as copies (`process_group`), or as shards.
+    """Take one step of ROOT on parameters that other processes hold too: as copies (`process_group`), or as DTensors.
 
-    Sharded parameters are DTensors. All processes of the group, or of the DTensors' mesh, have to call this function
-    with the same parameters in the same order. `finite` must be the same for all shards of a parameter:
-    `shards.agree`.
+    All processes of the group, or of the DTensors' mesh, have to call this function with the same parameters in the
+    same order. `finite` must be the same for all shards of a parameter: `shards.agree`.
     """
     plain: list[int] = []
     by_rows: dict[str, tuple[ProcessGroup, list[int]]] = {}
@@ -80,7 +79,7 @@ def adamw_over_ranks(
     shard_observers: Sequence[ShardObserver] = (),
     **options: Any,
 ) -> None:
-    """Take one step of AdamW on parameters of which some are DTensors: each process steps, and shows, its shards."""
+    """Take one step of AdamW. If parameters are DTensors, each process steps its shards and shows them."""
     is_shard = [is_dtensor(param) for param in params]
     for shards in (False, True):
         part = [index for index, found in enumerate(is_shard) if found == shards]

@@ -1,7 +1,7 @@
-"""The matrices of a step in rounds that several processes share, and what the processes send each other meanwhile.
+"""The matrices of a step in rounds that several processes share, and the messages between the processes.
 
-Every round is a generator that yields while its messages travel. `_overlap` runs the rounds in turn, so that the
-messages of one round travel while the matrices of another are orthogonalized:
+Every round is a generator, which yields while its messages travel. `_overlap` runs the rounds in turn, so that the
+messages of a round travel while the matrices of another round are orthogonalized:
 
     replicated:  orthogonalize own matrices, gather them | yield | yield | write all weights
     sharded:     send rows of M to their owners | yield | orthogonalize, send rows of X | yield | write
@@ -235,7 +235,7 @@ def _entries(shards: Sequence[RowShard]) -> int:
 
 
 def _views(entries: Tensor, shards: Sequence[RowShard]) -> list[Tensor]:
-    """Return views, rows x cols, of the shards that lie one after another in a vector."""
+    """Return views, rows x cols, of adjacent shards in a vector."""
     parts = entries.split([prod(shard.shape) for shard in shards])
     return [part.view(shard.shape) for part, shard in zip(parts, shards, strict=True)] if shards else []
 

@@ -1,7 +1,7 @@
-"""Which process orthogonalizes which matrix, and whose rows it needs: integers that every process computes alike.
+"""The schedule of a step: the process that orthogonalizes each matrix, and the rows that the process needs.
 
-Nothing here communicates. All that the processes must agree on follows from the shapes of the parameters, their order
-and the number of processes.
+Every process computes the same schedule, without communication, from the shapes of the parameters, their order and the
+number of processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Round:
     owners: tuple[int, ...]
     """The rank that owns each matrix of the batch."""
     local: bool
-    """Whether every matrix lies whole on its owner's rank, so that nothing has to be sent."""
+    """Whether every matrix lies whole on its owner's rank, so that no message is needed."""
 
     def owned_by(self, rank: int) -> MatrixBatch:
         """Return the batch of a rank's own matrices, which may be empty."""
@@ -87,12 +87,12 @@ class RowExchange:
     own: MatrixBatch
     """The matrices that the rank owns."""
     held: tuple[RowShard, ...]
-    """Rows of anyone's matrices that lie on this rank, sorted by owner, then in the order of the round."""
+    """The rows of all matrices on this rank, sorted by owner, then in the order of the round."""
     needed: tuple[RowShard, ...]
     """All rows of the rank's own matrices, sorted by holder, then in the order of the round."""
 
     def splits(self, shards: Sequence[RowShard], ranks: int) -> list[int]:
-        """Return how many entries of the shards go to each rank, or come from it."""
+        """Return the number of entries of the shards that go to each rank, or come from each rank."""
         sizes = [0] * ranks
         for shard in shards:
             sizes[shard.peer] += prod(shard.shape)
@@ -143,8 +143,9 @@ def plan_exchanges(
     return _exchanges(signature(params), layout, ranks, rank, one_by_one)
 
 
-def shard_rows(shape: Sequence[int], layout: Layout, ranks: int) -> list[RowRange]:
-    """Return the rows of a parameter that each rank holds, maybe none, if the first dimension is cut by `torch.chunk`.
+@lru_cache(maxsize=1024)
+def shard_rows(shape: torch.Size, layout: Layout, ranks: int) -> list[RowRange]:
+    """Return the rows of a parameter on each rank, maybe none, if the first dimension is cut by `torch.chunk`.
 
     The parameter has the given shape and is seen as rows x cols.
     """
@@ -153,7 +154,8 @@ def shard_rows(shape: Sequence[int], layout: Layout, ranks: int) -> list[RowRang
     return [(min(r * chunk, shape[0]) * inner, min((r + 1) * chunk, shape[0]) * inner) for r in range(ranks)]
 
 
-def piece_rows(shape: Sequence[int], layout: Layout) -> list[RowRange]:
+@lru_cache(maxsize=1024)
+def piece_rows(shape: torch.Size, layout: Layout) -> list[RowRange]:
     """Return the rows of each matrix of a parameter of this shape, in the order of `pieces`."""
     found, start = [], 0
     for rows, _ in layout.shapes(shape):
@@ -221,11 +223,11 @@ def _exchanges(
 
 
 def _holders(ref: MatrixRef, signature: Signature, layout: Layout, ranks: int) -> list[tuple[int, RowRange, RowRange]]:
-    """Return each rank that holds rows of a matrix, with the rows in the matrix and in the rank's shard."""
+    """Return each rank with rows of a matrix, and the rows in the matrix and in the rank's shard."""
     shape = signature[ref.parameter][0]
-    piece = _piece_rows(shape, layout)[ref.piece]
+    piece = piece_rows(shape, layout)[ref.piece]
     found = []
-    for rank, shard in enumerate(_shard_rows(shape, layout, ranks)):
+    for rank, shard in enumerate(shard_rows(shape, layout, ranks)):
         both = overlap(piece, shard)
         if both is not None:
             start, stop = both
@@ -237,7 +239,3 @@ def _home(ref: MatrixRef, signature: Signature, layout: Layout, ranks: int) -> i
     """Return the rank that holds a whole matrix, or None."""
     holders = _holders(ref, signature, layout, ranks)
     return holders[0][0] if len(holders) == 1 else None
-
-
-_piece_rows = lru_cache(maxsize=1024)(piece_rows)
-_shard_rows = lru_cache(maxsize=1024)(shard_rows)

@@ -1,8 +1,8 @@
-"""Which matrices are stepped together, and how they are taken from their tensors and written back.
+"""Batches of matrices: which matrices are stepped together, and how they are taken from their tensors.
 
-Matrices of equal sides form one batch, whether they are wide or tall in their parameters. The batch is wide: first the
-matrices that are wide already, then the transposed ones. On a CPU only small matrices are transposed, because fewer
-and larger batches save more than the transposition costs. Large tall matrices form a batch of their own as they are.
+Matrices of equal sides form a batch, whether they are wide or tall in their parameters. The batch is wide: first the
+wide matrices, then the transposed tall matrices. On a CPU only small matrices are transposed: for them, fewer and
+larger batches save more time than the transposition costs. Large tall matrices form a tall batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH_ENTRIES = {"cpu": 2**20, "cuda": 2**28}
 """The most entries of a batch. The memory that a batch needs stays bounded, and a CPU keeps a batch in its caches."""
 
 SMALL_ENTRIES = 2**14
-"""The most entries of a small matrix: its time goes into calls, not into passes over its memory."""
+"""The most entries of a small matrix: small matrices spend their time in calls, not in passes over their memory."""
 
 TRANSPOSED_ENTRIES = {"cpu": SMALL_ENTRIES, "cuda": 2**62}
 """The most entries of a tall matrix that is transposed into a wide batch."""
@@ -43,7 +43,7 @@ class MatrixRef:
 
 @dataclass(frozen=True, slots=True)
 class MatrixBatch:
-    """References to L matrices of one shape, dtype and device. The transposed ones come last."""
+    """References to L matrices of one shape, dtype and device. Transposed matrices come last."""
 
     shape: tuple[int, int]
     dtype: torch.dtype
@@ -51,7 +51,7 @@ class MatrixBatch:
     refs: tuple[MatrixRef, ...]
 
     def orientations(self) -> list[tuple[slice, tuple[MatrixRef, ...]]]:
-        """Return the slice of the matrices that stand as in their parameters, and of the transposed ones, if any."""
+        """Return the slices and references of the matrices as in their parameters and of the transposed, if any."""
         first = sum(not ref.transposed for ref in self.refs)
         cuts = [slice(0, first), slice(first, len(self.refs))]
         return [(cut, self.refs[cut]) for cut in cuts if cut.start < cut.stop]
@@ -137,10 +137,9 @@ def writable(tensors: Sequence[Tensor], layout: Layout) -> tuple[list[Tensor], l
 def keep_freed_memory() -> None:
     """Make the C library keep freed memory for the next allocation; once per process.
 
-    glibc gives blocks of over 128 KiB back to the kernel, which has to page the next block in anew, until glibc has
-    seen a larger block freed. From then on it keeps up to twice that size, 64 MiB at most. A training with activations
-    of that size has shown it such a block; without, a step at d = 256 took 326 ms of one core instead of 284. Nothing
-    is written to the block.
+    glibc gives blocks of over 128 KiB back to the kernel, which has to page the next block in anew. Once glibc has seen
+    a larger block freed, it keeps up to twice the size of the block, 64 MiB at most. This function frees such a block:
+    without it, a step at d = 256 took 326 ms of a core instead of 284. Nothing is written to the block.
     """
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
 

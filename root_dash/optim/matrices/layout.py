@@ -2,7 +2,7 @@
 
 A parameter of shape (b_1, ..., b_k, m, n_1, ..., n_j), k = batch_ndim, is b_1 ⋯ b_k matrices of m x (n_1 ⋯ n_j). The
 rows of each matrix are cut into blocks of `split_sizes`, and each block into `num_heads` equal blocks. Every block is
-a matrix of its own: it has its own threshold, is orthogonalized alone, and its shape scales its learning rate.
+a matrix of its own: with its own threshold, orthogonalized alone, and with a learning rate for its shape.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Layout:
         return {name: value for name, value in values.items() if value}
 
     def check(self, shape: torch.Size | Sequence[int], name: str | None = None) -> None:
-        """Check that a parameter of this shape can be cut so.
+        """Check that a parameter of this shape can be cut by the layout.
 
         Raises:
-            ValueError: it cannot. The message names the option, the rule, the value, the shape and the parameter.
+            ValueError: an option does not fit. The message names option, rule, value, shape and parameter.
         """
         where = f" for parameter {name!r} of shape {tuple(shape)}" if name else f" for shape {tuple(shape)}"
         if len(shape) < self.batch_ndim + 2:
@@ -82,7 +82,7 @@ class Layout:
         """Return rows and columns of each matrix in a parameter of this shape, in the order of `pieces`.
 
         Raises:
-            ValueError: the shape cannot be cut so.
+            ValueError: the layout does not fit the shape.
         """
         self.check(shape)
         matrices, rows, cols = self.stack(shape)
@@ -105,8 +105,8 @@ class Layout:
 def pieces(tensor: Tensor, layout: Layout) -> list[Tensor]:
     """Return the matrices of a tensor of at least two dimensions, each (rows, cols): along the batch, then by rows.
 
-    The matrices are views, unless the strides forbid to flatten the tensor, as those of a channels-last kernel do: then
-    they are parts of a copy, and `viewable` is False. The layout must fit the shape: `Layout.check`.
+    The matrices are views if `viewable`. Otherwise, as for a channels-last kernel, they are parts of a copy. The layout
+    must fit the shape: `Layout.check`.
     """
     if layout == PLAIN:
         return [tensor] if tensor.ndim == 2 else [tensor.flatten(1)]
@@ -117,7 +117,7 @@ def pieces(tensor: Tensor, layout: Layout) -> list[Tensor]:
 
 
 def viewable(tensor: Tensor, layout: Layout) -> bool:
-    """Return whether `pieces` are views, so that writing to them writes to the tensor."""
+    """Return whether `pieces` are views: whether a write to a piece is a write to the tensor."""
     k = layout.batch_ndim
     return tensor.ndim == 2 or tensor.numel() == 0 or (_merges(tensor, 0, k) and _merges(tensor, k + 1, tensor.ndim))
 

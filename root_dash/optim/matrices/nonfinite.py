@@ -1,4 +1,4 @@
-"""What a step does with gradients that hold NaN or infinity. Nothing is checked unless the user asks for a check."""
+"""Gradients with NaN or infinity: how a step finds them, skips them or refuses them, if the user asks for a check."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
 
 
 def row_group(tensor: DTensor) -> ProcessGroup | None:
-    """Return the processes over which a DTensor is sharded once, by rows, as FSDP2 does; None if it is otherwise.
+    """Return the processes over which a DTensor is sharded by rows, as under FSDP2; None for any other sharding.
 
     Further dimensions of the mesh may hold copies, as in hybrid sharding.
     """
@@ -94,7 +94,7 @@ def agree(flags: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def process_groups(tensors: Sequence[Tensor], process_group: ProcessGroup | None) -> list[ProcessGroup]:
-    """Return all groups of more than one process that share the tensors: `process_group`, and those of DTensors."""
+    """Return all groups of several processes that share the tensors: `process_group`, and the groups of DTensors."""
     found = {} if process_group is None else {process_group.group_name: process_group}
     for tensor in tensors:
         if is_dtensor(tensor):

@@ -35,7 +35,7 @@ _CACHED_ENTRIES = 1 << 19  # entries of a batch that a thread's cache holds: 2 M
 
 @dataclass(frozen=True, slots=True)
 class Orthogonalized:
-    """The update, and products that the first step computed anyway."""
+    """The update, and products of the first step."""
 
     update: Tensor
     """(..., m, n), in the input's orientation and the dtype of the last step."""
@@ -44,7 +44,7 @@ class Orthogonalized:
     gram_squared: Tensor | None
     """(..., s, s) A², perhaps of a narrower dtype than A; None under `"frobenius"`, or if empty."""
     scale: Tensor | None
-    """(..., 1, 1): X₀ = scale · B, so A = scale² · B Bᵀ, with B as it was given, or its transpose if that is wide."""
+    """(..., 1, 1): X₀ = scale · B, so A = scale² · B Bᵀ, B the input, or its transpose if it is tall."""
 
 
 def newton_schulz(
@@ -91,7 +91,7 @@ def newton_schulz(
         batch = batch.mT
     count = _together(batch)
     known = [None] * len(batch) if largest is None else largest.reshape(-1, 1, 1).split(count)
-    # Under the user's autocast the products would have its dtype, for which plan and set are not made.
+    # Under the user's autocast the products would have another dtype than the plan and the set are made for.
     with torch.autocast(batch.device.type, enabled=False):
         parts = [
             _iterate(part, of_part, triples, stages, normalization, eps)
@@ -266,7 +266,7 @@ def _correction(A: Tensor, triple: Triple, stage: Stage) -> Tensor:
 
 
 def _opened(opening: _Opening, triple: Triple, dtype: torch.dtype) -> Tensor:
-    """Return Z = (a I + b A / norm² + c A² / norm⁴) / norm: the first step and its division are then one product."""
+    """Return Z = (a I + b A / norm² + c A² / norm⁴) / norm: Z X is the first step, with the division by the norm."""
     a, b, c = triple
     A, AA, norm = opening
     assert AA is not None

@@ -112,5 +112,5 @@ def _float32_may_be_cut() -> bool:
     return precision == "bf16"
 
 
-# A compiler that traces `is_fine` takes the answer for a constant: it cannot ask.
+# A compiler that traces `is_fine` cannot ask, and takes the answer for a constant.
 vars(_float32_may_be_cut)["_dynamo_marked_constant"] = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# The least rows for which blocks pay. On one core in float32 they take 0.78 of the time of the whole product for
+# The least rows for which blocks pay. On a core in float32 they take 0.78 of the time of the whole product for
 # (8, 256, 256) squared, 0.74 for X Xᵀ at (2, 256, 1024), 0.71 for (2, 512, 512) squared, 0.69 at (1, 512, 2048). At 128
 # rows they gain nothing.
 _BLOCKED_ROWS = 256
@@ -62,8 +62,8 @@ def combination(A: Tensor, AA: Tensor, b: float | Tensor, c: float | Tensor, dty
 def symmetric_product(X: Tensor, Y: Tensor) -> Tensor:
     """Return X Y, (L, m, n) and (L, n, m) -> (L, m, m), a product that is symmetric in exact arithmetic.
 
-    It is symmetric for Y = Xᵀ, and for two symmetric matrices that commute. Above the blocks of the diagonal the result
-    is a mirror image of the rounded result below. Half precision is multiplied in full.
+    The product is symmetric for Y = Xᵀ, and for two symmetric matrices that commute. Above the blocks of the diagonal
+    the result is a mirror image of the rounded result below. Half precision is multiplied in full.
     """
     block = _block(X)
     m = X.shape[-2]

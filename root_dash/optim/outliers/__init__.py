@@ -1,1 +1,1 @@
-"""The quantile threshold of the momentum, and how it is selected."""
+"""The quantile threshold of the momentum, and its selection."""

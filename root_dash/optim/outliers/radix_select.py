@@ -106,11 +106,11 @@ def _partition(magnitudes: Bits, rank: int) -> Bits:
 
 
 def _bracket(row: Bits, rank: int, sign_off: Any) -> Bits:
-    """Return the same three entries as `_partition`, for one long row (n,) that still has its sign bits.
+    """Return the three entries of `_partition` for a long row (n,) with sign bits.
 
     A sample gives two values between which the rank probably lies. Entries below the lower bound are only counted.
     Entries above the upper bound are removed in a second pass, so that about a fiftieth of a row is partitioned. The
-    counts show whether a bound is on the wrong side; then the bound removes nothing, which only costs time.
+    counts show whether a bound is on the wrong side. Such a bound removes nothing, which only costs time.
     """
     n = len(row)
     sample = row[:: max(n // min(n // 8, _SAMPLE), 1) | 1] & sign_off  # an odd stride visits all columns of 2^k
@@ -137,7 +137,7 @@ def _bracket(row: Bits, rank: int, sign_off: Any) -> Bits:
 
 
 def bucket_center(entries: Tensor) -> Tensor:
-    """Return, for each entry, the middle of the range of values that have the same leading bits.
+    """Return, for each entry, the middle of the range of values with the same leading bits.
 
     The leading bits, with the sign, are 16 for float32, so the relative distance to any normal value in the range is at
     most 2^-8. They are 32 for float64, and all bits for 16-bit dtypes. Zero, infinity and NaN stay.

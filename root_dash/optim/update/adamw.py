@@ -1,7 +1,7 @@
 """AdamW for the parameters that ROOT leaves alone: vectors, embeddings and the output head.
 
-The arithmetic is torch's own, in the fused kernel if the device has one. Observers are shown the state after the step,
-and change nothing.
+The arithmetic is torch's own, in a fused kernel if torch has a kernel for the device. Observers are shown the state
+after the step, and change nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def adamw(
     fused = _has_fused(params)
     if finite is not None and not fused:
         raise RuntimeError(f"nonfinite='skip' needs a fused AdamW, which torch lacks on {params[0].device.type}")
-    weights = _stacks(params) if observers else []
+    seen = equal_shaped(params) if observers else []
+    weights = [torch.stack([as_matrix(params[i]) for i in indices]) for indices in seen]
     # The fused kernel walks through all four tensors in the order of memory and ignores their strides.
     apart = [
         i
@@ -84,7 +85,7 @@ def adamw(
         for target, i in zip(targets, apart, strict=True):
             if target is not copies[i]:
                 target.copy_(copies[i])
-    for indices, weight in zip(equal_shaped(params) if observers else (), weights, strict=True):
+    for indices, weight in zip(seen, weights, strict=True):
         momentum = torch.stack([as_matrix(exp_avgs[i]) for i in indices])
         observation = Observation(
             parameters=tuple(originals[i] for i in indices),
@@ -121,10 +122,6 @@ def _update(momentum: Tensor, square: Tensor, steps: Tensor, betas: tuple[float,
     wide = torch.promote_types(momentum.dtype, torch.float32)
     corrections = [(1 - torch.pow(beta, steps.double())).to(wide) for beta in betas]
     return momentum.to(wide) / corrections[0] / ((square.to(wide) / corrections[1]).sqrt() + eps)
-
-
-def _stacks(params: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.stack([as_matrix(params[i]) for i in indices]) for indices in equal_shaped(params)]
 
 
 def _has_fused(params: Sequence[Tensor]) -> bool:

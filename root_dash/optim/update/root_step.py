@@ -36,7 +36,7 @@ class StepTensors:
     buffers: list[Tensor]
     """The momentum buffers."""
     finite: Sequence[Tensor] | None = None
-    """Booleans of no dimension: if one is False, the step leaves its parameter and buffer as they are."""
+    """A boolean of no dimension per parameter. If False, the step changes neither the parameter nor its buffer."""
 
     def pick(self, indices: Sequence[int]) -> StepTensors:
         """Return the parameters at the indices, with their tensors."""
@@ -58,9 +58,9 @@ class BatchUpdate:
 
 
 def root(tensors: StepTensors, options: StepOptions, observers: Sequence[Observer] = ()) -> None:
-    """Advance the parameters and their momentum buffers by one step. The gradients are left as they are.
+    """Advance the parameters and their momentum buffers by one step. The gradients do not change.
 
-    Matrices of one shape, dtype and device are orthogonalized as one batch, or each alone with `one_by_one`.
+    Matrices of equal shape, dtype and device are orthogonalized as a batch, or each alone with `one_by_one`.
     """
     params, layout = tensors.params, options.layout
     if not params:
@@ -156,9 +156,9 @@ def show_batch(
     computed: BatchUpdate,
     options: StepOptions,
 ) -> None:
-    """Show the observers what the step computed for a batch: views of its own tensors; nothing is computed or copied.
+    """Show the observers the results of a batch: views of the step's own tensors; nothing is computed or copied.
 
-    `gradients` and `weights` are one matrix per entry of `batch.refs`, as it stands in its parameter.
+    `gradients` and `weights` are a matrix per entry of `batch.refs`, as in its parameter.
     """
     result = computed.result
     for cut, refs in batch.orientations():
@@ -199,7 +199,7 @@ def write_update(
     """
     lr, weight_decay = options.lr, options.weight_decay
     if X.element_size() < batch.dtype.itemsize and not X.is_cpu:
-        X = X.to(batch.dtype)  # widening rounds nothing, and foreach fuses equal dtypes; on a CPU it never fuses
+        X = X.to(batch.dtype)  # widening rounds nothing, and foreach fuses equal dtypes, but not on a CPU
     # Many small weights on a CPU: to stack them and to copy them back costs less than two operations on each.
     small = X.is_cpu and batch.shape[0] * batch.shape[1] <= SMALL_ENTRIES and len(weights) > 1
     for cut, refs in batch.orientations():

@@ -50,7 +50,7 @@ class Clipping:
         return threshold(M, self.quantile, self.method)
 
     def largest(self, epsilon: Tensor | None) -> Tensor | None:
-        """Return the largest magnitude in each base (L,), if ε says it: the exact quantile is never above max |M|."""
+        """Return the largest magnitude in each base (L,) if ε gives it: the exact quantile is never above max |M|."""
         return epsilon if self.fixed is None and self.method == "exact" else None
 
     def clip(self, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
