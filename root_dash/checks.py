@@ -12,7 +12,7 @@ from typing import Any
 def one_of(name: str, value: object, options: Iterable[str], otherwise: str = "") -> None:
     """Check that `value` is one of the options, which are strings.
 
-    `otherwise` continues the rule in the message, as in ", None, or a callable", for what the caller accepts besides.
+    `otherwise` continues the rule in the message with what else the caller accepts, as in ", None, or a callable".
 
     Raises:
         TypeError: the value is not a string.
@@ -25,7 +25,7 @@ def one_of(name: str, value: object, options: Iterable[str], otherwise: str = ""
 
 
 def satisfies(name: str, value: Any, rule: str, holds: Callable[[Any], bool]) -> None:
-    """Check that `holds(value)` is true; `rule` says so in words.
+    """Check that `holds(value)` is true; `rule` is the rule in words.
 
     Raises:
         TypeError: the value does not support the operations of `holds`.

@@ -1,4 +1,4 @@
-"""What `watch`, `open` and the command line use when an argument is not given: the environment, then a fixed name."""
+"""Defaults of `watch`, `open` and the command line: a missing argument comes from the environment or a fixed name."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from pathlib import Path
 from root_dash.store.backends.location import Location, parse
 
 DEFAULT_DB = "root-dash.db"
-"""The file that is recorded to and read from when nothing names another database."""
+"""The default database."""
 
 DEFAULT_SPOOL = "root-dash-spool"
-"""The folder in which frames wait for a server when nothing names another folder."""
+"""The default folder in which frames wait for a server."""
 
 
 def is_path(given: object) -> bool:
-    """Return whether an argument is a path of text: a `str`, or an `os.PathLike` that stands for a `str`."""
+    """Return whether an argument is a path as text: a `str`, or an `os.PathLike` of a `str`."""
     return isinstance(given, str) or (isinstance(given, os.PathLike) and isinstance(os.fspath(given), str))
 
 
 def default_place(given: str | os.PathLike[str] | None, argument: str = "db") -> Location:
-    """Return the place of a database: of the argument, else of ROOT_DASH_DB, else of `root-dash.db`.
+    """Return the place of a database: the argument, else ROOT_DASH_DB, else `root-dash.db`.
 
-    A relative path becomes absolute, because connections are opened later too, when the process may have changed its
-    working folder.
+    A relative path becomes absolute, because the process may change its working folder before a connection is opened.
 
     Raises:
-        TypeError: `given` is neither a path nor a text. The message names the `argument`, and shows only the type of
-            the value, because a URL may hold a password.
+        TypeError: `given` is no path and no text. The message shows only its type, because a URL may hold a password.
         ValueError: `given` is a URL of another system than PostgreSQL.
     """
     if given is not None and not is_path(given):

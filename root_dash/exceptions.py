@@ -57,7 +57,7 @@ class NotRecorded(RootDashError):
 
 
 def missing_extra(subject: str, package: str, extra: str) -> str:
-    """Say in one sentence that a subject needs a package, and how to install the extra that brings the package.
+    """Return the sentence that a subject needs a package, and how to install the extra with the package.
 
     The command installs from a clone and never by name: on the public index, `root-dash` is another project.
     """

@@ -1,4 +1,4 @@
-"""The way out of a recording: `root_dash.open` opens a database for reading."""
+"""Reading a recording: `root_dash.open`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from root_dash.store.store import Store
 
 
 def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public name: `root_dash.open`
-    """Open a recording for reading. Every verb of the store returns NumPy arrays in frozen records.
-
-    A recording can be read while a run writes to it.
+    """Open a recording for reading, also while a run writes to it. The store returns NumPy arrays in frozen records.
 
     Args:
         path: the path of a database or the URL of a PostgreSQL database; if None, ROOT_DASH_DB, else `root-dash.db`.
@@ -20,6 +18,6 @@ def open(path: str | os.PathLike[str] | None = None) -> Store:  # the public nam
         TypeError: `path` is neither a path nor a text.
         ValueError: `path` is a URL of another system than PostgreSQL.
         StoreNotFound: there is no file at the path, the file cannot be read, or the server cannot be reached.
-        StoreForeign: the database is not one of root-dash.
+        StoreForeign: the database is not a database of root-dash.
     """
     return Store.open(default_place(path, "path"))

@@ -1,4 +1,4 @@
-"""Recordings for a server elsewhere: begin one, and send what earlier runs left on this machine's disk."""
+"""Recordings for a server elsewhere: the sink of a new recording, and the delivery of what earlier runs left here."""
 
 from __future__ import annotations
 
@@ -31,19 +31,11 @@ def remote_sink(
 ) -> Sink:
     """Return a sink that keeps a run's frames in a spool of its own and sends them to a server from a thread.
 
-    The thread also sends the spools that earlier runs left in the folder.
-
-    Args:
-        run: the run to record.
-        layers: the layers of the run, in the model's order.
-        server: the address of the server.
-        token: the write token of the server; if None, ROOT_DASH_WRITE_TOKEN.
-        folder: the absolute path of the folder for spools. The folder is made if it does not exist.
-        limits: how much is sent, kept and waited for; if None, the default limits.
+    The thread also sends the spools that earlier runs left in `folder`, an absolute path. A missing folder is made.
 
     Raises:
         ValueError: the server's address or the token is wrong. The check comes before anything is made.
-        StoreError: when the sink begins, the folder or the spool cannot be made, or the filesystem has no locks.
+        StoreError: the folder or the spool cannot be made, or the filesystem has no locks.
     """
     from root_dash.delivery.client import IngestClient
     from root_dash.delivery.delivery import Delivery, leftovers
@@ -61,7 +53,7 @@ def remote_sink(
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise StoreError(f"frames cannot wait in the folder {folder}: {reason}") from None
-        if lock is None:  # no other process knows the new name, so that no other process can hold its lock
+        if lock is None:  # no other process knows the new name, so no other process can hold the lock
             raise StoreError(f"frames cannot wait in the folder {folder}: its filesystem takes no locks")
         try:
             store = Spool.create(lock.path)
@@ -84,18 +76,13 @@ def remote_sink(
 def sync(
     folder: str | os.PathLike[str] | None, server: str, token: str | None, limits: DeliveryLimits | None = None
 ) -> Iterator[tuple[Path, int]]:
-    """Send the spools that runs left in a folder, the oldest first. A spool of a run that still trains stays.
+    """Send the spools that runs left in a folder, the oldest first. The spool of a run that still trains stays.
 
-    A run that was killed ends with its last frame.
-
-    Args:
-        folder: the folder of the spools; if None, ROOT_DASH_SPOOL, else `root-dash-spool`.
-        server: the address of the server, such as `http://host:8050`.
-        token: the write token of the server; if None, ROOT_DASH_WRITE_TOKEN.
-        limits: how much is sent and waited for; if None, the default limits.
+    A run that was killed ends with its last frame. If `folder` or `token` is None, the environment or the default
+    decides. An address of a server is `http://host:8050`.
 
     Yields:
-        The path of each spool and the number of its frames, once the server has them.
+        The path of each spool and the number of its frames, once the server has all of them.
 
     Raises:
         TypeError: an argument is of a wrong type.

@@ -1,4 +1,5 @@
-"""The settings of the server: each by an option of the command, by ROOT_DASH_* in the environment, or by default."""
+"""The settings of the server. Each comes from an option of the command, from ROOT_DASH_* in the environment, or is a
+default."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Settings(BaseSettings):
 
     Raises:
         pydantic.ValidationError: a setting is wrong. This is a ValueError, also for a value of a wrong type, because
-            settings are texts that a person wrote.
+            people write settings as texts.
     """
 
     # The secrets of a container are files in this folder: root_dash_db, a URL with its password, and root_dash_token.
@@ -48,14 +49,14 @@ class Settings(BaseSettings):
     """The host to bind to. On loopback only this machine can reach the server."""
 
     port: Annotated[int, Field(ge=0, le=65535)] = 8050
-    """The port to listen on. 0 is any free port; the real one then replaces it in the settings."""
+    """The port to listen on. 0 is any free port; the real port then replaces the 0."""
 
     token: SecretStr | None = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
     """The token that a request must show, also on loopback, which other users of this machine can reach. If None, no
     token is needed."""
 
     write_token: SecretStr = Field(default_factory=lambda: SecretStr(secrets.token_urlsafe(32)))
-    """The token that a trainer must show to send recordings. It allows nothing else, and `token` does not allow it."""
+    """The token that a trainer must show to send recordings. It allows nothing else, and `token` cannot replace it."""
 
     read_only: bool = False
     """Whether the server refuses recordings."""

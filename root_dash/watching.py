@@ -1,7 +1,4 @@
-"""The way into a recording: `root_dash.watch` records every step of an optimizer.
-
-The module cannot be called `watch.py`: once imported, it would hide the function `root_dash.watch` behind its own name.
-"""
+"""Recording: `root_dash.watch` records every step of an optimizer."""
 
 from __future__ import annotations
 
@@ -60,40 +57,37 @@ def watch(
             run.log(loss=loss)
     ```
 
-    Under ROOT the recorder stores everything of the step. For any other optimizer it stores the gradients, the momentum
-    and the update. This update is the change of the weights divided by the learning rate, weight decay included.
-    If several optimizers share a model's parameters, give them as a sequence, in the order in which they step.
+    Under ROOT the recorder stores everything of the step. For any other optimizer the recorder stores the gradients,
+    the momentum and the update: the change of the weights divided by the learning rate, weight decay included. If
+    several optimizers share a model's parameters, give them as a sequence, in the order in which they step.
 
     If a framework wraps the optimizer, the optimizer inside is watched: in what Accelerate prepares, and so in Hugging
-    Face's Trainer, and in torchtitan's container of several optimizers. A call that the wrapper does not pass on, such
-    as one during gradient accumulation, is not a step. A change that the wrapper itself makes to the weights is not
-    recorded.
+    Face's Trainer, and in torchtitan's container of several optimizers. A call that the wrapper does not pass on, as
+    during gradient accumulation, is not a step. Changes of the weights by the wrapper itself are not recorded.
 
-    - A step is a step of the optimizer. Under gradient accumulation its gradient is the sum; after clipping, it is the
-      clipped gradient.
+    - A step is a step of the optimizer. Its gradient is the sum under gradient accumulation, and clipped if clipped.
     - Under a `GradScaler` the gradients are unscaled, and a step that the scaler skips is not recorded. A fused
       optimizer skips on the device: such a step is recorded, with an update of 0.
-    - A frozen parameter is not a layer. When a parameter is unfrozen, or added to an optimizer, it becomes a layer from
-      that step on, and an event of kind "layers" says so. A layer without a gradient is missing from the step.
-    - A parameter that several modules share is one layer, under the first of its names.
+    - A frozen parameter is not a layer. A parameter that is unfrozen, or added to an optimizer, becomes a layer, and an
+      event of kind "layers" says so. A layer without a gradient is missing from the step.
+    - A parameter that several modules share is a single layer, under the first of its names.
     - The layers of a compiled model have the names of the model that is not compiled.
-    - If a step is given a closure, the closure computes the gradients: they are recorded, the update is not.
+    - If a step is given a closure, the gradients that the closure computes are recorded, but not the update.
 
     If several processes train, the first process records, and the recorder of any other process does nothing. Under
     FSDP2, and for DTensors in general, `watch` is a collective call: every process has to call it. Each process then
     measures its shards, and the first process merges and records them. Values that cannot be merged are missing: the
-    quantiles of the gradient, layers that appear later, and whatever needs the whole momentum if no process has the
-    whole (the outliers and spectra of AdamW). Each process keeps to the budget by itself. A kind is recorded at a step
-    if it is due in every process.
+    quantiles of the gradient, layers that appear later, and what needs the whole momentum if no process has the whole
+    momentum (the outliers and spectra of AdamW). Each process keeps to the budget by itself. A kind is recorded at a
+    step if the kind is due in every process.
 
     Args:
         model: the module whose parameters name the layers.
-        optimizer: an optimizer of torch, a wrapper that holds one as `optimizer` or several as `optimizers`, or a
-            sequence of these. If an instance of torch's `Optimizer` was set up by its constructor, the instance itself
-            is recorded, also if it wraps another optimizer.
-        db: path of the database, which is made if it does not exist, or the URL of a PostgreSQL database,
-            `postgresql://user:password@host/database`. Several runs may share a database. If None, ROOT_DASH_DB, else
-            `root-dash.db`.
+        optimizer: an optimizer of torch, a wrapper with an attribute `optimizer` or `optimizers`, or a sequence of
+            these. If an instance of torch's `Optimizer` was set up by its constructor, the instance itself is recorded,
+            even if the instance wraps another optimizer.
+        db: path of the database or URL of a PostgreSQL database, `postgresql://user:password@host/database`. A missing
+            file is made. Several runs may share a database. If None, ROOT_DASH_DB, else `root-dash.db`.
         name: name of the run, for people. If None, the name of the host and the time.
         config: JSON values to keep with the run. A value of another type is kept as text.
         cadence: interval in steps of each kind of recording.
@@ -110,8 +104,8 @@ def watch(
             Frames wait on this machine's disk until the server has them, at most 2 GiB of them, so that a server that
             is away costs the training nothing.
         token: write token of the server. If None, ROOT_DASH_WRITE_TOKEN.
-        spool: folder in which frames wait, which is made if it does not exist. If None, ROOT_DASH_SPOOL, else
-            `root-dash-spool`. Frames that an earlier run left in the folder are sent, too.
+        spool: folder in which frames wait. A missing folder is made. If None, ROOT_DASH_SPOOL, else `root-dash-spool`.
+            Frames that an earlier run left in the folder are sent, too.
 
     Returns:
         The recorder, a context manager that closes itself.
@@ -211,12 +205,12 @@ def _are_globs(given: object) -> bool:
 
 
 def _is_number(given: object) -> bool:
-    """Return whether an argument is a number; a truth value is not."""
+    """Return whether an argument is a number and not a truth value."""
     return isinstance(given, float | int) and not isinstance(given, bool)
 
 
 def _local_sink(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
-    """Return a sink that stores the run in a database. If the run cannot begin, the database is closed again."""
+    """Return a sink that stores the run in a database."""
     from root_dash.monitor.failures import print_to_stderr
 
     store = Store.create(location)

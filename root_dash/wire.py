@@ -1,8 +1,8 @@
-"""Records as they travel from a trainer to a server: strict MessagePack, compressed as one zstd frame.
+"""Messages from a trainer to a server: records in strict MessagePack, compressed as a zstd frame.
 
 `pack_*` and `unpack_*` are each other's inverse bit for bit, NaNs included. A message may come from anyone: every size,
-name and number is checked before a record is made of it, and unknown fields are refused. The structs below are what may
-travel, with their limits; the records hold more, such as the ids of the store.
+name and number is checked before a record is made, and unknown fields are refused. The structs below hold the fields of
+the records that may travel, with their limits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from root_dash.records import TENSORS, TensorName, statistic_names
 from root_dash.records.validation import checked
 
 LIMIT = 512 * 2**20
-"""Bytes that a message may have, packed or not. An exact mask has a bit for each entry, and a frame travels whole."""
+"""Largest size in bytes of a message, packed or not. A mask has a bit for each entry, and a frame travels whole."""
 
 ATTEMPTS = "/api/v1/ingest/attempts"
 """The path below which a server takes attempts."""
@@ -32,8 +32,8 @@ MEDIA_TYPE = "application/vnd.msgpack"
 ENCODING = "zstd"
 
 _DESCRIPTION_LIMIT = 2**24
-"""Bytes that the message that begins or ends an attempt may unpack to: as Python objects they take up to 80 times as
-much."""
+"""Largest unpacked size in bytes of the first and last message of an attempt. Python objects take up to 80 times as
+much memory."""
 
 _LEVEL = 1  # zstd's quickest: the cores of the trainer's machine belong to the training
 _NAME = 2**16  # characters
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 else:
 
     class _ArrayType(type):
-        """The type of an annotation. An array is an instance of it: msgspec checks what `_to_array` returns."""
+        """The type of an annotation. Every array is an instance, because msgspec checks what `_to_array` returns."""
 
         def __instancecheck__(cls, value):
             return isinstance(value, np.ndarray)
@@ -169,7 +169,7 @@ class _Batch(_Strict):
 class End(_Strict):
     """The end of an attempt: `lost` frames after the last stored frame, whose `seq` is `last_seq`.
 
-    If `time` is None the attempt goes on; the server still makes what has arrived outlive a loss of power.
+    If `time` is None the attempt goes on, and the server writes what has arrived to its disk.
     """
 
     time: _Time | None
@@ -178,7 +178,7 @@ class End(_Strict):
 
 
 class Stored(_Strict):
-    """What a server has of an attempt: the answer to every message, as JSON."""
+    """The answer to every message, as JSON: what the server has stored of an attempt."""
 
     attempt: str
     run: int
@@ -210,10 +210,7 @@ def unpack_begin(content: bytes) -> tuple[records.Run, tuple[records.Layer, ...]
 
 
 def pack_frame(frame: records.Frame) -> bytes:
-    """Return one frame, as a store returns it, as a part of a batch.
-
-    The size of the part is what the batch grows by before the batch is compressed.
-    """
+    """Return a frame from a store as a part of a batch. The size of the part counts before the compression."""
     return _encoder.encode(
         _struct(
             _Frame,
@@ -235,11 +232,11 @@ def pack_batch(frames: Iterable[bytes]) -> bytes:
 
 
 def unpack_batch(content: bytes) -> Iterator[records.Frame]:
-    """Return the frames of a batch. Each is made when it is asked for: as objects they take many times the memory.
+    """Return an iterator over the frames of a batch, because unpacked frames take many times the memory.
 
     Raises:
         Malformed: the content is not a batch.
-        ValueError: a frame has wrong fields, or arrays that do not fit each other. It is raised when the frame is made.
+        ValueError: when a frame is yielded, the frame has wrong fields, or arrays that do not fit each other.
     """
     return (_to_frame(_decoded(frame, _Frame)) for frame in _unpack(content, _Batch, LIMIT).frames)
 
@@ -304,7 +301,7 @@ def _decoded(plain: bytes | Raw, form: type[_Message]) -> _Message:
 
 
 def _struct(form: type[_Part], record: Any, **given: Any) -> _Part:
-    """Return a struct with the record's fields of the same names, beside those that are given."""
+    """Return a struct with the given fields, and with the record's fields of the other names."""
     return form(**{name: getattr(record, name) for name in form.__struct_fields__ if name not in given}, **given)
 
 

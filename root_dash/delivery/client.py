@@ -1,4 +1,4 @@
-"""The client of one server: a request, and what the server's answer means for the sender."""
+"""The client of a server: it sends requests, and turns refusals into errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LATER = (408, 425, 429)  # beside all statuses from 500 on
 
 
 class Unreachable(RootDashError):
-    """The server does not answer, or not now. Try again, after `retry_after` seconds at the earliest."""
+    """The server does not answer, or not now. Try again after `retry_after` seconds at the earliest."""
 
     def __init__(self, text: str, retry_after: float = 0.0) -> None:
         super().__init__(text)
@@ -28,7 +28,7 @@ class Refused(RootDashError):
 
 
 class IngestClient:
-    """Sends the messages of attempts to one server, one request at a time."""
+    """A connection that sends the messages of attempts to a server, a request at a time."""
 
     def __init__(self, server: str, token: str) -> None:
         self.server = checked_server(server)
@@ -46,10 +46,10 @@ class IngestClient:
         )
 
     def begin(self, message: bytes, uid: str) -> Stored:
-        """Begin an attempt, or go on with it; return what the server has of it."""
+        """Begin or continue an attempt, and return what the server has stored of the attempt."""
         stored = self._send("PUT", f"/{uid}", message)
         if stored is None:
-            raise Refused(f"{self.server} takes no recordings: it is no root-dash of this version")
+            raise Refused(f"{self.server} takes no recordings: the server is no root-dash of this version")
         return stored
 
     def append(self, message: bytes, uid: str) -> Stored | None:
@@ -89,8 +89,8 @@ def checked_server(server: str) -> str:
     """Return the address of a server without a slash at its end.
 
     Raises:
-        ValueError: the text is not an address, or says more than where the server is. The message does not repeat what
-            may be a secret.
+        ValueError: the text is not an address, or has more parts than scheme, host and port. The message does not
+            repeat what may be a secret.
     """
     rule = "server must be an address as http://host:8050"
     got = "one that may hold a secret" if any(mark in server for mark in "@?#") else repr(server)
@@ -112,7 +112,7 @@ def checked_server(server: str) -> str:
 
 
 def _problem(response: httpx2.Response) -> str:
-    """Return the status of an answer, and the problem if the answer says one."""
+    """Return the status of an answer, and the problem that the answer describes, if any."""
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):

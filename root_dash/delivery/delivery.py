@@ -1,6 +1,6 @@
-"""One spool on its way to the server: what is sent next, what has arrived, and what earlier trainers left behind.
+"""Deliveries: spools on their way to a server, the own spool and the spools that earlier trainers left behind.
 
-A spool holds what the server does not have for good. It is deleted once the server has all of it.
+A spool holds the frames that the server may still lose. When the server has all frames for good, the spool is deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from root_dash.store.spool import Spool
 
 
 class Delivery:
-    """One spool on its way to the server, a request at a time."""
+    """A spool on its way to the server, a request at a time."""
 
     def __init__(
         self, lock: SpoolLock, spool: Spool, client: IngestClient, limits: DeliveryLimits | None = None
@@ -43,18 +43,18 @@ class Delivery:
         self._restarts = 0
 
     def advance(self, *, ended: bool) -> bool:
-        """Send what is next, in one request or two; return whether there may be more to send at once.
+        """Send the next part, in one request or two; return whether there may be more to send at once.
 
-        If the attempt has `ended`, no more frames will come, and the spool is deleted once the server has all of it.
+        If the attempt has `ended`, no more frames will come. Once the server has all frames, the spool is deleted.
 
         Raises:
-            Unreachable: the server did not take the request now.
-            Refused: the server never will.
+            Unreachable: the server does not take the request now.
+            Refused: the server will never take the request.
             StoreError: the spool cannot be read.
         """
         try:
             attempt = self._spool.attempt(self._uid)
-        except NotRecorded:  # the trainer was killed before it stored anything
+        except NotRecorded:  # the trainer was killed before the first frame was stored
             if ended:
                 self._delete()
             return False
@@ -89,16 +89,16 @@ class Delivery:
         return 0 if self.done else self._spool.waiting(self._uid, self._acknowledged)
 
     def size(self) -> int:
-        """Return the bytes that the spool takes; 0 if somebody deleted it."""
+        """Return the size of the spool in bytes; 0 if the spool was deleted."""
         return 0 if self.done or not self.path.exists() else self._spool.size()
 
     def close(self) -> None:
-        """Close the spool and leave it to another process."""
+        """Close the spool, so that another process can send it."""
         self._spool.close()
         self._lock.release()
 
     def _settle(self) -> None:
-        """Remove what the server has once a loss of power cannot take it away there; the last frame stays.
+        """Have the server write the acknowledged frames to its disk, and remove all but the last of them here.
 
         If the spool cannot be written, as on a full disk, the frames stay until the next time; sending goes on.
         """
@@ -108,10 +108,7 @@ class Delivery:
                 self._spool.remove(self._cursor)
 
     def _end(self, time: float | None, lost: int) -> bool:
-        """Tell the server that the attempt ended, or without a time that it pauses.
-
-        Return whether the server has all frames that it acknowledged.
-        """
+        """Announce the end of the attempt, or a pause if `time` is None; return whether no frame was lost."""
         last = self._acknowledged if self._acknowledged >= 0 else None
         if self._client.end(wire.pack_end(wire.End(time, lost, last)), self._uid) is None:
             self._begin_again()  # the server may have lost frames, as when its machine lost power
@@ -119,7 +116,7 @@ class Delivery:
         return True
 
     def _ended_at(self, attempt: Attempt) -> float | None:
-        """Return when the attempt ended. A killed attempt, which nobody holds, ended with its last frame."""
+        """Return the time of the attempt's end. A killed attempt ended with its last frame."""
         if attempt.ended_at is not None or self.moved:
             return attempt.ended_at
         latest = self._spool.latest(attempt.run)
@@ -162,7 +159,7 @@ class Delivery:
 
 
 def _packed(frame: Frame, limit: int) -> bytes:
-    """Return a frame as it travels. A frame of more bytes than the limit loses its exact masks; an event says so."""
+    """Return a packed frame. A frame of more bytes than the limit loses its exact masks, and gets an event about it."""
     packed = wire.pack_frame(frame)
     if len(packed) <= limit:
         return packed
@@ -180,7 +177,7 @@ def deliver(delivery: Delivery) -> int:
         Refused: the server does not take the frames.
         StoreError: the spool cannot be read.
     """
-    delivery.advance(ended=True)  # afterwards it is known what the server has already
+    delivery.advance(ended=True)  # the first answer says which frames the server has already
     frames = delivery.remaining()
     while not delivery.done:
         delivery.advance(ended=True)
@@ -188,7 +185,7 @@ def deliver(delivery: Delivery) -> int:
 
 
 def leftovers(folder: Path, client: IngestClient, limits: DeliveryLimits | None = None) -> Iterator[Delivery]:
-    """Yield the spools in a folder that no living trainer and nobody else sends, the oldest first."""
+    """Yield the spools in a folder that no other process sends, the oldest first."""
     for path in find_spools(folder):
         try:
             lock = lock_spool(path)
@@ -208,8 +205,8 @@ def _open(path: Path) -> Spool:
     """Open the spool at a path.
 
     Raises:
-        StoreError: the spool cannot be read, or the file is somebody's database that only has the name of a spool. It
-            would be deleted as a spool that nothing was put into.
+        StoreError: the spool cannot be read, or the file is a database with the name of a spool, which would be deleted
+            as an empty spool.
     """
     spool = Spool.create(path)
     try:
@@ -217,7 +214,7 @@ def _open(path: Path) -> Spool:
             spool.attempt(path.stem)
             return spool
         if spool.runs():
-            raise StoreError("it holds runs, but not the attempt that its name says")
+            raise StoreError("the file holds runs, but not the attempt of its name")
     except BaseException:
         spool.close()
         raise
@@ -225,13 +222,13 @@ def _open(path: Path) -> Spool:
 
 
 def find_spools(folder: Path) -> Sequence[Path]:
-    """Return the spools in a folder, whoever holds them, the oldest first."""
+    """Return the spools in a folder, the oldest first, also those that other processes send."""
     paths = [path for path in folder.glob("*.db") if len(path.stem) == 32 and set(path.stem) <= set("0123456789abcdef")]
     return sorted(paths, key=lambda path: (_written_at(path), path.name))
 
 
 def _written_at(path: Path) -> float:
-    """Return when a file was last written, in seconds since the epoch; 0 if the file is gone by now."""
+    """Return the time of a file's last change, in seconds since the epoch; 0 if the file is gone."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,8 +1,7 @@
-"""Frames to a server far away: read back from a spool on the trainer's own disk, and sent until they are there.
+"""The way of frames to a server: the trainer stores them in a spool on its disk, and a thread sends them from there.
 
-The training knows nothing of the server: its frames go into the spool, a store of one attempt, and one thread sends
-what it finds in the spool. If a trainer leaves frames behind, because it was killed or its server was away, the next
-trainer with the same folder sends them, or `root-dash sync` does.
+The training does not know the server. A spool is a store of one attempt. If a trainer leaves frames behind, because the
+trainer was killed or the server was away, `root-dash sync` or the next trainer with the same folder sends the frames.
 """
 
 from __future__ import annotations
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
     from root_dash.monitor.writing.sink import Sink
 
 _JITTER = random.Random()  # noqa: S311 (no secret)
-"""The generator of the pauses. The generator of the `random` module belongs to the training."""
+"""The generator of the pauses. The generator of the module `random` belongs to the training."""
 
 
 class Sender:
-    """One thread that sends a trainer's spool as it grows, and what other trainers left in the same folder.
+    """A thread that sends a trainer's spool as the spool grows, and the spools that other trainers left in the folder.
 
-    The thread never raises. It reports a failure once, and tries again with growing pauses while the process lives.
+    The thread never raises. A failure is reported once. The thread tries again with growing pauses while the process
+    lives.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Sender:
         self._thread.start()
 
     def close(self) -> None:
-        """Send what is left, for at most `drain_seconds` and while the server takes it; report what remains.
+        """Send the remaining frames, for at most `drain_seconds` and while the server takes them; report what is left.
 
         No more frames may come. The thread goes on while the process lives.
         """
@@ -69,14 +69,14 @@ class Sender:
                 )
 
     def leave(self) -> None:
-        """Announce that no more frames come, without waiting for the frames that are left."""
+        """Announce that no more frames come, without waiting for the remaining frames."""
         self._own.moved = True
         with self._changed:
             self._closing = True
             self._changed.notify_all()
 
     def vacate(self) -> bool:
-        """Have the spool deleted if the server has all of it, although more frames come; return whether it is."""
+        """Have the spool deleted if the server has all frames, even if more frames come; return whether it is gone."""
         if self._own.remaining():
             return False
         self._own.moved = True
@@ -85,26 +85,26 @@ class Sender:
             tried = self._tried
             self._changed.notify_all()
             self._await_attempt(tried)
-            if not self._own.done:  # the spool is used on; if it is deleted late all the same, the next frame sees it
+            if not self._own.done:  # go on with this spool; a late deletion is seen by the next frame
                 self._closing = self._own.moved = False
         return self._own.done
 
     @property
     def vacated(self) -> bool:
-        """Whether the spool was deleted because the server has all of it."""
+        """Whether the spool was deleted because the server has all frames."""
         return self._own.done
 
     def _await_attempt(self, tried: int) -> None:
-        """Wait until all is sent or a later try than number `tried` failed, for at most `drain_seconds`."""
+        """Wait until all frames are sent or a try after number `tried` failed, for at most `drain_seconds`."""
         self._changed.wait_for(
             lambda: self._own.done or (self._trouble and self._tried > tried), self._limits.drain_seconds
         )
 
     def check_room(self) -> None:
-        """Raise StoreFull if the spool holds as much as it may."""
+        """Raise StoreFull if the spool is full."""
         if (size := self._own.size()) >= self._limits.spool_bytes:
             text = f"{self._own.path} is full: {size / 2**20:,.1f} MiB wait for {self._client.server}"
-            raise StoreFull(f"{text}, and frames are lost until some of it is sent")
+            raise StoreFull(f"{text}, and frames are lost until some frames are sent")
 
     def _run(self) -> None:
         reported = False
@@ -126,9 +126,8 @@ class Sender:
                 trouble = str(error) or type(error).__name__
                 wait = _pause(failures, error, self._limits)
                 failures += 1
-                if not reported and (
-                    failures > 1 or not isinstance(error, Unreachable)
-                ):  # otherwise it may be back at once
+                # A server that is away for the first time may be back at once.
+                if not reported and (failures > 1 or not isinstance(error, Unreachable)):
                     print_to_stderr(f"root-dash: {trouble}; training goes on, frames wait in {self._own.path.parent}")
                     reported = True
             with self._changed:
@@ -137,16 +136,16 @@ class Sender:
                 self._changed.notify_all()
                 if self._own.done and not more and trouble is None:
                     break
-                if not more and self._closing == ended:  # otherwise it was closed meanwhile: a last try at once
+                if not more and self._closing == ended:  # if the sender was closed meanwhile, a last try comes at once
                     self._changed.wait(wait)
         self._client.close()
 
     def _waiting(self) -> int:
-        """Return how many frames the server does not have, of all spools that are being sent."""
+        """Return the number of frames in both spools that the server does not have."""
         return self._own.remaining() + (self._other.remaining() if self._other is not None else 0)
 
     def _advance_other(self) -> bool:
-        """Send a part of what other trainers left; return whether there may be more. A refused spool stays."""
+        """Send a part of another trainer's spool; return whether there may be more. A refused spool stays."""
         self._other = self._other or next(self._others, None)
         if self._other is None:
             return False
@@ -171,7 +170,7 @@ class SpoolSink:
     """The trainer's sink: stores frames in a spool, which a sender sends; if the spool is deleted, in another spool.
 
     SQLite needs room to remove anything. So if the disk is full, perhaps because of the spool, the whole spool is
-    deleted once the server has all of it.
+    deleted once the server has all frames.
     """
 
     def __init__(self, begin: Begin, layers: Sequence[Layer]) -> None:
@@ -181,7 +180,7 @@ class SpoolSink:
         self._unrecorded: list[str] = []
 
     def append(self, frame: Frame) -> object:
-        """Store a frame in the spool; raise StoreFull if the spool holds as much as it may."""
+        """Store a frame in the spool; raise StoreFull if the spool is full."""
         self._renew()
         self._sender.check_room()
         try:
@@ -190,21 +189,21 @@ class SpoolSink:
             self._move(error)
         except StoreBusy:
             raise
-        except StoreError:  # a full disk, and also a used-up quota, for which SQLite has another error
+        except StoreError:  # a full disk or a used-up quota, for which SQLite has another error
             if not self._sender.vacate():
                 raise
             self._renew()
         return self._append(frame)
 
     def _append(self, frame: Frame) -> object:
-        """Store a frame, with the sentences that no frame holds yet."""
+        """Store a frame, with events for the sentences that are not recorded yet."""
         events = [Event("store", text, frame.step, time.time()) for text in self._unrecorded]
         stored = self._spool.append(replace(frame, events=(*frame.events, *events)) if events else frame)
         self._unrecorded.clear()
         return stored
 
     def extend(self, layers: Sequence[Layer]) -> None:
-        """Add layers that come later."""
+        """Add layers to the run."""
         known = {layer.name for layer in self._layers}
         self._layers += [layer for layer in layers if layer.name not in known]
         self._renew()
@@ -228,21 +227,21 @@ class SpoolSink:
         self._sender.close()
 
     def _renew(self) -> None:
-        """Go on in another spool if this one was deleted because the server has all of it."""
+        """Go on in another spool if the spool was deleted because the server has all frames."""
         if self._sender.vacated:
             self._spool, self._sender = self._begin(self._layers)
 
     def _move(self, moved: StoreMoved) -> None:
-        """Go on in another spool, and report it."""
+        """Go on in another spool, and report the change."""
         old = self._sender
         self._spool, self._sender = self._begin(self._layers)
-        old.leave()  # it can still read the deleted file
+        old.leave()  # the old sender can still read the deleted file
         self._unrecorded.append(f"{moved}: it goes on in another one, and what was not sent yet may be lost")
         print_to_stderr(f"root-dash: {self._unrecorded[-1]}")
 
 
 def _pause(failures: int, error: Exception, limits: DeliveryLimits) -> float:
-    """Return the seconds until the next try: doubled each time, and up to half of them less to spread the senders."""
+    """Return the seconds until the next try. Pauses double, and are shortened by up to a half to spread the senders."""
     if isinstance(error, Refused):
         return limits.longest_pause
     pause = min(limits.first_pause * 2.0 ** min(failures, 20), limits.longest_pause) * _JITTER.uniform(0.5, 1.0)

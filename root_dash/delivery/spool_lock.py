@@ -1,4 +1,4 @@
-"""Locks of spool files: only one process at a time sends a spool."""
+"""Locks of spool files, so that only one process at a time sends a spool."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import threading
 from pathlib import Path
 
 _locked: set[tuple[int, int]] = set()
-"""Device and inode of the lock files that this process holds: file locks do not keep a process out of its own files."""
+"""Device and inode of the lock files that this process holds. File locks do not exclude other locks of a process."""
 _mutex = threading.Lock()
 
 
 class SpoolLock:
     """The right to send a spool, until `release` or the end of the process, however the process ends.
 
-    The lock is on a file beside the spool. If it were on the spool itself, closing the file would release the locks of
-    SQLite. It is a lock of `fcntl.lockf`, which a forked child does not inherit.
+    The lock is on a file beside the spool: closing a locked spool would release the locks of SQLite. A forked child
+    does not inherit locks of `fcntl.lockf`.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -40,7 +40,7 @@ class SpoolLock:
 
 
 def lock_spool(path: Path, *, new: bool = False) -> SpoolLock | None:
-    """Lock the spool at a path; return None if another one holds it, or if it is gone and must not be a `new` one."""
+    """Lock the spool at a path; return None if the spool is locked already, or does not exist and is not `new`."""
     file = _lock_file(path)
     with _mutex:
         if file.exists() and _identity(file.stat()) in _locked:
@@ -60,7 +60,7 @@ def lock_spool(path: Path, *, new: bool = False) -> SpoolLock | None:
 
 def _renew_mutex() -> None:
     global _mutex
-    _mutex = threading.Lock()  # in a forked child: a thread of the parent process may have held it
+    _mutex = threading.Lock()  # in a forked child: a thread of the parent process may have held the old lock
 
 
 os.register_at_fork(after_in_child=_renew_mutex)

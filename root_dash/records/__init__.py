@@ -1,7 +1,6 @@
-"""The records that travel: from the trainer to the store, and from the store to the server and the dashboard.
+"""The records that travel from the trainer to the store, and from the store to the server and the dashboard.
 
-Records are frozen dataclasses of NumPy arrays, with the names of `root_dash.vocabulary`. This module needs only the
-standard library and NumPy, so that the machine of a dashboard needs no torch.
+Records are frozen dataclasses of NumPy arrays, with the names of `root_dash.vocabulary`. The package needs no torch.
 """
 
 from __future__ import annotations
@@ -73,12 +72,11 @@ def quantile_probabilities() -> Float64Array:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One named parameter tensor of the model.
+    """A named parameter tensor of the model.
 
     `position` is the place of the layer in the model's order, from 0. `id` is the store's key, and 0 before storing.
-    `algorithm` is `"root"`, `"adamw"`, or the lower-case name of the optimizer that steps the layer. `shape` is
-    the shape of the parameter. The layer is treated as a matrix of `rows` x `cols`: trailing dimensions are flattened,
-    and a vector is one row.
+    `algorithm` is `"root"`, `"adamw"`, or the lower-case name of the optimizer that steps the layer. The layer is
+    treated as a matrix of `rows` x `cols`: trailing dimensions are flattened, and a vector is a matrix with one row.
     """
 
     name: str
@@ -89,12 +87,12 @@ class Layer:
 
     @property
     def rows(self) -> int:
-        """Rows of the matrix that the layer is treated as."""
+        """Number of rows of the layer as a matrix."""
         return self.shape[0] if len(self.shape) >= 2 else 1
 
     @property
     def cols(self) -> int:
-        """Columns of the matrix that the layer is treated as."""
+        """Number of columns of the layer as a matrix."""
         return self.size // self.rows if self.rows else 0
 
     @property
@@ -110,7 +108,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training job. `uid` is unique across stores; `id` is the store's key, and 0 before the run is stored.
+    """A training job. `uid` is unique across stores; `id` is the store's key, and 0 before the run is stored.
 
     `config` is the user's argument of `watch`; `cadence` maps each kind to its interval in steps. Times are seconds
     since the epoch. `ended_at` is None while the run trains, or if the run was killed.
@@ -129,13 +127,13 @@ class Run:
     id: int = 0
     frames: int = 0
     lost: int = 0
-    """Frames that were taken but could not be stored."""
+    """Number of frames that were taken but could not be stored."""
     last_step: int | None = None
     last_time: float | None = None
 
     @property
     def title(self) -> str:
-        """The name for people; with the rank if it is not 0, since the runs of all ranks have the same name."""
+        """The name for people, with any rank above 0: the runs of all ranks have the same name."""
         name = self.name or self.uid
         return f"{name} · rank {self.rank}" if self.rank else name
 
@@ -188,10 +186,10 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Singular values, descending, of the momentum M, its base B and the update X. An array is empty if it is missing.
+    """Singular values, descending, of the momentum M, its base B and the update X. A missing tensor has no values.
 
-    If `estimated`, the values are those of a large matrix by stochastic Lanczos quadrature: the largest value is exact,
-    the distribution of the others is an estimate, and the smallest values are too large.
+    If `estimated`, the values of a large matrix come from stochastic Lanczos quadrature: the largest value is exact,
+    the distribution of the other values is an estimate, and the smallest values are too large.
     """
 
     momentum: Float32Array
@@ -205,7 +203,7 @@ class Spectrum:
 class Mask:
     """The entries with |M| > ε, in the layer's own orientation: `rows` x `cols`.
 
-    `packed` is the exact mask, row-major, eight entries in a byte as in `np.packbits`; it is empty if only the map was
+    `packed` is the exact mask, row-major, eight entries in a byte as in `np.packbits`; empty if only the map was
     kept. `pooled[i, j]` counts the outliers in a block of the map of at most 64 x 64 blocks. Block i covers the rows
     from `i * rows // pooled.shape[0]` up to `(i + 1) * rows // pooled.shape[0]`; columns likewise. `largest` holds the
     `(row, col)` of the entries of greatest |M|, and `largest_values` their |M|.
@@ -236,7 +234,7 @@ class Mask:
 def outlying(totals: CountArray) -> NDArray[np.bool_]:
     """Return which rows (or columns) of a mask are outliers, given the outliers in each: (n,) -> booleans (n,).
 
-    A row is an outlier if it holds more than twice as many outliers as if all rows had the same share.
+    A row is an outlier if its outliers are more than twice the mean of all rows.
     """
     outlying: NDArray[np.bool_] = totals.astype(np.int64) * totals.size > 2 * totals.sum(dtype=np.int64)
     return outlying
@@ -262,7 +260,7 @@ class OutlierCounts:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a run at a step, such as a new coefficient set; `id` is the store's key."""
+    """An event of a run at a step, such as a new coefficient set; `id` is the store's key."""
 
     kind: str
     text: str
@@ -273,11 +271,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Everything that was recorded at one step: the unit of writing, of streaming and of resuming.
+    """All recordings of a step: the unit of writing, of streaming and of resuming.
 
     Mappings of layers have the layer's `position` as key. `seq` counts the attempt's frames from 0. The attempt and
-    `seq` make a frame unique, so that a frame that is stored twice is stored once. `lost` counts the frames before this
-    frame that could not be kept. `cost` is the time in seconds that recording took of the training thread.
+    `seq` identify a frame, so that no frame is stored twice. `lost` counts the frames that could not be kept since the
+    frame before. `cost` is the time in seconds that recording took of the training thread.
     """
 
     seq: int
@@ -297,7 +295,7 @@ class Frame:
     """Masks with their statistics of kind `"masks"` by name."""
     scalars: Mapping[str, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
-    """What happened at the step, or since the frame before."""
+    """Events of the step, or since the frame before."""
     lost: int = 0
     cost: float = 0.0
 
@@ -317,7 +315,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """The notice that a frame was stored, with its cursor `id`. The stream carries notices instead of the data."""
+    """The notice of a stored frame, with its cursor `id`. The stream carries notices instead of the data."""
 
     id: int
     run: int
@@ -329,9 +327,9 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """One statistic or scalar over the steps: `values[i]` was recorded at `steps[i]`, ascending; NaN: not recorded.
+    """A statistic or scalar over the steps: `values[i]` was recorded at `steps[i]`, ascending; NaN: not recorded.
 
-    `total` steps were recorded. These points are all of them, or fewer points that show all extremes.
+    `total` steps were recorded. The points are all of these steps, or a part with all extremes.
     """
 
     name: str
@@ -342,11 +340,11 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """One statistic of all layers over the steps.
+    """A statistic of all layers over the steps.
 
-    `values[i, j]` belongs to `layers[i]` and to the steps from `starts[j]` to `ends[j]`, both included. It is the value
-    of largest magnitude in this bucket of steps, and NaN if nothing was recorded. `total` steps were recorded and
-    `shown` columns are shown: if `total > shown`, a bucket holds several steps.
+    `values[i, j]` belongs to `layers[i]` and to the steps from `starts[j]` to `ends[j]`, both included: the value of
+    largest magnitude in this bucket of steps, or NaN if nothing was recorded. `total` steps were recorded and `shown`
+    columns are shown: if `total > shown`, a bucket holds several steps.
     """
 
     name: str
@@ -360,7 +358,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class HistogramHistory:
-    """One layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`; `total` steps were recorded."""
+    """A layer's histograms over the steps: `counts[i]` was recorded at `steps[i]`; `total` steps were recorded."""
 
     steps: IntArray
     counts: CountArray

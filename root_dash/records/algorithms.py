@@ -1,7 +1,7 @@
-"""What a run records of each algorithm that steps its layers: its label, and what it does to singular values.
+"""The traits of an algorithm that steps layers: its label, and its effect on singular values.
 
-The monitor's adapters (`root_dash.monitor.optimizers`) write it into `Run.optimizer["algorithms"]`; dashboard, commands
-and diagnosis read it with `traits_of` instead of comparing the names of optimizers. Standard library only.
+The monitor's adapters (`root_dash.monitor.optimizers`) write traits into `Run.optimizer["algorithms"]`. Dashboard,
+commands and diagnosis read them with `traits_of` instead of comparing the names of optimizers. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Orthogonalized = Literal["base", "momentum"]
 Target = str | tuple[tuple[float, ...], ...]
 """The map of singular values that an algorithm aims at.
 
-`"polar"`: every singular value becomes 1. Another name: what the coefficient set of that name makes of them. Else the
-coefficients themselves: per step (a, b, c, ...) of the odd polynomial a σ + b σ³ + c σ⁵ + ...
+`"polar"` maps every singular value to 1. Any other name is a coefficient set. Coefficients give, for each step,
+(a, b, c, ...) of the odd polynomial a σ + b σ³ + c σ⁵ + ...
 """
 
 
 @dataclass(frozen=True, slots=True)
 class AlgorithmTraits:
-    """What readers need to know of an algorithm.
+    """The traits of an algorithm.
 
     Args:
-        label: its name for people, such as "AdamW".
-        orthogonalizes: the tensor that it orthogonalizes; None if the singular values of its update mean nothing.
-        target: the map of singular values that it aims at. An update that misses 1 is an error only if this is
-            `"polar"`.
+        label: the name for people, such as "AdamW".
+        orthogonalizes: the tensor to orthogonalize; None if the singular values of the update mean nothing.
+        target: the map of singular values that the algorithm aims at. Only if the target is `"polar"`, a singular value
+            other than 1 is an error.
     """
 
     label: str
@@ -51,13 +51,13 @@ _BEFORE = {
     "adam": AlgorithmTraits("Adam"),
     "sgd": AlgorithmTraits("SGD"),
 }
-"""What is known of the algorithms of runs that did not record their traits."""
+"""Traits of the algorithms of older runs, which did not record traits."""
 
 
 def traits_of(optimizer: Mapping[str, Any], algorithm: str) -> AlgorithmTraits:
     """Return the traits of a layer's `algorithm`, given `Run.optimizer`.
 
-    A run that did not record them, or recorded something else in their place, has those of the algorithm's name.
+    If the run recorded no traits, or something else in their place, the traits follow from the algorithm's name.
     """
     algorithms = optimizer.get("algorithms")
     recorded = algorithms.get(algorithm) if isinstance(algorithms, Mapping) else None
@@ -74,10 +74,10 @@ def traits_of(optimizer: Mapping[str, Any], algorithm: str) -> AlgorithmTraits:
 
 
 def checked_target(target: object) -> Target:
-    """Return the map of singular values that is declared, with its coefficients as tuples.
+    """Return a declared map of singular values, with its coefficients as tuples.
 
     Raises:
-        ValueError: it is neither `"polar"`, nor the name of a coefficient set, nor one or more rows of numbers.
+        ValueError: the target is neither `"polar"`, nor the name of a coefficient set, nor rows of numbers.
     """
     if isinstance(target, str) and target in ("polar", *NAMES):
         return target

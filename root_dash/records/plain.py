@@ -1,4 +1,4 @@
-"""Values as plain JSON: what users pass as a config, optimizers' options, records over HTTP, and exported rows."""
+"""Values as plain JSON: users' configs, options of optimizers, records over HTTP, and exported rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one check of a frame, for frames that are stored and for frames that arrive over the wire."""
+"""The check of a frame, before the frame is stored and when a frame arrives over the wire."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from root_dash.records import (
 )
 
 _LARGEST_STEP = 2**62
-"""The largest magnitude of a step. Beyond it the end of the step's bucket does not fit 64 bits, and nothing of the run
+"""The largest magnitude of a step. The end of a larger step's bucket does not fit 64 bits, and no recording of the run
 could be read."""
 
 
 def checked(frame: Frame) -> Frame:
-    """Return a frame with its numbers as Python's own and its arrays in the types that records declare.
+    """Return a frame with Python's own numbers and with arrays of the types that records declare.
 
     A database driver would store the bytes of NumPy's integers instead of their values.
 
     Raises:
-        ValueError: a number has no place in a database, or the arrays of the frame do not fit each other.
+        ValueError: a number does not fit the database, or the arrays of the frame do not fit each other.
     """
     try:
         seq, step, lost = index(frame.seq), index(frame.step), index(frame.lost)
@@ -82,7 +82,7 @@ def _histogram(histogram: Histogram) -> Histogram:
     if histogram.counts.shape != (len(edges) - 1,):
         raise ValueError(f"a histogram must have {len(edges) - 1} counts, got shape {histogram.counts.shape}")
     if histogram.counts.dtype == np.uint32 and type(histogram.nan) is type(histogram.inf) is int:
-        return histogram  # as a recorder makes it: a copy of each would take longer than the check
+        return histogram  # a recorder's histogram: a copy of each would take longer than the check
     counts = _as("the counts of a histogram", histogram.counts, np.uint32)
     return replace(histogram, counts=counts, nan=int(histogram.nan), inf=int(histogram.inf))
 

@@ -65,7 +65,7 @@ def test_a_database_that_bears_a_spools_name_stays(tmp_path: Path, capfd: pytest
     assert copy.exists()
     with Store.open(own) as store:
         assert store.run(1).frames == 3
-    assert capfd.readouterr().err.count("it holds runs, but not the attempt that its name says") == 2
+    assert capfd.readouterr().err.count("the file holds runs, but not the attempt of its name") == 2
 
 
 def test_two_never_send_the_same_spool(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_full_spool_loses_later_frames_and_says_so(
     optimizers, address = sgd(model), f"http://127.0.0.1:{port}"
     run = far(model, optimizers, address, folder, limits, max_overhead=math.inf)
     (path,) = folder.glob("*.db")
-    full = f"{path} is full: 0.3 MiB wait for {address}, and frames are lost until some of it is sent"
+    full = f"{path} is full: 0.3 MiB wait for {address}, and frames are lost until some frames are sent"
     while full not in said:
         train(model, optimizers, 1, run.log)
         while run.pending > 1 and full not in said:
