@@ -1,4 +1,4 @@
-"""The dashboard on an API: one process, one port, everything served from the machine itself."""
+"""The dashboard on an API: in the same process, on the same port, with all files from this machine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def dashboard(api: FastAPI, store: Store, panels: Panels = PANELS) -> Any:
 def _log(error: Exception) -> None:
     """Log why a callback failed, which Dash does not do, and let the server answer with the error.
 
-    A missing recording is no fault of the server and is not logged: a page may be open on a run that was deleted.
+    A missing recording is no fault of the server and is not logged: a page may be open on a deleted run.
     """
     if not isinstance(error, NotRecorded):
         logging.getLogger(__name__).error("a panel could not be drawn", exc_info=error)

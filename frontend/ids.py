@@ -42,10 +42,10 @@ FOLLOW = "follow"
 
 
 def cursor(kind: Kind | None = None) -> str:
-    """Return the id of the store that holds a run's last frame of a kind; of any kind for None."""
+    """Return the id of the store with a run's last frame of a kind; if None, of any kind."""
     return "cursor" if kind is None else f"cursor-{kind}"
 
 
 def shown(kind: Kind) -> str:
-    """Return the id of the store that says which step the panels of a kind show; its step is None for the newest."""
+    """Return the id of the store with the step that the panels of a kind show; the step is None for the newest."""
     return f"shown-{kind}"

@@ -106,7 +106,7 @@ def header() -> Any:
 
 
 def connection() -> Any:
-    """Return the bar under the header that says why the page may be old. The browser shows and hides the bar."""
+    """Return the bar under the header with the reason why the page may be old. The browser shows and hides the bar."""
     return html.Div(
         id=ids.CONNECTION, className="connection", role="alert", hidden=True,
         children=[

@@ -84,6 +84,6 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], Sequen
 
 
 def ended(store: Store, view: View | None) -> int | None:
-    """Return the id of the view's run if the run has ended; the stream tells only that a run has grown."""
+    """Return the id of the view's run if the run has ended, which the stream does not tell."""
     run_id = (view or {}).get("run")
     return run_id if run_id is not None and store.run(int(run_id)).ended_at is not None else None

@@ -1,8 +1,8 @@
 """Inks, the meanings of colours, and the two Plotly templates: light and dark.
 
-A colour means the same wherever it appears: blue the data, vermilion beyond the threshold or sick, green ROOT or
-healthy, amber Muon or a warning, purple the paper's table, grey the momentum before, dashed ink the ideal. The set is
-Okabe and Ito's, told apart with any colour vision.
+Every colour has a fixed meaning: blue the data, vermilion beyond the threshold or sick, green ROOT or healthy, amber
+Muon or a warning, purple the paper's table, grey the momentum before, dashed ink the ideal. The colours are Okabe and
+Ito's, which people with any colour vision can tell apart.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Theme:
     severity: Stops
     """The scale of the map: low values (-1), the middle (0, almost the paper), high values (1)."""
     words: Mapping[str, str]
-    """The inks of words that name a coloured line: the same hues, with the contrast that small text needs."""
+    """The inks of words that name a coloured line: the same hues, with enough contrast for small text."""
 
     @property
     def template(self) -> go.layout.Template:
@@ -83,6 +83,14 @@ class Theme:
         )
 
 
+_SEVERITY = (-1.0, -0.6, -0.25, 0.0, 0.25, 0.4, 0.6, 0.8, 1.0)
+"""The positions of the colours in the scale of the map."""
+
+
+def _severity(*colours: str) -> Stops:
+    return tuple(zip(_SEVERITY, colours, strict=True))
+
+
 LIGHT = Theme(
     name="light",
     paper="#f6f7f9",
@@ -93,16 +101,8 @@ LIGHT = Theme(
     grey="#7b8494",
     band="rgba(102,112,133,0.14)",
     density=((0.0, "#f3f7fb"), (0.35, "#b5d3ec"), (0.7, "#3b82c4"), (1.0, "#173f70")),
-    severity=(
-        (-1.0, "#2c6aa8"),
-        (-0.6, "#8dbbe0"),
-        (-0.25, "#e8edf3"),
-        (0.0, "#eef1f5"),
-        (0.25, "#f0efeb"),
-        (0.4, "#fbd38b"),
-        (0.6, "#f58e5c"),
-        (0.8, "#d23f76"),
-        (1.0, "#5e1a66"),
+    severity=_severity(
+        "#2c6aa8", "#8dbbe0", "#e8edf3", "#eef1f5", "#f0efeb", "#fbd38b", "#f58e5c", "#d23f76", "#5e1a66"
     ),
     words={BLUE: "#2b6ca6", VERMILION: "#b34e00", GREEN: "#007a59", AMBER: "#946500", PURPLE: "#8b4f91"},
 )
@@ -117,16 +117,8 @@ DARK = Theme(
     grey="#8b95a5",
     band="rgba(154,164,178,0.20)",
     density=((0.0, "#1b2330"), (0.35, "#2b5680"), (0.7, "#4f9bdc"), (1.0, "#b4d9fb")),
-    severity=(
-        (-1.0, "#86bdf0"),
-        (-0.6, "#3d6f9e"),
-        (-0.25, "#212c3b"),
-        (0.0, "#1f2734"),
-        (0.25, "#272932"),
-        (0.4, "#70403a"),
-        (0.6, "#c0583f"),
-        (0.8, "#f08a5d"),
-        (1.0, "#ffe0a3"),
+    severity=_severity(
+        "#86bdf0", "#3d6f9e", "#212c3b", "#1f2734", "#272932", "#70403a", "#c0583f", "#f08a5d", "#ffe0a3"
     ),
     words={BLUE: "#6aa9e0", VERMILION: "#f0803c", GREEN: "#2bb88d", AMBER: "#e9ab22", PURPLE: "#c790cb"},
 )

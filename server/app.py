@@ -1,4 +1,4 @@
-"""The API as one application, made for one store."""
+"""The API as an application on a store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .responses import ANYWHERE, BEHIND_TOKEN
 from .responses import problems as describe_problems
 
 DOCS = "/api/docs"
-"""The page that documents the API. Its scripts come from this server, not from other people's servers."""
+"""Path of the API's documentation. The scripts of the page come from this server, not from other people's servers."""
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -29,7 +29,7 @@ _DESCRIPTION = """Everything that was recorded, as JSON. NaN is null, an infinit
 Errors are `application/problem+json`. A connection that exceeds a limit of its own, such as too many requests that wait
 for an answer, is ended with a status 408, 413, 429, 431 or 503 in plain text."""
 
-# These dependencies only describe the tokens in the documentation. The guard checks the tokens first.
+# These dependencies only describe the tokens in the documentation. The guard checks the tokens.
 _TOKEN = Depends(HTTPBearer(scheme_name="token", description="The token of `root-dash serve`.", auto_error=False))
 _WRITE_TOKEN = Depends(
     HTTPBearer(scheme_name="write token", description="The write token of `root-dash serve`.", auto_error=False)
@@ -42,15 +42,10 @@ def create_app(
     stopping: threading.Event | None = None,
     inbox: ingest.Inbox | None = None,
 ) -> FastAPI:
-    """Return the API on an open store.
+    """Return the API on an open store, to be used behind `guard.Guard`. Mount a dashboard after the API.
 
-    The API has to stand behind `guard.Guard`, and in front of whatever answers the paths that it does not know.
-
-    Args:
-        settings: the settings of the server.
-        store: the store to read. Its owner closes it.
-        stopping: ends the streams when set.
-        inbox: takes recordings. Its owner closes it. If None, recordings are refused.
+    The caller closes store and inbox. `stopping` ends the streams when set. `inbox` takes recordings. If `inbox` is
+    None, recordings are refused.
     """
     app = FastAPIOffline(
         title="root-dash",
@@ -77,7 +72,7 @@ def create_app(
     )
     _document_problem_media_type(app)
 
-    # Last: a dashboard that is mounted later answers every path that is left with a page.
+    # Last, because a dashboard that is mounted later answers every other path with a page.
     @app.api_route("/api", methods=_METHODS, include_in_schema=False)
     @app.api_route("/api/{path:path}", methods=_METHODS, include_in_schema=False)
     def unknown(request: Request) -> None:

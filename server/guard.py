@@ -24,7 +24,7 @@ INGEST = "/api/v1/ingest/"
 """The path below which the server takes recordings."""
 
 HEALTH = "/healthz"
-"""The only path that is answered without a token."""
+"""The only path that needs no token."""
 
 ADMIT = "root_dash.admit"
 """Key in a request's `state` of the function to call when the request has shown a token. The connection then keeps its
@@ -55,18 +55,17 @@ color-scheme: light dark; }}</style>
 
 
 class Guard:
-    """An ASGI application that checks every request before the application inside sees it.
+    """An ASGI application that checks every request before the application inside sees the request.
 
-    The guard also adds the security headers to every response. It checks, in this order:
+    The guard also adds the security headers to every response. The checks, in this order:
 
     - Headers and address take at most 32 KiB.
-    - There is exactly one `Host`, and the server goes by its name. A name of another site that was made to point to
-      this machine (DNS rebinding) is refused.
+    - There is exactly one `Host`, with a name of this server. The name of another site that points to this machine (DNS
+      rebinding) is refused.
     - If a browser sends an `Origin` with a WebSocket or an unsafe method, the origin is the server's own.
     - The request shows the token: as `Authorization: Bearer`, as a cookie, or once as `?token=` of a page. The answer
       to `?token=` sets the cookie and redirects to the same page without the token. Only `/healthz` needs no token.
-    - A request that sends recordings shows the write token, as `Authorization: Bearer`. The write token opens nothing
-      else.
+    - A request with recordings shows the write token, as `Authorization: Bearer`. The write token opens nothing else.
 
     Responses pass through message by message, so that a stream stays a stream.
     """

@@ -1,7 +1,6 @@
 """Recordings over HTTP: a trainer without the database's disk begins an attempt, sends its frames, and ends it.
 
-A trainer may send every message again. However often a message arrives, its attempt is begun once and each of its
-frames is stored once.
+A trainer may send every message again: an attempt is begun once, and each frame is stored once.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class InboxLimits:
     """The limits of what an inbox keeps open and takes in."""
 
     open_attempts: int = 64
-    """Largest number of open attempts. A further attempt closes the attempt that sent longest ago, whose trainer then
+    """Largest number of open attempts. A further attempt closes the attempt that has been silent longest, whose trainer
     has to begin the attempt again."""
 
     waiting_messages: int = 16
@@ -45,7 +44,7 @@ class InboxLimits:
     """Largest size in bytes of all messages that arrive or wait. A message beyond this size is answered with 503."""
 
     body_seconds: float = 60.0
-    """Time in seconds for a message to arrive, beside one second for every `body_rate` bytes."""
+    """Time in seconds for a message to arrive, besides a second for every `body_rate` bytes."""
 
     body_rate: int = 2**16
     """Slowest rate, in bytes a second, at which a message may arrive."""
@@ -54,8 +53,8 @@ class InboxLimits:
 class Inbox:
     """The messages that trainers send, and the thread that stores them.
 
-    The store is opened for writing when the first message arrives. One thread decodes and stores one message at a time,
-    because SQLite has one writer. Nobody who looks at the dashboard waits for the thread.
+    The store is opened for writing when the first message arrives. A single thread decodes and stores the messages in
+    turn, because SQLite has one writer. The dashboard does not wait for the thread.
     """
 
     def __init__(self, create: Callable[[], Store], limits: InboxLimits | None = None) -> None:
@@ -68,10 +67,10 @@ class Inbox:
         self._bytes = 0
 
     async def take(self, request: Request, work: Callable[[str, bytes], Attempt], uid: str) -> Attempt:
-        """Read the request's body, let the thread do the work with it, and return what is then stored of the attempt.
+        """Read the request's body, let the thread do the work, and return what is then stored of the attempt.
 
         Raises:
-            HTTPException: the message is refused; nothing of it is stored.
+            HTTPException: the message is refused, and no part is stored.
         """
         expected = _declared_size(request)
         limits = self._limits
@@ -96,7 +95,7 @@ class Inbox:
         self._close_store()
 
     def begin(self, uid: str, content: bytes) -> Attempt:
-        """Begin an attempt, or continue it, and return what is stored of it."""
+        """Begin or continue an attempt, and return what is stored of the attempt."""
         run, layers, attempt = wire.unpack_begin(content)
         if attempt.uid != uid:
             raise ValueError("the attempt in the message must be the one in the path")
@@ -123,7 +122,7 @@ class Inbox:
             if known.ended_at is None:
                 raise HTTPException(404, "begin the attempt, again if it was begun before")
             if all(known.last_seq is not None and frame.seq <= known.last_seq for frame in frames):
-                return known  # the trainer sent it again, because the answer was lost
+                return known  # the trainer sent the batch again, because the answer was lost
             raise AlreadyRecorded(f"attempt {uid} has ended")
         self._open.move_to_end(uid)
         recording, known = self._open[uid]
@@ -256,13 +255,13 @@ def stored(store: StoreDep, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
 
 @router.put("/{attempt}", response_model=StoredAttemptJson, openapi_extra=_MESSAGE, responses=_REFUSALS)
 async def begin(request: Request, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
-    """Begin an attempt, or continue it. The answer names the last of its frames that is stored."""
+    """Begin or continue an attempt. The answer names the last stored frame."""
     return _answer(await inbox.take(request, inbox.begin, uid))
 
 
 @router.post("/{attempt}/frames", response_model=StoredAttemptJson, openapi_extra=_MESSAGE, responses=_REFUSALS)
 async def append(request: Request, inbox: InboxDep, uid: AttemptUid) -> RecordResponse:
-    """Store a batch of frames. A frame that is already stored stays as it is."""
+    """Store a batch of frames. A frame that is already stored does not change."""
     return _answer(await inbox.take(request, inbox.append, uid))
 
 

@@ -1,4 +1,4 @@
-"""Layers over HTTP: the statistics and arrays of one layer, over the steps or at one step."""
+"""Layers over HTTP: the statistics and arrays of a layer, over the steps or at a step."""
 
 from __future__ import annotations
 

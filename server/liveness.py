@@ -1,4 +1,4 @@
-"""The answer to whether the server is alive."""
+"""The route that says that the server is alive."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ router = APIRouter()
 
 @router.get("/healthz", tags=["liveness"], response_model=HealthJson)
 def healthz() -> dict[str, str]:
-    """Say that the process serves requests. The answer needs no token and says nothing else."""
+    """Say that the process serves requests. This route needs no token."""
     return {"status": "ok"}

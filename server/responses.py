@@ -1,7 +1,7 @@
-"""The JSON of every answer, as models that describe it in the API's documentation.
+"""Models of the JSON of every answer, for the API's documentation.
 
-The models are not used to make an answer: records are encoded by `json_records.py`, which is quicker for large arrays.
-`tests/server/test_responses.py` holds the answers of every route against the models.
+The models do not make the answers: `json_records.py` encodes records, which is quicker for large arrays.
+`tests/server/test_responses.py` compares the answers of every route with the models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from root_dash.records import Kind
 
 Number: TypeAlias = float | Literal["Infinity", "-Infinity"] | None
-"""A number that was recorded. NaN, which also stands for a number that was not recorded, is null."""
+"""A recorded number. NaN, which also stands for a missing number, is null."""
 
 Seconds = Annotated[float, Field(description="Seconds since the epoch.")]
 
@@ -23,13 +23,13 @@ class _Answer(BaseModel):
 
 
 class HealthJson(_Answer):
-    """The answer of a server that is alive."""
+    """The sign of life of the server."""
 
     status: Literal["ok"]
 
 
 class RunJson(_Answer):
-    """One training job."""
+    """A training job."""
 
     uid: str = Field(description="Unique across databases.")
     name: str
@@ -38,7 +38,7 @@ class RunJson(_Answer):
     cadence: dict[str, int] = Field(description="The interval in steps of each kind of recording; 0 is never.")
     optimizer: dict[str, JsonValue] = Field(description="The optimizer's class and options.")
     rank: int = Field(description="The rank of the process, if each of several processes records a run of its own.")
-    ended_at: Seconds | None = Field(description="null while the run trains, and if it died without a word.")
+    ended_at: Seconds | None = Field(description="null while the run trains, or if the run was killed.")
     id: int = Field(description="The number of the run in this database.")
     frames: int = Field(description="Frames that are stored.")
     lost: int = Field(description="Frames that were measured and could not be stored.")
@@ -47,7 +47,7 @@ class RunJson(_Answer):
 
 
 class LayerJson(_Answer):
-    """One named parameter tensor of the model."""
+    """A named parameter tensor of the model."""
 
     name: str
     shape: list[int]
@@ -57,7 +57,7 @@ class LayerJson(_Answer):
 
 
 class NoticeJson(_Answer):
-    """A frame that is stored: everything that was recorded at one step."""
+    """A stored frame: all recordings of a step."""
 
     id: int = Field(description="The cursor.")
     run: int
@@ -68,7 +68,7 @@ class NoticeJson(_Answer):
 
 
 class StreamedNoticeJson(_Answer):
-    """The data of an event of the stream: a frame that was stored."""
+    """The data of an event of the stream: a new stored frame."""
 
     id: int = Field(description="The cursor, which is also the id of the event.")
     step: int
@@ -77,7 +77,7 @@ class StreamedNoticeJson(_Answer):
 
 
 class EventJson(_Answer):
-    """Something that happened to a run at a step, such as a new coefficient set."""
+    """An event of a run at a step, such as a new coefficient set."""
 
     kind: str
     text: str
@@ -87,7 +87,7 @@ class EventJson(_Answer):
 
 
 class GridJson(_Answer):
-    """One statistic of all layers over the steps, in buckets of steps."""
+    """A statistic of all layers over the steps, in buckets of steps."""
 
     name: str
     layers: list[LayerJson]
@@ -101,7 +101,7 @@ class GridJson(_Answer):
 
 
 class HistoryJson(_Answer):
-    """One statistic or scalar over the steps."""
+    """A statistic or scalar over the steps."""
 
     name: str
     steps: list[int]
@@ -120,7 +120,7 @@ class HistogramJson(_Answer):
 
 
 class QuantilesJson(_Answer):
-    """A tensor's quantiles at 65 probabilities that are equidistant as quantiles of the standard normal."""
+    """A tensor's quantiles at 65 probabilities, which are equidistant as quantiles of the standard normal."""
 
     values: list[Number]
     count: int = Field(description="Finite entries of the tensor.")
@@ -131,7 +131,7 @@ class SpectrumJson(_Answer):
     """Singular values in descending order. A list is empty if there is no such tensor."""
 
     momentum: list[Number]
-    base: list[Number] = Field(description="Of the momentum without its outliers.")
+    base: list[Number] = Field(description="Singular values of the momentum without its outliers.")
     update: list[Number]
     step: int
     estimated: bool = Field(description="Whether only the largest value is exact, and the distribution estimated.")
@@ -157,7 +157,7 @@ class MaskJson(_Answer):
 
 
 class StoredAttemptJson(_Answer):
-    """What is stored of an attempt, which is one process's go at a run."""
+    """The stored part of an attempt, which is the work of a process on a run."""
 
     attempt: str
     run: int = Field(description="The number of the run in this database.")
@@ -202,12 +202,12 @@ _REASONS = {
 }
 
 ANYWHERE = (400, 421, 431, 500)
-"""Statuses of the errors that any request may meet."""
+"""Statuses of the errors of any request."""
 
 BEHIND_TOKEN = (401, 503)
-"""Statuses of the further errors of a request that needs a token and reads the database."""
+"""Statuses of the further errors of a request with a token, which reads the database."""
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the description of errors for a route, one for each status."""
+    """Return the descriptions of a route's errors by status."""
     return {status: {"model": ProblemJson, "description": _REASONS[status]} for status in statuses}

@@ -1,4 +1,4 @@
-"""Runs over HTTP: what was trained, its layers, frames, events and scalars, and one statistic of all its layers."""
+"""Runs over HTTP: runs, their layers, frames, events and scalars, and a statistic of all layers of a run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def layers(store: StoreDep, run_id: RunId) -> RecordResponse:
 
 @router.get("/{run}/frames", response_model=list[NoticeJson], responses=MISSING)
 def frames(store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Limit = 1000) -> RecordResponse:
-    """Return the run's frames beyond a cursor: the steps that were recorded, and the kinds of each recording."""
+    """Return the run's frames beyond a cursor: the recorded steps, and the kinds of each recording."""
     return RecordResponse(store.frames(run_id, after, limit))
 
 
 @router.get("/{run}/events", response_model=list[EventJson], responses=MISSING)
 def events(store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Limit = 1000) -> RecordResponse:
-    """Return what happened to the run after the event with that id, such as a new coefficient set."""
+    """Return the run's events beyond a cursor, such as a new coefficient set."""
     return RecordResponse(store.events(run_id, after, limit))
 
 
@@ -51,5 +51,5 @@ def grid(store: StoreDep, run_id: RunId, statistic: StatisticName, buckets: Buck
 
 @router.get("/{run}/scalars", response_model=list[str] | HistoryJson, responses=MISSING)
 def scalars(store: StoreDep, run_id: RunId, name: ScalarName = None, max_points: Points = 2000) -> RecordResponse:
-    """Return the names of the scalars that were logged or, if a name is given, its values over the steps."""
+    """Return the names of the logged scalars or, if a name is given, the values of this scalar over the steps."""
     return RecordResponse(store.scalar_names(run_id) if name is None else store.scalar(run_id, name, max_points))

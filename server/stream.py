@@ -1,4 +1,4 @@
-"""The stream: server-sent events that say that the database has grown."""
+"""The stream: server-sent events, one for each new frame in the database."""
 
 from __future__ import annotations
 
@@ -48,19 +48,10 @@ async def tail(
     page: int = 1000,
     stopping: threading.Event | None = None,
 ) -> AsyncIterator[Notice]:
-    """Yield a notice for each frame of a run beyond a cursor, in order.
+    """Yield a notice for each frame of a run beyond a cursor, in order; with `follow` also for later frames.
 
-    PostgreSQL says when there are new frames. SQLite is asked again every `interval` seconds: a question without an
-    answer is one look-up in an index, and needs no message broker.
-
-    Args:
-        store: the store of the run.
-        run: the number of the run.
-        cursor: the id of the last frame seen.
-        follow: whether to wait for frames that are stored later.
-        interval: seconds between two questions to SQLite.
-        page: frames that are read at once.
-        stopping: ends the tail when set.
+    PostgreSQL announces new frames. SQLite is asked every `interval` seconds: a question without an answer is a look-up
+    in an index. `page` frames are read at once. `stopping` ends the tail when set.
 
     Raises:
         NotRecorded: the store has no such run.
@@ -78,7 +69,7 @@ async def tail(
 
 
 def _known_run(store: StoreDep, run_id: RunId) -> int:
-    # Before the first byte of the stream: once it has begun, an answer cannot become a 404.
+    # Before the first byte of the stream: an answer that has begun cannot become a 404.
     store.latest(run_id)
     return run_id
 
@@ -91,7 +82,7 @@ async def stream(
     after: Cursor = 0,
     last_event_id: LastEventId = None,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Send a notice for every frame beyond the cursor, and for each new frame when it is stored.
+    """Send a notice for every frame beyond the cursor, and for each new frame as soon as it is stored.
 
     The notice is not the data: read the data through the other routes. `Last-Event-ID` resumes the stream.
     """

@@ -72,7 +72,7 @@ def _colour(stops: Stops, at: float) -> str:
 
 
 def line(steps: Any, values: Any, colour: str, width: float) -> dict[str, Any]:
-    """Return a curve with a dot at every finite value that has no finite neighbour: one point makes no line."""
+    """Return a curve with a dot at every finite value without a finite neighbour: a single point makes no line."""
     finite = np.concatenate([[False], np.isfinite(np.asarray(values, np.float64)), [False]])
     alone = finite[1:-1] & ~finite[:-2] & ~finite[2:]
     curve = {"x": steps, "y": values, "mode": "lines", "line": {"color": colour, "width": width}}
@@ -103,6 +103,12 @@ def log_ticks(low: float, high: float) -> dict[str, Any]:
     return {"dtick": "D2", **format_} if whole >= 0.4 else {"nticks": 4, **format_}
 
 
+def end_height(values: Float64Array) -> float:
+    """Return the height of the last positive finite value on a logarithmic axis; -inf if there is none."""
+    usable = values[np.isfinite(values) & (values > 0)]
+    return float(np.log10(usable[-1])) if len(usable) else -np.inf
+
+
 def end_labels(
     drawn: go.Figure,
     ends: Sequence[tuple[str, str, float]],
@@ -112,7 +118,7 @@ def end_labels(
     domain: tuple[float, float] = (0.0, 1.0),
     gap: float = 0.085,
 ) -> None:
-    """Name lines at their right end instead of in a legend, and push labels apart that would overlap.
+    """Name lines at their right end instead of in a legend, and push overlapping labels apart.
 
     `ends` are text, colour and height on the axis (a power of ten on a logarithmic axis). `span` is the range of the
     axis, `domain` is the axis' part of the figure's height, and `gap` is the height of a label in the same unit.

@@ -42,12 +42,7 @@ def errors(
         yaxis={"type": "log", "range": list(span), **base.log_ticks(*span)},
         margin={"r": 52},
     )
-    ends = [(text, colour, _last(history)) for history, text, colour in curves]
+    ends = [(text, colour, base.end_height(history.values)) for history, text, colour in curves]
     base.end_labels(drawn, ends, span, theme)
     base.marker(drawn, theme)
     return drawn
-
-
-def _last(history: History) -> float:
-    usable = history.values[np.isfinite(history.values) & (history.values > 0)]
-    return float(np.log10(usable[-1])) if len(usable) else -np.inf

@@ -19,7 +19,7 @@ FINEST = 120
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Bars of density: recorded bins, of which those too fine to see are joined."""
+    """Bars of density: recorded bins. Bins that are too fine to see are joined."""
 
     edges: Float64Array
     counts: Float64Array

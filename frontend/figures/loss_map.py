@@ -45,11 +45,11 @@ def loss_map(
     *,
     nonfinite: Grid | None = None,
 ) -> go.Figure:
-    """Draw the curves of `losses` above the heat map of one statistic, layers in model order from the top.
+    """Draw the curves of `losses` above the heat map of a statistic, layers in model order from the top.
 
-    The colours cover the values between the percentiles 0.5 and 99.5; the median has the colour of the paper. A cell
-    is vermilion if its value is not finite, or if `nonfinite` counts gradient entries there that were not finite. A
-    cell without a recording is empty.
+    The colours cover the values between the percentiles 0.5 and 99.5; the median has the colour of the paper. A cell is
+    vermilion if its value is not finite, or if `nonfinite` counts gradient entries in the cell. A cell without a
+    recording is empty.
     """
     rows = map_rows(grid, statistic, nonfinite) if grid is not None and grid.values.size else None
     if rows is None and not any(len(loss.steps) for loss in losses):
@@ -92,7 +92,7 @@ def loss_map(
 def mapped(grid: Grid, nonfinite: Grid | None = None) -> NDArray[np.bool_]:
     """Return which layers the map shows: layers with a value, and layers whose gradient was ever not finite.
 
-    The second kind must not be missing: a gradient that is NaN from the first step has no statistic at all.
+    A layer whose gradient is NaN from the first step has no statistic at all, and must not be missing from the map.
     """
     has = np.asarray(~np.isnan(grid.values).all(axis=1))
     if nonfinite is None or not nonfinite.values.size:
@@ -131,7 +131,7 @@ def _edges(grid: Grid) -> Float64Array:
 
 
 def _counts(nonfinite: Grid, layer_ids: Sequence[int]) -> Float64Array:
-    """Return the counts of entries that were not finite, a row for each of `layer_ids`."""
+    """Return the counts of entries that are not finite, a row for each of `layer_ids`."""
     by_id = {layer.id: row for layer, row in zip(nonfinite.layers, nonfinite.values, strict=True)}
     none = np.full(nonfinite.values.shape[1], np.nan)
     return np.array([by_id.get(layer_id, none) for layer_id in layer_ids])

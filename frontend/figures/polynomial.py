@@ -1,4 +1,4 @@
-"""The singular values that a set of Newton-Schulz coefficients makes of a recorded spectrum, and their error.
+"""The singular values of a recorded spectrum after the steps of other Newton-Schulz coefficients, and their error.
 
 The iteration acts on singular values alone. So the result on a recorded spectrum is exact and needs no second run.
 """
@@ -18,7 +18,7 @@ Measure = Literal["polar_error", "orthogonality_error"]
 
 STEPS = 5
 NULL = 1e-6
-"""Share of the largest singular value. A direction with a smaller value is null: the tensor does not have it."""
+"""Share of the largest singular value. A direction with a smaller value is null."""
 
 
 def muon(sigma: NDArray[np.floating]) -> Float64Array:

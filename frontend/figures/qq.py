@@ -27,7 +27,7 @@ class Points:
 
     @property
     def outside(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Return which points lie outside the band: a normal sample has such a quantile one time in twenty."""
+        """Return which points lie outside the band, as 5 % of a normal sample's quantiles do."""
         return (self.observed < self.low) | (self.observed > self.high)
 
 

@@ -1,4 +1,4 @@
-"""Singular values before and after the orthogonalization; after it, 1 is perfect."""
+"""Singular values before and after the orthogonalization. An orthogonal update has only the value 1."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def spectrum(
         margin={"r": 78},
     )
     base.end_labels(
-        drawn, [(_named(name, values), colour, _end(values)) for name, colour, values in lines], span, theme
+        drawn, [(_named(name, values), colour, base.end_height(values)) for name, colour, values in lines], span, theme
     )
     return drawn
 
@@ -74,8 +74,3 @@ def _span(lines: list[NDArray[np.float64]]) -> tuple[float, float]:
 def _named(name: str, values: NDArray[np.float64]) -> str:
     """Return a line's name, followed by NaN or 0 if the line has no value that can be drawn."""
     return name if (values > 0).any() else f"{name} {'NaN' if np.isnan(values).any() else '0'}"
-
-
-def _end(values: NDArray[np.float64]) -> float:
-    positive = values[np.isfinite(values) & (values > 0)]
-    return float(np.log10(positive[-1])) if len(positive) else -np.inf

@@ -1,4 +1,4 @@
-"""The layout of a page's panels: a card for each, and a control in the head of the first panel that reads it."""
+"""The layout of a page's panels: a card for each. A control stands in the head of the first panel that reads it."""
 
 from __future__ import annotations
 

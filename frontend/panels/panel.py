@@ -1,4 +1,4 @@
-"""A panel: a card of a page, described by one object.
+"""A panel: a card of a page, described by an object.
 
 A file `panels/<page>/<name>.py` makes a `PANEL`, and the page's list names it. The page's layout, the ids of the
 components and the callbacks follow from the list.
@@ -136,6 +136,6 @@ class Panel:
 
 
 def kinds_at_step(panels: Iterable[Panel]) -> list[Kind]:
-    """Return the kinds of which some panel shows one step, each once."""
+    """Return the kinds of the panels that show a step, each kind once."""
     kinds = (panel.kind for panel in panels if panel.shows != "history")
     return list(dict.fromkeys(kind for kind in kinds if kind is not None))

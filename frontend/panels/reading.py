@@ -1,4 +1,4 @@
-"""What panels share when they read from the store: nothing recorded is None, and a step's recording is the nearest."""
+"""Reading from the store, as all panels do: a missing recording is None, and a step shows the nearest recording."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recorded(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Non
 def nearest(selection: Selection, kind: Kind, read: Callable[[int, int | None], T]) -> T | None:
     """Return the layer's recording at or before the selected step; the first recording if the kind began later.
 
-    `read` is a verb of the store: it takes a layer's id, and a step or None for the newest.
+    `read` is a verb of the store. Its arguments are a layer's id and a step, or None for the newest step.
     """
     layer, step = selection.layer, selection.step
     found = recorded(read, layer, step)
@@ -39,7 +39,7 @@ def nearest(selection: Selection, kind: Kind, read: Callable[[int, int | None], 
 
 
 def with_step(found: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
-    """Return the hint after the step of the recording that is shown: each kind has its own cadence."""
+    """Return the hint after the step of the shown recording, because each kind has its own cadence."""
     return hint if found is None else f"step {count(found.step)} · {hint}"
 
 

@@ -1,4 +1,4 @@
-"""The store: the only place that knows SQL. Frames go in, records come out."""
+"""The store, the only package with SQL. Frames go in, records come out."""
 
 from root_dash.store.admin.doctor import Finding, examine
 from root_dash.store.admin.export import Exported, export

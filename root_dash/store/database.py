@@ -1,4 +1,4 @@
-"""An open database: its connections, and the recordings that were begun over them."""
+"""An open database: its connections and its recordings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from root_dash.store.write.recording import Recording
 
 
 class Database:
-    """A database that `open` opened for reading, or `create` for writing too."""
+    """A database, opened for reading by `open`, or for writing by `create`."""
 
     def __init__(self, backend: Backend, writer: Engine | None = None) -> None:
         self.path = backend.location
@@ -88,7 +88,7 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Close the recordings that were begun here, and the connections. A second call does nothing."""
+        """Close the recordings and the connections. A second call does nothing."""
         self._closed = True
         for recording in self._recordings:
             recording.close()
@@ -102,7 +102,7 @@ class Database:
     def begin(self, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None) -> Recording:
         """Begin an attempt at a run. A run with a new `uid` is stored, a run with a known `uid` is resumed.
 
-        An attempt with a known `uid` goes on. Without an attempt, a new one by this process begins.
+        An attempt with a known `uid` goes on. Without an attempt, this process begins a new attempt.
 
         Raises:
             ValueError: two layers share a position, or a resumed run's layer has another shape.
@@ -132,7 +132,7 @@ class Database:
     def _follow_replacement(self) -> None:
         """Open the file anew if another file has taken its place: SQLite would go on reading the old file.
 
-        A file that was opened as one that nobody writes to is opened anew, too, if somebody has written to it.
+        A file that was opened as a file without writers is opened anew, too, if it has changed.
         """
         if self._writer is not None or self._backend.state(self._reader) in (None, self._file):
             return

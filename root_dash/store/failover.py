@@ -1,7 +1,7 @@
 """A recording that outlasts its file: if the file is deleted or replaced, the recording goes on in a file beside it.
 
-SQLite would go on writing into a file that nobody can open again. What stands at the path now is never touched, because
-it may belong to somebody else. What was recorded so far is copied from the old file, which this process can still read.
+SQLite would go on writing into a file that nobody can open again. The new file at the path is never touched, because
+it may belong to somebody else. The earlier recordings are copied from the old file, which this process can still read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class FailoverRecording:
             return self._append(frame)
 
     def _append(self, frame: Frame) -> int:
-        """Store a frame, with the sentences that no frame holds yet."""
+        """Store a frame, with events for the sentences that are not recorded yet."""
         events = [Event("store", text, frame.step, time.time()) for text in self._unrecorded]
         stored = self._recording.append(replace(frame, events=(*frame.events, *events)) if events else frame)
         self._unrecorded.clear()
@@ -110,7 +110,7 @@ class FailoverRecording:
         self._report(f"{moved}: it goes on in {path}, {kept}")
 
     def _copy_to(self, path: Path) -> str:
-        """Copy what was recorded before into an empty file and say what came of it; raise StoreFull on a full disk."""
+        """Copy the earlier recordings into an empty file, and return a sentence about it; raise StoreFull on a full disk."""
         try:
             self._recording.copy_to(path)
         except StoreFull:
@@ -123,7 +123,7 @@ class FailoverRecording:
 
 
 def dangers(location: Location, other_processes: Sequence[int]) -> list[str]:
-    """Return sentences on what may damage a database that is about to be recorded to.
+    """Return sentences on what may damage a database during a recording.
 
     Args:
         location: where the database is.
@@ -147,7 +147,7 @@ def dangers(location: Location, other_processes: Sequence[int]) -> list[str]:
 
 
 def _make_beside(path: Path) -> Path:
-    """Make the first of `NAME.2`, `NAME.3`, ... that is free, and return its path.
+    """Make the first free file of `NAME.2`, `NAME.3`, ..., and return its path.
 
     A number at the end of the given name is left out first. If two recordings move at once, each makes a file of its
     own.

@@ -1,4 +1,4 @@
-"""The limits of a store: how long it waits, and how the pyramid is divided. The tests use small ones."""
+"""The limits of a store: waiting times, and the division of the pyramid. The tests use small limits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PyramidShape:
-    """How the pyramid divides a run. Everybody who opens a database must use the same shape: it is not stored."""
+    """The shape of the pyramid. The shape is not stored: every process must open a database with the same shape."""
 
     tile: int = 64
     """Intervals in a bucket of the levels 0 and 1. An interval is the number of steps between two recordings."""
     factor: int = 8
-    """Buckets of a level that one bucket of the next level joins, from level 1 on."""
+    """Number of buckets that a bucket of the next level joins, from level 1 on."""
     levels: int = 4
     """The highest level. Its buckets hold 32,768 intervals."""
     block: int = 256
@@ -20,7 +20,7 @@ class PyramidShape:
     fine_buckets: int = 512
     """Buckets of level 0 up to which a thinned history is read from level 0. Beyond, level 1 is as good and quicker."""
     buckets_per_point: int = 4
-    """Buckets that are read for each point of a view, at most. A view then has at least half of its points."""
+    """Largest number of buckets per point of a view. A view then has at least half of its points."""
 
     def width(self, level: int, interval: int) -> int:
         """Return the number of steps that a bucket of a level covers."""
@@ -33,14 +33,14 @@ class PyramidShape:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a store waits for others, and how much it lets grow."""
+    """Waiting times and sizes of a store."""
 
     lock_seconds: float = 5.0
     """How long a transaction (SQLite) or a statement (PostgreSQL) waits for the lock of another process."""
     connect_seconds: int = 5
-    """How long a PostgreSQL server may take to answer before it counts as gone."""
+    """How long a PostgreSQL server may be silent before it counts as gone."""
     quiet_seconds: float = 1.0
-    """A follower of a run asks again after this time without a notification: a broken connection may lose one."""
+    """A follower of a run asks again after this time without a notification, because a broken connection loses some."""
     log_bytes: int = 256 * 2**20
     """Bytes of write-ahead log beyond which some reader must be holding the log open."""
     pyramid: PyramidShape = PyramidShape()

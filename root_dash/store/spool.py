@@ -1,4 +1,4 @@
-"""A spool: a store of one attempt whose frames are on their way to a server, and are removed once they are there."""
+"""A spool: a store of one attempt whose frames are on their way to a server, and are removed after their arrival."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from root_dash.store.tables import schema
 
 
 class Spool(Store):
-    """A file of one attempt. The room of removed frames is used for later ones: the file does not shrink."""
+    """A file of one attempt. Later frames use the room of removed frames: the file does not shrink."""
 
     def size(self) -> int:
-        """Return the bytes of the file that hold something."""
+        """Return the size in bytes of the used part of the file."""
         with self._reading() as connection:
             total, free, page = (
                 int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
@@ -30,7 +30,7 @@ class Spool(Store):
             return int(connection.execute(query).scalar_one())
 
     def remove(self, cursor: int) -> None:
-        """Remove the frames before a cursor, and the pyramid of all frames: nobody looks at it here.
+        """Remove the frames before a cursor, and the pyramid of all frames, which a spool does not need.
 
         If the file was deleted or replaced meanwhile, nothing is removed.
 

@@ -59,7 +59,7 @@ class Store(Database):
             return queries.runs(connection)
 
     def run(self, run_id: int) -> Run:
-        """Return the run of that id."""
+        """Return the run with this id."""
         with self._reading() as connection:
             found = queries.runs(connection, run_id)
         if not found:
@@ -72,7 +72,7 @@ class Store(Database):
             return queries.layers_of(connection, run_id)
 
     def layer(self, layer_id: int) -> Layer:
-        """Return the layer of that id."""
+        """Return the layer with this id."""
         with self._reading() as connection:
             row = connection.execute(select(schema.layers).where(schema.layers.c.id == layer_id)).first()
         if row is None:
@@ -80,7 +80,7 @@ class Store(Database):
         return queries.to_layer(row)
 
     def run_of(self, layer_id: int) -> int:
-        """Return the id of the run that a layer belongs to."""
+        """Return the id of a layer's run."""
         with self._reading() as connection:
             return queries.run_of(connection, layer_id)
 
@@ -104,7 +104,7 @@ class Store(Database):
             yield follower
 
     def latest(self, run_id: int) -> Notice | None:
-        """Return the frame of a run that was stored last, or None while the run has no frame."""
+        """Return the newest frame of a run, or None while the run has no frame."""
         with self._reading() as connection:
             newest = queries.notices_query(run_id).order_by(self._backend.frame_ids().desc()).limit(1)
             row = connection.execute(newest).first()
@@ -118,7 +118,7 @@ class Store(Database):
             return frames.frame(connection, cursor)
 
     def attempt(self, uid: str) -> Attempt:
-        """Return the attempt of that uid, with the last `seq` that is stored."""
+        """Return the attempt with this uid, with its last stored `seq`."""
         with self._reading() as connection:
             found = attempts.find(connection, uid)
         if found is None:
@@ -149,12 +149,12 @@ class Store(Database):
             return views.recorded(Buckets(connection, run_id), kind, layer_id)[0]
 
     def scalar_names(self, run_id: int) -> list[str]:
-        """Return the names that a run logged, in alphabetical order."""
+        """Return the names of a run's scalars, in alphabetical order."""
         columns = schema.scalars.c
         names: list[str] = []
         with self._reading() as connection:
             queries.require_run(connection, run_id)
-            # From name to name: one look-up for each name, however many values it has.
+            # From name to name: a look-up for each name, however many values the name has.
             query = select(func.min(columns.name)).where(columns.run_id == run_id)
             name = connection.scalar(query)
             while name is not None:
@@ -163,7 +163,7 @@ class Store(Database):
         return names
 
     def scalar(self, run_id: int, name: str, max_points: int = 2000) -> History:
-        """Return a logged number over the steps: at most `max_points` points that show all extremes."""
+        """Return a scalar over the steps: at most `max_points` points with all extremes."""
         table = schema.scalars
         with self._reading() as connection:
             where = (table.c.run_id == run_id) & (table.c.name == name)
@@ -175,7 +175,7 @@ class Store(Database):
         return History(name, steps[kept], values[kept], len(steps))
 
     def cost(self, run_id: int, max_points: int = 2000) -> History:
-        """Return the seconds that recording took of the training thread, over the steps."""
+        """Return the seconds of the training thread that recording took, over the steps."""
         with self._reading() as connection:
             steps, values = queries.costs(connection, run_id)
             if not len(steps):
@@ -184,7 +184,7 @@ class Store(Database):
         return History("cost", steps[kept], values[kept], len(steps))
 
     def history(self, layer_id: int, statistic_name: str, max_points: int | None = None) -> History:
-        """Return a statistic of a layer over the steps: all points, or at most `max_points` that show all extremes."""
+        """Return a statistic of a layer over the steps: all points, or at most `max_points` with all extremes."""
         if max_points is not None and max_points < 4:
             raise ValueError(f"max_points must be at least 4, got {max_points}")
         kind = queries.statistic_kind(statistic_name)

@@ -18,11 +18,10 @@ BODY_SECONDS = 10.0
 
 
 class WholeBodies:
-    """An ASGI application that reads a request's body and then calls the application inside.
+    """An ASGI application behind the guard that reads a request's body and then calls the application inside.
 
-    A body that is too large is answered with 413, a body that stalls with 408. The application stands behind the guard.
-    It leaves two paths alone: `/healthz`, which reads no body, so that nothing is kept of a request without a token;
-    and the path for recordings, whose bodies have the limits in `ingest.py`.
+    A body that is too large is answered with 413, a body that stalls with 408. Two paths pass unread: `/healthz`, so
+    that no body is kept of a request without a token; and recordings, whose bodies have the limits in `ingest.py`.
     """
 
     def __init__(self, app: ASGIApp, limit: int = BODY_BYTES, seconds: float = BODY_SECONDS) -> None:
@@ -59,7 +58,7 @@ class WholeBodies:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body first and then whatever else arrives."""
+    """Return a `receive` that gives the body first and then the further messages."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

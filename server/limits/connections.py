@@ -1,7 +1,7 @@
-"""Limits on what a peer may send or withhold before anyone knows who the peer is: bytes, seconds and connections.
+"""Limits on what an unknown peer may send or withhold: bytes, seconds and connections.
 
-uvicorn's own protocol, on httptools, parses requests and sends answers. It has no limit for a request that never ends.
-The subclass in this module counts bytes and sets deadlines; it parses nothing.
+uvicorn's own protocol, on httptools, parses requests and sends answers, but has no limit for a request without an end.
+The subclass in this module counts bytes and sets deadlines. It parses nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_CONNECTIONS = 2048
 """Largest number of connections, however many files the process may open."""
 
 _OTHER_FILES = 128
-"""Files that the process keeps open beside its connections: the database, once for each thread that reads."""
+"""Files that the process keeps open besides its connections: the database, once for each reading thread."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Limits:
     """Largest number of requests that may wait for the answer to the request before them."""
 
     strangers: int = 128
-    """Largest number of strangers. One more ends the oldest of them."""
+    """Largest number of strangers. A further stranger ends the oldest."""
 
 
 def divide_files(files: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def divide_files(files: int) -> tuple[int, int]:
 
 
 def protocol(limits: Limits) -> type[Connection]:
-    """Return the protocol class of one server, for uvicorn's `http`. Its connections share one count of strangers."""
+    """Return the protocol class of a server, for uvicorn's `http`. Its connections share a count of strangers."""
     return type("Connection", (Connection,), {"limits": limits, "strangers": {}})
 
 
@@ -78,11 +78,11 @@ class _Refused(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """A connection of uvicorn's that ends when it exceeds one of its limits.
+    """A connection of uvicorn's that ends when a limit is exceeded.
 
     The limits concern the bytes and the lines of a head, the time until the head is complete, the bytes and the time of
     the rest of an answered request, the requests that wait, the time for which answers stay unread, and the number of
-    strangers. The guard calls `scope["state"][ADMIT]` when a request has shown a token: the connection then is no
+    strangers. When a request has shown a token, the guard calls `scope["state"][ADMIT]`, and the connection is no
     stranger any more.
 
     The bodies that an application reads have limits of their own, in `bodies.py` and `ingest.py`.
@@ -147,7 +147,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= self.limits.pipelined:
             self._stop(429, "too many requests wait for an answer")
         self._in_message = self._advanced = True
-        if not (self.parser.should_upgrade() and self._should_upgrade()):  # of an upgrade no application reads the body
+        if not (self.parser.should_upgrade() and self._should_upgrade()):  # no application reads an upgrade's body
             self._expect_arrival(None)
         super().on_headers_complete()
         if not self.pipeline:
@@ -219,7 +219,7 @@ class Connection(HttpToolsProtocol):
             self._reading = None
 
     def _expect_arrival(self, seconds: float | None) -> None:
-        """End the connection unless the peer sends the rest within that time; None: nothing has to arrive."""
+        """End the connection unless the peer sends the rest within so many seconds; None: nothing has to arrive."""
         if self._arrival is not None:
             self._arrival.cancel()
         self._arrival = None if seconds is None else self.loop.call_later(seconds, self._arrival_is_late, seconds)

@@ -1,4 +1,4 @@
-"""A limit on repeated log lines, so that a flood of bad requests does not fill the disk with lines about them."""
+"""A limit on repeated log lines, so that a flood of bad requests does not fill the disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import logging
 
 
 class LogRateLimit(logging.Filter):
-    """A filter that lets each place in the code log one line without a traceback per period.
+    """A filter that lets each place in the code log a line without a traceback once per period.
 
-    The next line from the same place says how many lines were left out. A line with a traceback always passes.
+    The next line from the same place counts the lines that were left out. A line with a traceback always passes.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:

@@ -1,4 +1,4 @@
-"""One sentence on top of the overview: what is recorded, and whether any frame was lost."""
+"""The sentence on top of the overview: what is recorded, and whether any frame was lost."""
 
 from __future__ import annotations
 

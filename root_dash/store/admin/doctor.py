@@ -1,4 +1,4 @@
-"""What is wrong with a database, and what may go wrong with it: `root-dash doctor`."""
+"""An examination of a database for faults and risks: `root-dash doctor`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Level = Literal["ok", "note", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was examined: how bad it is, what it is, and a sentence on its state."""
+    """The result of an examination: how bad the state is, what was examined, and a sentence on the state."""
 
     level: Level
     what: str
@@ -38,7 +38,7 @@ class Finding:
 def examine(path: LocationLike, *, thorough: bool = False) -> list[Finding]:
     """Examine a database, in the order from the file or the server to the runs; nothing is changed.
 
-    A database that cannot be opened at all is one finding of level `"error"`; no error is raised for it.
+    A database that cannot be opened gives a single finding of level `"error"`, and no error is raised.
 
     Args:
         path: the database.

@@ -28,7 +28,7 @@ from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
 What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
-"""What can be exported: one of the tables."""
+"""A table that can be exported."""
 
 FileFormat = Literal["parquet", "csv", "json"]
 
@@ -41,7 +41,7 @@ _Source = tuple[list["_Field"], Any, list[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The file that was written, and the number of its rows."""
+    """The written file, and the number of its rows."""
 
     path: Path
     rows: int
@@ -63,7 +63,7 @@ def export(
     run: int | None = None,
     form: FileFormat | None = None,
 ) -> Exported:
-    """Write the rows of all runs, or of one, in the order in which they were recorded.
+    """Write the rows of all runs, or of a single run, in the order of recording.
 
     A row says its run, attempt, step, time and layer. If two attempts recorded a step, the file has the rows of both.
     Arrays are lists, in CSV as JSON. NaN, "not recorded", is null in Parquet and JSON and empty in CSV. Infinities stay

@@ -1,4 +1,4 @@
-"""The filesystem that a file lies on, and whether SQLite can rely on it."""
+"""The filesystem of a file, and whether SQLite can rely on the filesystem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NETWORK = re.compile(
 
 
 def filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:
-    """Return the type of the filesystem that a path lies on, or None if the machine does not say."""
+    """Return the type of a path's filesystem, or None if the type is unknown."""
     try:
         lines = mounts.read_text(errors="surrogateescape").splitlines()
         place = path.resolve()
@@ -26,12 +26,12 @@ def filesystem(path: Path, mounts: Path = _MOUNTS) -> str | None:
         # A space in a mount point is written as an octal escape.
         point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]))
         depth = len(point.parts)
-        # If two filesystems are mounted on one point, the later one hides the earlier.
+        # Of two filesystems on the same mount point, the later hides the earlier.
         if place.is_relative_to(point) and (best is None or depth >= best[0]):
             best = depth, fields[fields.index("-", 6) + 1]
     return None if best is None else best[1]
 
 
 def is_network(kind: str) -> bool:
-    """Return whether a filesystem of that type may lie on another machine. A write-ahead log does not work there."""
+    """Return whether a filesystem of this type may lie on another machine, where a write-ahead log does not work."""
     return _NETWORK.fullmatch(kind) is not None

@@ -43,7 +43,7 @@ def prune(
     dry_run: bool = True,
     vacuum: bool = False,
 ) -> Pruned:
-    """Remove what is older than all rules allow, in one transaction; by default, only count it.
+    """Remove what is older than all rules allow, in one transaction; by default, only count.
 
     Args:
         path: the database; a run may be recording to it.
@@ -57,7 +57,7 @@ def prune(
     Raises:
         ValueError: there is no rule: no age, no steps and no kinds.
         NotRecorded: there is no such run.
-        StoreForeign: the database has an older schema, and `dry_run` forbids to bring it up to date.
+        StoreForeign: the database has an older schema, and `dry_run` forbids a migration.
         StoreError: the database cannot be written.
     """
     chosen = tuple(dict.fromkeys(kinds))

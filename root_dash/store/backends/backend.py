@@ -1,4 +1,4 @@
-"""What a database must be able to do for the store: one object for a SQLite file, one for a PostgreSQL database."""
+"""The protocol of a database, which a SQLite file and a PostgreSQL database implement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Executed(Protocol):
 
 
 class Backend(Protocol):
-    """One database and how to use it. Methods that take a connection run inside the transaction of the connection."""
+    """A database. Methods with a connection as argument run inside the transaction of the connection."""
 
     @property
     def location(self) -> Location:
@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Return the device and inode of the file, or None if there is no file; None for a server."""
 
     def state(self, engine: Engine) -> tuple[int, ...] | None:
-        """Return what must stay equal for the engine to see the file as it is; None without a file or for a server."""
+        """Return the state of the file that the engine has opened; None without a file or for a server."""
 
     def size(self, engine: Engine) -> int:
         """Return the bytes on disk of the file, or of the tables."""
@@ -77,24 +77,24 @@ class Backend(Protocol):
     def insert_numbers(
         self, connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]
     ) -> None:
-        """Insert rows of a table that holds integers, (rows, keys), and then numbers, (rows, statistics)."""
+        """Insert rows of integers, (rows, keys), followed by numbers, (rows, statistics)."""
 
     def execute(self, connection: Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> Executed:
         """Execute a statement that every frame needs; the parameters need no conversion."""
 
     def insert(self, table: Table) -> SqliteInsert | PostgresInsert:
-        """Return an INSERT that can say what happens if the row exists already."""
+        """Return an INSERT with a clause for rows that exist already."""
 
     def lock(self, connection: Connection, run_id: int | None = None, *, notify: bool = False) -> None:
-        """Be the only one that writes to a run, or without a run the only one that begins one, until the commit.
+        """Lock a run for writing, or without a run the beginning of runs, until the commit.
 
-        With `notify`, followers of the run hear at the commit that it has grown. In PostgreSQL, two transactions that
+        With `notify`, followers of the run are notified at the commit. In PostgreSQL, two transactions that
         write to a run at once might become visible in another order than the order of their cursors, and a follower
         would never see the late one.
         """
 
     def frame_ids(self) -> ColumnElement[int]:
-        """Return the ids of the frames, to compare and order the frames of one run by."""
+        """Return the ids of the frames, by which the frames of a run are compared and ordered."""
 
     def durable(self, connection: Connection) -> AbstractContextManager[None]:
         """Make what is committed inside the block outlive a loss of power."""
@@ -104,5 +104,5 @@ class Backend(Protocol):
 
 
 def backend_of(connection: Connection) -> Backend:
-    """Return the backend that a connection belongs to."""
+    """Return the backend of a connection."""
     return cast("Backend", connection.get_execution_options()["backend"])

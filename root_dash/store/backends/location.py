@@ -40,7 +40,7 @@ LocationLike: TypeAlias = str | os.PathLike[str] | Server
 
 
 def parse(given: LocationLike) -> Location:
-    """Return the location that a path or a URL names.
+    """Return the location of a path or a URL.
 
     Raises:
         ValueError: the text is a URL, but not of PostgreSQL. The message does not repeat the password.

@@ -15,20 +15,20 @@ from root_dash.store.backends import postgres
 from root_dash.store.backends.backend import Backend
 
 _IDLE_CHECK_SECONDS = 0.25
-"""How often the thread that listens looks whether anybody still follows a run."""
+"""How often the listening thread checks whether any run still has a follower."""
 
 
 class Follower:
-    """Waits, in an event loop, until one run may have grown."""
+    """A follower of a run, which waits in an event loop until the run may have grown."""
 
     def __init__(self, quiet_seconds: float | None = None) -> None:
-        """Make a follower of a run; one without `quiet_seconds` hears of nothing and only waits for a while."""
+        """Make a follower of a run. Without `quiet_seconds` there are no notifications, and the follower only waits."""
         self._quiet_seconds = quiet_seconds
         self._grown = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     async def wait(self, interval: float) -> None:
-        """Wait until the run may have grown; a follower that hears of nothing waits for `interval` seconds."""
+        """Wait until the run may have grown; without notifications, wait for `interval` seconds."""
         if self._quiet_seconds is None:
             await asyncio.sleep(interval)
             return
@@ -44,7 +44,7 @@ class Follower:
 
 
 class Listener:
-    """One connection to a PostgreSQL server, open while anybody follows a run, and the thread that listens to it."""
+    """A connection to a PostgreSQL server, open while any run has a follower, and the thread that listens."""
 
     def __init__(self, backend: Backend, engine: Engine) -> None:
         self._backend = backend
@@ -56,7 +56,7 @@ class Listener:
 
     @contextmanager
     def following(self, run_id: int) -> Iterator[Follower]:
-        """Yield a follower that is woken whenever a frame of the run is stored."""
+        """Yield a follower that wakes up whenever a frame of the run is stored."""
         follower = Follower(self._backend.limits.quiet_seconds)
         with self._lock:
             self._followers[follower] = run_id

@@ -45,7 +45,7 @@ CHANNEL = "root_dash"
 
 _SETTINGS: dict[str, Any] = {
     "application_name": "root-dash",
-    # A server whose machine is gone answers nothing at all: without these a writer would wait for it for hours.
+    # A server whose machine is gone does not answer: without these settings a writer would wait for hours.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
@@ -53,7 +53,7 @@ _SETTINGS: dict[str, Any] = {
 }
 
 _BUSY = ("55P03", "40001", "40P01", "53300", "57P01", "57P02", "57P03")
-"""SQLSTATEs of locks, deadlocks, too many connections, and a server that starts or stops: all of them pass."""
+"""SQLSTATEs of locks, deadlocks, too many connections, and a server that starts or stops: all of these pass."""
 
 _COLUMNS = (
     "SELECT c.relname, a.attname FROM pg_class c"
@@ -66,7 +66,7 @@ _CLUSTERED = (*schema.RECORDINGS.values(), schema.scalars)
 
 @dataclass(frozen=True, slots=True)
 class PostgresBackend:
-    """One database of a PostgreSQL server."""
+    """A database of a PostgreSQL server."""
 
     location: Server
     limits: Limits = field(default_factory=Limits)
@@ -85,8 +85,8 @@ class PostgresBackend:
         return engine
 
     def open_writer(self) -> Engine:
-        """Return an engine for writing; make the tables and columns that the database lacks."""
-        # A writer must see what another one committed while this one waited for the lock of the other.
+        """Return an engine for writing; make missing tables and columns."""
+        # A writer must see what another writer committed while this writer waited for the lock.
         engine = self.engine("READ COMMITTED", read_only=False)
         try:
             with self.translated(), engine.begin() as connection:
@@ -134,7 +134,7 @@ class PostgresBackend:
             "application_name": application,
             "connect_timeout": self.limits.connect_seconds,
         }
-        # No JIT: to compile one of our queries takes longer than to answer it.
+        # No JIT: to compile a query takes longer than to answer the query.
         options = f"{query.get('options', '')} -c jit=off -c lock_timeout={int(1e3 * self.limits.lock_seconds)}"
         engine = create_engine(
             self.location.url,
@@ -170,7 +170,7 @@ class PostgresBackend:
         return int(text) if text.isdecimal() else 0
 
     def make_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Make tables that the database lacks, and tune how the server stores them."""
+        """Make missing tables, and tune how the server stores them."""
         schema.metadata.create_all(connection, tables=tables)
         for table in tables:
             name = quoted(connection, table.name)
@@ -235,7 +235,7 @@ class PostgresBackend:
     def insert_numbers(
         self, connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]
     ) -> None:
-        """Copy rows of a table that holds integers, (rows, keys), and then numbers of 32 bits."""
+        """Copy rows of integers, (rows, keys), followed by numbers of 32 bits."""
         postgres_rows.insert_numbers(connection, table, keys, values)
 
     def execute(self, connection: Connection, statement: UpdateBase, parameters: Mapping[str, Any]) -> Executed:
@@ -244,11 +244,11 @@ class PostgresBackend:
         return found
 
     def insert(self, table: Table) -> Insert:
-        """Return an INSERT that can say what happens if the row exists already."""
+        """Return an INSERT with a clause for rows that exist already."""
         return insert_into(table)
 
     def lock(self, connection: Connection, run_id: int | None = None, *, notify: bool = False) -> None:
-        """Be the only one that writes to a run, or without a run the only one that begins one, until the commit.
+        """Lock a run for writing, or without a run the beginning of runs, until the commit.
 
         With `notify`, listeners are notified at the commit: in the same round trip.
         """

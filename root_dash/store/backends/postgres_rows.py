@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table
 from root_dash.records import IntArray
 
 _INSERTED_ROWS = 4
-"""Rows up to which an INSERT, which takes one round trip, is quicker than a COPY, which takes two."""
+"""Rows up to which an INSERT, with one round trip, is quicker than a COPY, with two."""
 
 _COPY_START = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
@@ -43,7 +43,7 @@ def insert_rows(connection: Connection, table: Table, rows: Sequence[tuple[Any, 
 
 
 def insert_numbers(connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]) -> None:
-    """Copy rows of a table that holds integers, (rows, keys), and then numbers of 32 bits; NaN is stored as NULL."""
+    """Copy rows of integers, (rows, keys), followed by numbers of 32 bits; NaN is stored as NULL."""
     types = _types(connection, table)[: keys.shape[1]]
     kinds = [np.dtype(">i4" if name == "int4" else ">i8") for name in types]
     with _copying(connection, table) as copy:

@@ -40,7 +40,7 @@ _COLUMNS = "SELECT m.name, p.name FROM sqlite_schema m JOIN pragma_table_info(m.
 
 @dataclass(frozen=True, slots=True)
 class SqliteBackend:
-    """One SQLite file."""
+    """A SQLite file."""
 
     location: Path
     limits: Limits = field(default_factory=Limits)
@@ -65,14 +65,14 @@ class SqliteBackend:
             engine.dispose()
             if log_size(self.location):
                 raise
-            # A closed WAL database in a folder that we may not write: SQLite cannot make its shared memory beside it.
+            # A closed WAL database in a read-only folder: SQLite cannot make the shared memory beside the file.
             engine = self._engine("mode=ro&immutable=1", "PRAGMA query_only=ON", "BEGIN")
             engine.update_execution_options(immutable=True)
             self._check_opened(engine)
         return engine
 
     def open_writer(self) -> Engine:
-        """Return an engine for writing; make the file, and the tables and columns that the file lacks.
+        """Return an engine for writing; make the file, and missing tables and columns.
 
         Transactions take the write lock at their start. A transaction that reads first and then finds the lock taken
         would fail at once, whatever the timeout.
@@ -142,7 +142,7 @@ class SqliteBackend:
         if mode != "wal":
             raise StoreError(f"{self.location} cannot use a write-ahead log ({mode}): keep it on a local disk")
         with engine.begin() as connection:
-            # Under the write lock: if two trainers start at once, one makes the tables and the other finds them.
+            # Under the write lock: if two trainers start at once, only the first makes the tables.
             if connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one() == 0:
                 schema.metadata.create_all(connection)
                 connection.execute(insert(schema.alembic_version), {"version_num": revision(SCHEMA_VERSION)})
@@ -152,7 +152,7 @@ class SqliteBackend:
             grow(connection, self.columns(connection), self.make_tables)
 
     def make_tables(self, connection: Connection, tables: Sequence[Table]) -> None:
-        """Make tables that the database lacks."""
+        """Make missing tables."""
         schema.metadata.create_all(connection, tables=tables)
 
     def columns(self, connection: Connection) -> dict[str, set[str]]:
@@ -165,13 +165,13 @@ class SqliteBackend:
     # The file
 
     def identity(self) -> tuple[int, int] | None:
-        """Return the device and inode of the file that the path names now, or None if there is no file."""
+        """Return the device and inode of the file at the path, or None if there is no file."""
         return identity(self.location)
 
     def state(self, engine: Engine) -> tuple[int, ...] | None:
-        """Return what must stay equal for the engine's connections to see the file as it is, or None without a file.
+        """Return the state of the file that the engine's connections have opened, or None without a file.
 
-        The state is the identity of the file. If the file is read as one that nobody writes to, the state includes the
+        The state is the identity of the file. If the file was opened as a file without writers, the state includes the
         size, the time of the last change, and the size of the log: SQLite would go on answering with what it has read.
         """
         try:
@@ -206,7 +206,7 @@ class SqliteBackend:
     def insert_numbers(
         self, connection: Connection, table: Table, keys: IntArray, values: NDArray[np.floating[Any]]
     ) -> None:
-        """Insert rows of a table that holds integers, (rows, keys), and then numbers, (rows, statistics)."""
+        """Insert rows of integers, (rows, keys), followed by numbers, (rows, statistics)."""
         rows = zip(keys.tolist(), values.tolist(), strict=True)
         self.insert_rows(connection, table, [(*key, *numbers) for key, numbers in rows])
 
@@ -221,14 +221,14 @@ class SqliteBackend:
         return cursor
 
     def insert(self, table: Table) -> Insert:
-        """Return an INSERT that can say what happens if the row exists already."""
+        """Return an INSERT with a clause for rows that exist already."""
         return insert_into(table)
 
     def lock(self, connection: Connection, run_id: int | None = None, *, notify: bool = False) -> None:
         """Do nothing: a transaction of SQLite is alone from its start, and followers ask again after a while."""
 
     def frame_ids(self) -> ColumnElement[int]:
-        """Return the ids of the frames, to compare and order the frames of one run by."""
+        """Return the ids of the frames, by which the frames of a run are compared and ordered."""
         return schema.frames.c.id
 
     @contextmanager
@@ -273,7 +273,7 @@ class SqliteBackend:
 
 
 def check_header(path: Path, application: int, version: int, newest: int = SCHEMA_VERSION) -> None:
-    """Check the two pragmas that say whose file this is and which schema it has.
+    """Check the two pragmas for the owner and the schema of the file.
 
     Raises:
         StoreForeign: the file is not a database of root-dash, or has another schema version.

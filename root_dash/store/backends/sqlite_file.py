@@ -1,4 +1,4 @@
-"""SQLite files without SQLAlchemy: which file a path names, connections to it, and its write-ahead log."""
+"""SQLite files without SQLAlchemy: the file at a path, connections to the file, and its write-ahead log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def connect(path: Path, query: str, *pragmas: str, lock_seconds: float) -> sqlit
 
 
 def connect_reader(path: Path, lock_seconds: float) -> sqlite3.Connection:
-    """Open a connection that only reads, also if nothing may be written beside the file."""
+    """Open a read-only connection, also if the folder of the file is read-only."""
     connection = connect(path, "mode=ro", "PRAGMA query_only=ON", lock_seconds=lock_seconds)
     try:
         connection.execute("PRAGMA schema_version").fetchone()
@@ -66,7 +66,7 @@ def connect_reader(path: Path, lock_seconds: float) -> sqlite3.Connection:
 
 
 def set_wal(cursor: Any, lock_seconds: float) -> str:
-    """Switch a database to a write-ahead log and return the journal mode that it has then.
+    """Switch a database to a write-ahead log and return its new journal mode.
 
     If two processes switch a new file at once, SQLite tells one of them immediately that the file is busy, whatever the
     timeout, because each holds what the other waits for. So this function tries again.
@@ -82,7 +82,7 @@ def set_wal(cursor: Any, lock_seconds: float) -> str:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return the device and inode of the file that a path names now, or None if there is no file."""
+    """Return the device and inode of the file at a path, or None if there is no file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -137,7 +137,7 @@ def check_file(path: Path, *, empty_is_ours: bool = False) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make a file if there is none, and check that the file and its folder can be written.
+    """Make a missing file, and check that the file and its folder can be written.
 
     Raises:
         StoreNotFound: the file cannot be made, or the file or its folder cannot be written.

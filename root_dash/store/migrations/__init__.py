@@ -1,7 +1,7 @@
-"""From an older schema to this one, on SQLite and on PostgreSQL: every revision in one transaction.
+"""Migrations from an older schema to the newest, on SQLite and on PostgreSQL: every revision in one transaction.
 
 `versions/` holds Alembic's revisions, one for each schema version. Schema 3 is the base. A process that is killed
-during a migration leaves the database either as it was or as it is to be. A new statistic or table needs no revision:
+during a migration leaves the database in the old or in the new state. A new statistic or table needs no revision:
 see `tables/growth.py`.
 """
 
@@ -34,7 +34,7 @@ _OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class Revisions:
-    """The revisions that a database is brought up to date by."""
+    """The revisions of the schema."""
 
     newest: int = SCHEMA_VERSION
     """The schema version after the last of them."""
@@ -44,13 +44,13 @@ class Revisions:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What a migration did: the schema versions before and after, and the copy that was kept of a file."""
+    """The result of a migration: the schema versions before and after, and the copy of the old file."""
 
     location: Location
     before: int
     after: int
     backup: Path | None
-    """The copy of the file as it was. None for a server: its administrator makes the backups."""
+    """The copy of the old file. None for a server, whose administrator makes the backups."""
 
 
 def migrate(given: LocationLike, revisions: Revisions | None = None, limits: Limits | None = None) -> Migration | None:
@@ -88,7 +88,7 @@ def _migrate_file(backend: SqliteBackend, revisions: Revisions) -> Migration | N
             _require_no_other_connection(engine, path)
             backup = _back_up(engine, path, before)
             with engine.begin() as connection:
-                # Under the write lock: if two processes migrate at once, one does and the other finds it done.
+                # Under the write lock: if two processes migrate at once, only the first does the work.
                 if connection.exec_driver_sql("PRAGMA user_version").scalar_one() == before:
                     _upgrade(connection, revisions)
                     connection.exec_driver_sql(f"PRAGMA user_version={revisions.newest}")
@@ -191,7 +191,7 @@ def _busy(location: Location) -> StoreBusy:
 
 
 def _back_up(engine: Engine, path: Path, version: int) -> Path:
-    """Write a whole copy of the file under a name that is free, and return its path."""
+    """Write a whole copy of the file under a free name, and return its path."""
     endings = chain([""], (f".{number}" for number in count(2)))
     names = (path.with_name(f"{path.name}.schema-{version}{ending}") for ending in endings)
     backup = next(name for name in names if not name.exists())

@@ -1,4 +1,4 @@
-"""What Alembic runs: the revisions, over the connection and inside the transaction that `migrate` hands to Alembic."""
+"""The script of Alembic: the revisions, over the connection and inside the transaction of `migrate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pyramid in the database: one run's buckets, folded and open, read over one connection."""
+"""The pyramid in the database: a run's buckets, folded and open, read over a connection."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from root_dash.store.tables import schema
 from root_dash.store.tables.growth import readable
 
 FOLDED: tuple[Kind, ...] = tuple(schema.RECORDINGS)
-"""The kinds that have a pyramid. For a kind without statistics it holds only which frames hold the kind."""
+"""The kinds with a pyramid. The pyramid of a kind without statistics holds only which frames hold the kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class BucketRows:
-    """The rows of one kind in a range of steps. `values` has a row for each statistic."""
+    """The rows of a kind in a range of steps. `values` has a row for each statistic."""
 
     frames: IntArray
     attempts: IntArray
@@ -34,7 +34,7 @@ class BucketRows:
 
 @dataclass(frozen=True, slots=True)
 class LevelBuckets:
-    """Buckets of one level: their numbers, first steps, last steps, and numbers of distinct steps.
+    """Buckets of a level: their numbers, first steps, last steps, and numbers of distinct steps.
 
     `counts`, (buckets, slots), says at how many steps each slot was recorded. The arrays of `summaries` are (buckets,
     statistics, slots).
@@ -48,7 +48,7 @@ class LevelBuckets:
     summaries: Summary
 
 
-# Made once, since every frame asks this query: to make it took longer than to answer it.
+# Made once, since every frame asks this query: to make the query took longer than to answer it.
 _OPEN = (
     select(schema.pyramid_open.c.kind, schema.pyramid_open.c.bucket)
     .where(schema.pyramid_open.c.run_id == bindparam("run"))
@@ -57,9 +57,9 @@ _OPEN = (
 
 
 class Buckets:
-    """One run's pyramid.
+    """A run's pyramid.
 
-    A layer's slot is the place of its id among the ids of the run's layers. Later layers come after it.
+    A layer's slot is the place of its id among the ids of the run's layers, which ascend.
     """
 
     def __init__(self, connection: Connection, run_id: int) -> None:
@@ -104,7 +104,7 @@ class Buckets:
             query = query.where(table.c.layer_id == layer)
         cursor = self.connection.execute(query).cursor
         assert cursor is not None
-        found = cursor.fetchall()  # the driver's own tuples: to make a Row of each would take longer than to read it
+        found = cursor.fetchall()  # the driver's own tuples: a Row for each would take longer to make than to read
         columns = list(zip(*found, strict=True)) or [()] * (4 + len(names))
         form = np.dtype(summary.value_format(kind)).newbyteorder("=")
         keys = [np.array(column, np.int64) for column in columns[:4]]
@@ -170,14 +170,14 @@ class Buckets:
     ) -> LevelBuckets | None:
         """Return the buckets of a level above 0 by ascending bucket; None if there is no bucket.
 
-        A statistic that was unknown when a bucket was folded is NaN in it.
+        In a bucket that was folded before a statistic was known, the statistic is NaN.
 
         Args:
             kind: the kind of recording.
             level: the level.
             names: the statistics whose summaries are read.
-            within: the first bucket, and the first one after the last.
-            block: the block of layers that is read; all blocks if it is None.
+            within: the first bucket, and the bucket after the last.
+            block: the block of layers to read; if None, all blocks.
             counted: whether the counts are read; otherwise they are 0.
         """
         columns, cells = schema.pyramid.c, schema.pyramid_cells.c
@@ -210,7 +210,7 @@ class Buckets:
         left, form = shown[0].start, summary.value_format(kind)
         merged = summary.blank((len(found), len(names), shown[-1].stop - left), form)
         counts = np.zeros((len(found), total), np.int64)
-        # All BLOBs of one shape in one call. If layers came later, earlier BLOBs hold fewer layers.
+        # All BLOBs of equal shape in one call. If layers came later, earlier BLOBs hold fewer layers.
         alike: dict[int, list[int]] = {}
         for i, row in enumerate(found):
             alike.setdefault(row.layers, []).append(i)

@@ -23,7 +23,7 @@ def in_order(layers: IntArray, steps: IntArray) -> bool:
 
 
 def decimate(values: Float64Array, max_points: int) -> IntArray:
-    """Return the indices, ascending, of at most `max_points` points that look as all points do.
+    """Return the ascending indices of at most `max_points` points with the look of all points.
 
     The points are divided into equal buckets. The first, the last, the least and the largest point of each bucket stay,
     so that no spike is lost.

@@ -20,11 +20,11 @@ from root_dash.store.pyramid.summary import Summary, Tile
 from root_dash.store.tables import schema
 
 _KEPT_BYTES = 2**25
-"""Bytes of one bucket's statistics that are kept in memory, at most."""
+"""Largest size in bytes of a bucket's statistics in memory."""
 
 
 class Pyramid(Buckets):
-    """One run's pyramid, read and written."""
+    """A run's pyramid, read and written."""
 
     def __init__(self, connection: Connection, run_id: int, attempt_id: int | None = None) -> None:
         super().__init__(connection, run_id)
@@ -34,7 +34,7 @@ class Pyramid(Buckets):
         self._unknown: dict[Kind, list[str]] = {}
 
     def add(self, step: int, kinds: Iterable[Kind]) -> None:
-        """Open the buckets of a frame that was just stored, and fold the buckets that expect no more frames."""
+        """Open the buckets of a new frame, and fold the buckets that expect no more frames."""
         folded = [kind for kind in kinds if kind in FOLDED]
         opened = self.open_buckets() if folded else {}
         for kind in folded:
@@ -43,12 +43,12 @@ class Pyramid(Buckets):
             if bucket in known:
                 continue
             self._open(kind, bucket)
-            # One bucket stays open beside the newest: steps may arrive a little out of order.
+            # The bucket before the newest stays open, too: steps may arrive a little out of order.
             for done in known[: -1 if len(known) and not self._full(kind, known[-1]) else None]:
                 self.fold(kind, done)
 
     def keep(self, frame_id: int, step: int, layer_ids: IntArray, statistics: Float32Array) -> None:
-        """Remember the statistics (layers, statistics) of a frame that was just stored."""
+        """Remember the statistics (layers, statistics) of a new frame."""
         kept = self._kept.setdefault(step // self.shape.width(0, self.intervals["statistics"]), {})
         kept.pop(frame_id, None)  # the id of a frame that was rolled back is given again
         if statistics.nbytes * (len(kept) + 1) <= _KEPT_BYTES:
@@ -101,7 +101,7 @@ class Pyramid(Buckets):
         self.connection.execute(insert(schema.pyramid_open).values(row))
         if self._delete(kind, 0, bucket):
             self.layers = self._layers()  # another attempt at the run may have added some
-            # The bucket was folded before, and is part of all buckets that cover it: they are made anew without it.
+            # The bucket was folded before: all buckets that cover the bucket are made anew without its rows.
             for level in range(1, self.shape.levels + 1):
                 self._join(kind, level, bucket // self.shape.factor ** (level - 1))
 
@@ -151,7 +151,7 @@ class Pyramid(Buckets):
         return self.shape.blocks(len(self.layers))
 
     def _join(self, kind: Kind, level: int, bucket: int) -> None:
-        """Make a bucket of a level above 0 from the buckets below it; remove it if there are none."""
+        """Make a bucket of a level above 0 from the buckets below, or remove the bucket if there are none."""
         if not statistic_names(kind):
             return
         first = bucket * self.shape.factor
@@ -208,7 +208,7 @@ class Pyramid(Buckets):
             self.connection.execute(into.on_conflict_do_update(index_elements=list(keys), set_=values), list(rows))
 
     def _delete(self, kind: Kind, level: int, bucket: int) -> bool:
-        """Delete a bucket, and return whether there was one."""
+        """Delete a bucket, and return whether the bucket existed."""
         keys = (schema.pyramid.c[name] == value for name, value in self._key(kind, level, bucket).items())
         if not self.connection.execute(delete(schema.pyramid).where(*keys)).rowcount:
             return False
@@ -222,7 +222,7 @@ class Pyramid(Buckets):
         self.connection.execute(delete(schema.pyramid_cells).where(*keys, columns.statistic.in_(names)))
 
     def _unknown_statistics(self, kind: Kind) -> list[str]:
-        """Return the statistics in the pyramid of the run that the vocabulary lacks: another root-dash knew them."""
+        """Return the statistics in the run's pyramid that only another root-dash knew."""
         if kind not in self._unknown:
             columns = schema.pyramid_cells.c
             query = select(func.min(columns.statistic)).where(

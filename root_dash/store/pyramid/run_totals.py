@@ -1,6 +1,6 @@
-"""The total of a run: how many frames it has and how far it is. Listing the runs then counts nothing.
+"""The total of a run: its number of frames and its last step, so that a list of runs counts nothing.
 
-A total is a row of the pyramid's table. It is derived, and can be made anew from the frames at any time. It changes in
+A total is a row of the pyramid's table. It can be made anew from the frames at any time. It changes in
 the transaction that adds or removes frames; nobody else writes to the run meanwhile.
 """
 
@@ -42,7 +42,7 @@ class Total:
 
 
 def stored(connection: Connection, run_id: int | None = None) -> dict[int, Total]:
-    """Return the totals by the run's id, of all runs that have a total, or only of one run."""
+    """Return the totals by the run's id, of all runs with a total, or of a single run."""
     query = select(schema.runs.c.id, _columns.frames, _columns.steps, _columns.last_step, _columns.content)
     query = query.join_from(
         schema.runs, schema.pyramid, (_columns.run_id == schema.runs.c.id) & (_columns.kind == _KIND)
@@ -56,7 +56,7 @@ def stored(connection: Connection, run_id: int | None = None) -> dict[int, Total
 
 
 def add(connection: Connection, run_id: int, frame: Frame) -> None:
-    """Count a frame that was just stored."""
+    """Count a new frame."""
     row = {"run": run_id, "lost": frame.lost, "step": frame.step, "time": _encoded(frame.time)}
     if not backend_of(connection).execute(connection, _addition, row).rowcount:
         recount(connection, run_id)

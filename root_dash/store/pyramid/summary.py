@@ -23,7 +23,7 @@ from root_dash.store.tables.blobs import ArrayFormat, decompress, encode
 
 _MAX_INTERVAL = 2**16  # a step within the widest bucket fits 32 bits then
 _VALUES_UNPACKED_TOGETHER = 2**20  # some megabytes
-_VALUE_LIMIT = 2**27  # values in one BLOB: a damaged size must not ask for more memory than the machine has
+_VALUE_LIMIT = 2**27  # values in a BLOB: a damaged size must not ask for more memory than the machine has
 
 Values = NDArray[np.floating[Any]]
 Presence = NDArray[np.bool_]
@@ -42,9 +42,9 @@ def value_format(kind: Kind) -> ArrayFormat:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The rows that a bucket of level 0 holds: frame `frames[i]`, at `steps[i]`, has the layers of `presence[i]`.
+    """The rows of a bucket of level 0: frame `frames[i]`, at `steps[i]`, has the layers of `presence[i]`.
 
-    The order is by step, then by attempt, then by frame. If a step and layer have several rows, the last one counts.
+    The order is by step, then by attempt, then by frame. If a step and layer have several rows, the last row counts.
     """
 
     frames: IntArray
@@ -64,13 +64,13 @@ class Tile:
         return steps[last], frames[last]
 
     def encode(self) -> bytes:
-        """Return the tile as one BLOB."""
+        """Return the tile as a BLOB."""
         bits = np.packbits(self.presence).tobytes()
         return encode(_shuffled(self.frames) + _shuffled(self.steps) + bits, "|u1", compress=True)
 
     @classmethod
     def decode(cls, contents: Sequence[bytes], frames: int, layers: int) -> list[Self]:
-        """Return the encoded tiles; each has that number of frames and layers."""
+        """Return the encoded tiles, each with the given numbers of frames and layers."""
         _within(frames, layers)
         plain = _unpacked(contents, 16 * frames + -(-frames * layers // 8), frames, layers)
         bits = np.unpackbits(plain[:, 16 * frames :], axis=1, count=frames * layers).view(np.bool_)
@@ -86,7 +86,7 @@ class Tile:
 
     @classmethod
     def joined(cls, tiles: Sequence[Self], slot: int) -> Self:
-        """Join tiles of ascending buckets into one tile of a single layer. The slot of the layer in it is 0."""
+        """Join tiles of ascending buckets into a tile of a single layer, whose slot is 0."""
         held = [
             tile.presence[:, slot] if slot < tile.presence.shape[1] else np.zeros(len(tile.steps), np.bool_)
             for tile in tiles
@@ -103,7 +103,7 @@ def tile_of(
 ) -> tuple[Tile, Values]:
     """Return the tile of rows in any order, and the values as an array (statistics, layers, distinct steps).
 
-    The argument `values` has a row for each statistic. A value that no row counts for is NaN.
+    The argument `values` has a row for each statistic. A value without a row is NaN.
     """
     known, place = np.unique(frames, return_index=True)
     order = np.lexsort((known, attempts[place], steps[place]))
@@ -121,7 +121,7 @@ def tile_of(
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a bucket keeps of the values of any number of cells: arrays of one shape.
+    """The summary of the values of any number of cells: arrays of equal shape.
 
     The extremes are taken over all values that are not NaN; the earliest of equal values counts; an extreme is NaN if
     there is no such value. The mean is the mean of the `finite` values. `least_at` and `greatest_at` count steps from
@@ -140,17 +140,17 @@ class Summary:
 
     @property
     def worst(self) -> Values:
-        """The value of largest magnitude; of two of equal magnitude the positive one."""
+        """The value of largest magnitude; of two values of equal magnitude the positive value."""
         return np.where(self.greatest >= -self.least, self.greatest, self.least)
 
     def encode(self) -> bytes:
-        """Return the summary of one statistic as one BLOB, with the bytes by significance: they compress better so."""
+        """Return the summary of a statistic as a BLOB, with the bytes by significance, which compress better."""
         arrays = (_stored(getattr(self, field.name)) for field in fields(self))
         return encode(b"".join(map(_shuffled, arrays)), "|u1", compress=True)
 
     @classmethod
     def decode(cls, contents: Sequence[bytes], layers: int, form: ArrayFormat) -> Summary:
-        """Return the encoded summaries, each of that number of layers: arrays (contents, layers)."""
+        """Return the encoded summaries, each of so many layers: arrays (contents, layers)."""
         kinds = [np.dtype(form)] * 3 + [np.dtype("<u4")] * 3
         sizes = [layers * kind.itemsize for kind in kinds]
         plain = _unpacked(contents, sum(sizes), layers)
@@ -159,7 +159,7 @@ class Summary:
 
 
 def summarize(values: Values, steps: IntArray, start: int) -> Summary:
-    """Summarize the last axis of values that were recorded at `steps`, in a bucket that begins at `start`."""
+    """Summarize the last axis of values, recorded at `steps`, for a bucket from `start`."""
     offsets = (steps - start).astype(np.uint32)
     missing, finite = np.isnan(values), np.isfinite(values)
     lowest, highest = np.where(missing, np.inf, values), np.where(missing, -np.inf, values)
@@ -214,13 +214,13 @@ def blank(shape: tuple[int, ...], form: ArrayFormat) -> Summary:
 
 
 def put(into: Summary, key: Any, part: Summary) -> None:
-    """Set some cells of a summary to those of another one."""
+    """Set some cells of a summary to the cells of another summary."""
     for field in fields(part):
         getattr(into, field.name)[key] = getattr(part, field.name)
 
 
 def encode_values(values: Values, form: ArrayFormat) -> bytes:
-    """Return the values (layers, steps) of one statistic as one BLOB."""
+    """Return the values (layers, steps) of a statistic as a BLOB."""
     return encode(_shuffled(np.ascontiguousarray(values.astype(form))), "|u1", compress=True)
 
 
@@ -231,7 +231,7 @@ def decode_values(content: bytes, steps: int, layers: int, form: ArrayFormat) ->
 
 
 def decode_rows(contents: Sequence[bytes], steps: int, layers: int, row: int, form: ArrayFormat) -> Values:
-    """Return one row of the encoded values (layers, steps) of each content: an array (contents, steps)."""
+    """Return a row of the encoded values (layers, steps) of each content: an array (contents, steps)."""
     kind = np.dtype(form)
     plain = _unpacked(contents, steps * layers * kind.itemsize, steps, layers)
     of_layer = plain.reshape(len(contents), kind.itemsize, layers, steps)[:, :, row]
@@ -239,12 +239,12 @@ def decode_rows(contents: Sequence[bytes], steps: int, layers: int, row: int, fo
 
 
 def encode_counts(counts: IntArray) -> bytes:
-    """Return as one BLOB at how many steps of a bucket each layer was recorded."""
+    """Return the number of recorded steps of each layer in a bucket as a BLOB."""
     return encode(_shuffled(counts), "|u1", compress=True)
 
 
 def decode_counts(contents: Sequence[bytes], layers: int) -> IntArray:
-    """Return the encoded counts, each of that number of layers: an array (contents, layers)."""
+    """Return the encoded counts, each of so many layers: an array (contents, layers)."""
     return _unshuffled(_unpacked(contents, 8 * layers, layers), np.dtype("<i8"))
 
 

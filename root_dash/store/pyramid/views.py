@@ -1,4 +1,4 @@
-"""What the verbs read from the pyramid: histories, grids, and the frames that hold a layer's recordings."""
+"""Views of the pyramid: histories, grids, and the frames with a layer's recordings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Cells:
 
 
 def recorded(source: Buckets, kind: Kind, layer_id: int) -> tuple[IntArray, IntArray]:
-    """Return the steps, ascending and each once, at which a layer's kind was recorded, and the frames that count."""
+    """Return the steps, ascending and each once, of a layer's recordings of a kind, and the frames that count."""
     folded = Tile.joined([tile for _, tile in source.tiles(kind)], source.slot(layer_id))
     found = [folded.of_layer(0)]
     for bucket in source.open_buckets().get(kind, []):
@@ -52,7 +52,7 @@ def holds(source: Buckets, kind: Kind, layer_id: int) -> bool:
 
 
 def history(source: Buckets, kind: Kind, layer_id: int, name: str) -> tuple[IntArray, Float64Array]:
-    """Return the steps, ascending and each once, and the values of a statistic of one layer."""
+    """Return the steps, ascending and each once, and the values of a statistic of a layer."""
     slot = source.slot(layer_id)
     contents = source.values(kind, name, slot // source.shape.block)
     found = [_folded(source, kind, slot, source.tiles(kind), contents)]
@@ -163,7 +163,7 @@ def _fine(source: Buckets, kind: Kind, name: str, buckets: int, opened: list[tup
 def _columns(values: Float64Array, width: int) -> tuple[IntArray, Float64Array]:
     """Return where each column of `width` steps begins, and its value of largest magnitude.
 
-    If two values have the same magnitude, the positive one counts.
+    If two values have the same magnitude, the positive value counts.
     """
     starts = np.arange(0, values.shape[1], width)
     if width == 1:
@@ -176,13 +176,13 @@ def _columns(values: Float64Array, width: int) -> tuple[IntArray, Float64Array]:
 
 
 def _level(shape: PyramidShape, numbers: dict[int, int], points: int) -> int:
-    """Return the lowest level above 0 with few enough buckets for that number of points, or the highest level."""
+    """Return the lowest level above 0 with few enough buckets for the number of points, or the highest level."""
     most = shape.buckets_per_point * points
     return next((level for level in range(1, shape.levels) if numbers.get(level, 0) <= most), shape.levels)
 
 
 class _MergedLevel:
-    """Summaries (buckets, slots) of one level, into which the rows of the open buckets are merged."""
+    """Summaries (buckets, slots) of a level, into which the rows of the open buckets are merged."""
 
     def __init__(self, shape: PyramidShape, buckets: list[int], summaries: Summary, level: int, interval: int) -> None:
         self._place = {bucket: i for i, bucket in enumerate(buckets)}
@@ -235,9 +235,9 @@ def _extremes(merged: Summary, groups: int) -> tuple[IntArray, IntArray]:
 def _folded(
     source: Buckets, kind: Kind, slot: int, tiles: Sequence[tuple[int, Tile]], contents: dict[int, dict[int, bytes]]
 ) -> tuple[IntArray, Float64Array]:
-    """Return the steps and values of one layer in folded buckets, which ascend.
+    """Return the steps and values of a layer in folded buckets, which ascend.
 
-    A statistic that was unknown when a bucket was folded is NaN in it.
+    In a bucket that was folded before a statistic was known, the statistic is NaN.
     """
     block, form = slot // source.shape.block, pyramid.value_format(kind)
     held = [(tile, contents.get(bucket, {}).get(block)) for bucket, tile in tiles if slot < tile.presence.shape[1]]

@@ -1,4 +1,4 @@
-"""Queries that several verbs share, and rows to records."""
+"""Queries of several verbs, and records from rows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Fields = Row[*tuple[Any, ...]]
 Query = Select[*tuple[Any, ...]]
 
 SPECTRUM = ("momentum", "base", "update", "estimated")
-"""The columns that `to_spectrum` takes beside the step."""
+"""The columns of a spectrum, besides the step."""
 
 _BOUND_VALUES = 500
 """Values in one statement: SQLite binds a limited number of values."""
@@ -48,7 +48,7 @@ _MASK_LIMIT = 2**31
 
 
 def runs(connection: Connection, run_id: int | None = None) -> list[Run]:
-    """Return all runs, the newest first, or only the run of that id."""
+    """Return all runs, the newest first, or only the run with this id."""
     columns, attempts = schema.runs.c, schema.attempts.c
     sum_lost = cast(func.sum(attempts.lost), BigInteger)  # PostgreSQL sums to decimals
     lost_last = select(sum_lost).where(attempts.run_id == columns.id).scalar_subquery()
@@ -82,7 +82,7 @@ def _run(row: Fields, total: run_totals.Total) -> Run:
 
 
 def require_run(connection: Connection, run_id: int) -> None:
-    """Raise NotRecorded if there is no run of that id."""
+    """Raise NotRecorded if there is no run with this id."""
     if connection.execute(select(schema.runs.c.id).where(schema.runs.c.id == run_id)).first() is None:
         raise NotRecorded(f"there is no run {run_id}")
 
@@ -125,7 +125,7 @@ def to_notice(row: Fields) -> Notice:
 
 
 def statistic_kind(name: str) -> Kind:
-    """Return the kind that a statistic comes with; raise ValueError if there is no such statistic."""
+    """Return the kind of a statistic; raise ValueError if there is no such statistic."""
     try:
         return statistic(name).kind
     except KeyError:
@@ -133,7 +133,7 @@ def statistic_kind(name: str) -> Kind:
 
 
 def checked_tensor(tensor: TensorName) -> TensorName:
-    """Return `tensor`; raise ValueError if it is not in TENSORS."""
+    """Return `tensor`; raise ValueError if TENSORS does not have it."""
     if tensor not in TENSORS:
         raise ValueError(f"tensor must be one of {', '.join(TENSORS)}, got {tensor!r}")
     return tensor
@@ -142,7 +142,7 @@ def checked_tensor(tensor: TensorName) -> TensorName:
 def series(
     connection: Connection, run_id: int, table: Table, value: ColumnElement[Any], where: ColumnElement[bool]
 ) -> tuple[IntArray, Float64Array]:
-    """Return the steps, ascending and each once, and the values of one scalar."""
+    """Return the steps, ascending and each once, and the values of a scalar."""
     query = select(table.c.frame_id, table.c.step, value).where(where).order_by(table.c.frame_id)
     frames, steps, values = fetch_columns(connection, query, np.int64, np.int64, np.float64)
     keys = np.zeros_like(steps)
@@ -156,7 +156,7 @@ def series(
 
 
 def costs(connection: Connection, run_id: int) -> tuple[IntArray, Float64Array]:
-    """Return the steps, ascending, and the seconds that recording took at each. A step may have several frames."""
+    """Return the steps, ascending, and the seconds of recording at each step. A step may have several frames."""
     columns = schema.frames.c
     query = select(columns.attempt_id, columns.step, columns.cost).where(columns.run_id == run_id)
     attempts, steps, seconds = fetch_columns(connection, query, np.int64, np.int64, np.float64)
@@ -182,7 +182,7 @@ def at_step(
         connection: a connection inside a transaction.
         kind: the kind of recording.
         layer_id: the id of the layer.
-        step: the step; the newest row counts if it is None.
+        step: the step; if None, the newest row counts.
         names: the names of the columns.
         required: a column that must not be NULL.
     """
@@ -239,7 +239,7 @@ def over_steps(
 
 
 def fetch_columns(connection: Connection, query: Query, *types: type[np.generic]) -> list[NDArray[Any]]:
-    """Return the columns of integers and floats that a query answers with, as arrays of those types; NULL is NaN."""
+    """Return a query's columns of integers and floats as arrays of these types; NULL is NaN."""
     cursor = connection.execute(query).cursor
     assert cursor is not None
     # The driver's own tuples: to make a Row of each would take longer than to read them from the file.
@@ -259,7 +259,7 @@ def number(value: float | None) -> float:
 
 
 def to_spectrum(row: Sequence[Any]) -> Spectrum:
-    """Return the spectrum of a row that begins with the step and the columns of `SPECTRUM`."""
+    """Return the spectrum of a row, which begins with the step and the columns of `SPECTRUM`."""
     momentum, base, update = (decode(content, "<f4") for content in row[1:4])
     return Spectrum(momentum, base, update, step=row[0], estimated=bool(row[4]))
 

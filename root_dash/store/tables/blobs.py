@@ -23,7 +23,7 @@ _local = threading.local()  # (de)compressors are costly to build and not safe t
 
 
 def encode(values: NDArray[Any] | bytes, form: ArrayFormat, *, compress: bool = False) -> bytes:
-    """Return an array's entries in C order as bytes; with `compress`, as one zstd frame.
+    """Return an array's entries in C order as bytes; with `compress`, as a zstd frame.
 
     Raises:
         TypeError: the type of the array does not fit the format.
@@ -58,9 +58,9 @@ def decode(
     content: bytes, form: Literal["|u1"], count: int | None = None, *, compressed: bool = False
 ) -> NDArray[np.uint8]: ...
 def decode(content: bytes, form: ArrayFormat, count: int | None = None, *, compressed: bool = False) -> NDArray[Any]:
-    """Return the array that was encoded: flat, in the machine's own byte order.
+    """Return the encoded array: flat, in the machine's own byte order.
 
-    `count` is the number of entries that there must be. Without a count, any number of whole entries is read; a
+    `count` is the required number of entries. Without a count, any number of whole entries is read; a
     compressed array is only read with a count.
 
     Raises:
@@ -82,7 +82,7 @@ def decode(content: bytes, form: ArrayFormat, count: int | None = None, *, compr
 
 
 def decompress(content: bytes, size: int) -> bytes:
-    """Return the bytes of one zstd frame, which must unpack to `size` bytes.
+    """Return the bytes of a zstd frame, which must unpack to `size` bytes.
 
     Raises:
         StoreError: the content is not such a zstd frame.
@@ -102,7 +102,7 @@ def decompress(content: bytes, size: int) -> bytes:
 
 
 def text(given: str) -> str:
-    """Return a text as a database takes it: lone surrogates and NUL, which UTF-8 columns refuse, are escaped.
+    """Return a text for a database: lone surrogates and NUL, which UTF-8 columns refuse, are escaped.
 
     A name must never stop a training run.
     """

@@ -1,7 +1,7 @@
-"""Tables that grow: a database that an older or a newer root-dash wrote may have other columns and tables than ours.
+"""Tables that grow: the database of an older or a newer root-dash may have other columns and tables.
 
 Opening for writing adds what is missing. A reader takes a missing column as "not recorded" and a missing table as
-empty. Everybody selects and inserts columns by name, so that unknown ones are never in the way.
+empty. Columns are selected and inserted by name, so that unknown columns do no harm.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def grow(
     columns: Mapping[str, set[str]],
     make_tables: Callable[[Connection, Sequence[Table]], None],
 ) -> None:
-    """Add the tables that a database lacks, and the columns of statistics that its tables lack.
+    """Add missing tables, and missing columns of statistics.
 
     Call this function under the lock of the database: of two processes that open at once, one adds the columns and the
     other finds them.
 
     Args:
-        connection: a connection inside a transaction that may write.
-        columns: the names of the columns that the database has, by table.
+        connection: a connection inside a writing transaction.
+        columns: the names of the existing columns, by table.
         make_tables: makes tables as the backend wants them.
     """
     missing = [table for table in schema.metadata.sorted_tables if table.name not in columns]
@@ -45,7 +45,7 @@ def grow(
 
 
 def readable(connection: Connection, table: Table) -> Table | Subquery:
-    """Return a table to select from. Columns that the database lacks are NULL; a table that it lacks has no rows."""
+    """Return a table to select from. Missing columns are NULL; a missing table has no rows."""
     if _is_complete(connection):
         return table
     known = backend_of(connection).columns(connection).get(table.name)

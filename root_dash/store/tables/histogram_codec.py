@@ -115,7 +115,7 @@ def _unpack(blobs: Sequence[bytes], counts: CountArray) -> None:
     if (widths > 32).any() or (heads + widths.sum(axis=1) != sizes).any():
         raise _damaged()
     begins = (starts + heads)[:, None] + np.cumsum(widths, axis=1) - widths
-    # The widest groups come first, so that the groups that have a plane are a slice.
+    # The widest groups come first, so that the groups with a plane are a slice.
     order = np.argsort((32 - widths).astype(np.uint8).ravel(), kind="stable")  # a radix sort
     order = order[: np.count_nonzero(widths)]
     wide, begin = widths.ravel()[order], begins.ravel()[order]

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from root_dash.records import TENSORS, Kind, statistic_names
 
 APPLICATION_ID = 0x526F6F74
-""""Root" in ASCII: the header of a file says so whose database it is."""
+""""Root" in ASCII: the mark of root-dash in the header of a file."""
 
 metadata = MetaData(
     naming_convention={
@@ -265,4 +265,4 @@ RECORDINGS: dict[Kind, Table] = {
     "spectra": spectra,
     "masks": masks,
 }
-"""The table of each kind that belongs to a layer."""
+"""The table of each kind of a layer's recordings."""

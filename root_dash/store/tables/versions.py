@@ -1,4 +1,4 @@
-"""The versions of the schema: which this root-dash reads, and what it says of the others.
+"""The versions of the schema: the version of this root-dash, and the errors for other versions.
 
 The version moves for changes that an older root-dash cannot read past. A new statistic is a new column and a new
 quantity may be a new table; both appear when a database is opened for writing, and need no new version.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from root_dash.exceptions import StoreForeign
 
 BASE_VERSION = 3
-"""The oldest schema that can be brought up to date: no release ever wrote an older one."""
+"""The oldest schema that can be brought up to date. No release wrote an older schema."""
 
 SCHEMA_VERSION = 3
-"""The schema that this root-dash reads and writes."""
+"""The schema of this root-dash."""
 
 
 def revision(version: int) -> str:

@@ -1,4 +1,4 @@
-"""Attempts at a run. Each attempt begins once, also if it is begun again after its connection was lost."""
+"""Attempts at a run. Each attempt begins once, even if a trainer begins it again after a lost connection."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def new_attempt() -> Attempt:
 
 
 def find(connection: Connection, uid: str) -> Attempt | None:
-    """Return the attempt of that uid with the last `seq` that is stored, or None."""
+    """Return the attempt with this uid and its last stored `seq`, or None."""
     attempts, frames = schema.attempts.c, schema.frames.c
     row = connection.execute(select(schema.attempts).where(attempts.uid == uid)).first()
     if row is None:
@@ -31,7 +31,7 @@ def find(connection: Connection, uid: str) -> Attempt | None:
 
 
 def other_processes(connection: Connection) -> list[int]:
-    """Return the ids of the other processes of this machine that are recording to the database now."""
+    """Return the ids of this machine's other processes that record to the database now."""
     columns = schema.attempts.c
     query = select(columns.pid).where(columns.ended_at.is_(None), columns.host == text(platform.node())).distinct()
     return [pid for pid in connection.scalars(query) if pid not in (None, os.getpid()) and _is_alive(pid)]

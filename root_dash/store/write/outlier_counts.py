@@ -1,6 +1,6 @@
 """How often each row and column of a layer was an outlier, counted over the run's masks as they are stored.
 
-A running count is stored with every mask. So what held over the whole run is one look-up at its end.
+A running count is stored with every mask. So the counts of a whole run are a single look-up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COLUMNS = ("recorded", "row_counts", "col_counts")
 
 @dataclass(slots=True)
 class RunningCounts:
-    """The running counts of one run's layers. The masks of a frame count once the frame is stored: call `keep` then."""
+    """The running counts of a run's layers. The masks of a frame count once the frame is stored: call `keep` then."""
 
     run_id: int
     attempt_id: int

@@ -1,4 +1,4 @@
-"""Frames in: the recording of one attempt into a store."""
+"""The recording of an attempt into a store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from root_dash.store.write.runs import store_layers, store_run
 
 
 class Recording:
-    """One attempt at a run, open for appending.
+    """An attempt at a run, open for appending.
 
     `append` may be called from another thread than the thread that began the recording, one thread at a time.
     """
@@ -62,7 +62,7 @@ class Recording:
         self._file = backend.identity()
 
     def append(self, frame: Frame) -> int:
-        """Store a frame, whole or not at all, and return its cursor. A frame that is stored already stays as it is.
+        """Store a frame, whole or not at all, and return its cursor. A frame that is stored already does not change.
 
         Raises:
             ValueError: the frame contradicts itself or the run's layers.
@@ -99,7 +99,7 @@ class Recording:
             return int(inserted[0])
 
     def _stored_before(self, connection: Connection, frame: Frame) -> int:
-        """Return the cursor of a frame that is stored already; raise AlreadyRecorded if it is another frame."""
+        """Return the cursor of a stored frame; raise AlreadyRecorded if another frame has the number."""
         columns = schema.frames.c
         query = select(columns.id, columns.step, columns.time)
         same = (columns.attempt_id == self._attempt) & (columns.seq == frame.seq)
@@ -109,7 +109,7 @@ class Recording:
         return int(known.id)
 
     def _store(self, connection: Connection, frame: Frame, frame_id: int) -> None:
-        """Store what a frame holds, and bring up to date what is derived from it."""
+        """Store the parts of a frame, and bring everything derived up to date."""
         for table, content in (
             (schema.histograms, rows.histograms(frame, frame_id, self._ids)),
             (schema.quantiles, rows.quantiles(frame, frame_id, self._ids)),
@@ -129,7 +129,7 @@ class Recording:
         run_totals.add(connection, self.run.id, frame)
 
     def extend(self, layers: Sequence[Layer]) -> None:
-        """Add layers that the run did not have at its start. A layer that the run has stays as it is.
+        """Add new layers to the run. A layer that the run has does not change.
 
         Raises:
             ValueError: two layers share a position, or a known layer has another shape.
@@ -149,9 +149,9 @@ class Recording:
             self._ids |= {layer.position: layer.id for layer in stored}
 
     def end(self, time: float | None, lost: int = 0) -> None:
-        """Record that the attempt ended, and with it the run.
+        """Record the end of the attempt, and of the run.
 
-        A run that goes on in a later attempt does not end: what was left of this attempt may arrive late.
+        A run that goes on in a later attempt does not end: the rest of this attempt may arrive late.
 
         Args:
             time: the end in seconds since the epoch. None for an attempt whose end nobody saw; what is stored outlives
@@ -190,14 +190,14 @@ class Recording:
             self._connection = None
 
     def other_processes(self) -> list[int]:
-        """Return the ids of the other processes of this machine that are recording to the database now."""
+        """Return the ids of this machine's other processes that record to the database now."""
         with self._lock, self._backend.translated():
             connection = self._require_connection()
             with connection.begin():
                 return attempts.other_processes(connection)
 
     def copy_to(self, path: Path) -> None:
-        """Write everything that the database holds into a new file, also if the old file was deleted meanwhile.
+        """Copy the whole database into a new file, also if the old file was deleted meanwhile.
 
         Raises:
             StoreError: the database could not be read, or the new file could not be written.
@@ -216,7 +216,7 @@ class Recording:
                 sqlite_file.abandon(raw)
 
     def _require_file(self) -> None:
-        """Raise StoreMoved if the file is gone: SQLite would write on into a file that nobody can open again."""
+        """Raise StoreMoved if the file is gone: SQLite would go on writing into a file that nobody can open again."""
         if self._backend.identity() != self._file:
             raise StoreMoved(f"{self._backend.location} was deleted or replaced while it was being recorded to")
 

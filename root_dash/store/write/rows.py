@@ -20,7 +20,7 @@ Ids = Mapping[int, int]
 
 
 def layer_ids(frame: Frame, ids: Ids) -> IntArray:
-    """Return the ids of the layers that a frame has statistics of.
+    """Return the ids of the layers with statistics in a frame.
 
     Raises:
         ValueError: the run has no layer at one of the positions.
@@ -42,7 +42,7 @@ def histograms(frame: Frame, frame_id: int, ids: Ids) -> list[Row]:
             if histogram is not None:
                 held.append((row, f"{tensor}_counts", histogram.counts))
         rows.append(row)
-    # All histograms of a frame in one call: the cost of packing is in its calls.
+    # All histograms of a frame in one call, because every call costs.
     packed = pack(np.stack([counts for _, _, counts in held])) if held else []
     for (row, name, _), content in zip(held, packed, strict=True):
         row[name] = content
@@ -120,7 +120,7 @@ def _layer_id(frame: Frame, ids: Ids, position: int) -> int:
 
 
 def _key(frame: Frame, frame_id: int, ids: Ids, position: int) -> Row:
-    """Return the columns that every row of a layer begins with."""
+    """Return the first columns of every row of a layer."""
     return {"layer_id": _layer_id(frame, ids, position), "frame_id": frame_id, "step": frame.step}
 
 

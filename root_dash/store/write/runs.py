@@ -17,7 +17,7 @@ from root_dash.store.write import attempts
 
 
 def store_run(connection: Connection, run: Run, attempt: Attempt) -> tuple[Run, int | None]:
-    """Store a run; return it as it is stored, and the key of the attempt if the attempt goes on.
+    """Store a run; return the stored run, and the key of the attempt if the attempt goes on.
 
     Raises:
         AlreadyRecorded: the attempt is stored as an attempt at another run.
@@ -26,7 +26,7 @@ def store_run(connection: Connection, run: Run, attempt: Attempt) -> tuple[Run, 
     uid = text(run.uid)
     known = connection.execute(select(columns.id).where(columns.uid == uid)).scalar()
     if known is not None:
-        # A resumed run: the first description of it stays.
+        # A resumed run keeps its first description.
         going_on = attempts.find_key(connection, attempt, int(known))
         if going_on is None:
             connection.execute(update(schema.runs).where(columns.id == known).values(ended_at=None))  # it trains again
