@@ -110,7 +110,7 @@ class FailoverRecording:
         self._report(f"{moved}: it goes on in {path}, {kept}")
 
     def _copy_to(self, path: Path) -> str:
-        """Copy the earlier recordings into an empty file, and return a sentence about it; raise StoreFull on a full disk."""
+        """Copy the earlier recordings into an empty file; return a sentence. Raise StoreFull if the disk is full."""
         try:
             self._recording.copy_to(path)
         except StoreFull:
