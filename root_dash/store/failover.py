@@ -110,7 +110,7 @@ class FailoverRecording:
         self._report(f"{moved}: it goes on in {path}, {kept}")
 
     def _copy_to(self, path: Path) -> str:
-        """Copy the earlier recordings into an empty file, and return a sentence about it; raise StoreFull on a full disk."""
+        """Copy the earlier recordings into an empty file, and say so in a sentence; raise StoreFull on a full disk."""
         try:
             self._recording.copy_to(path)
         except StoreFull:
