@@ -7,9 +7,9 @@ module needs no torch.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,11 +131,11 @@ def _row(
         weights=_weights(chosen, "muon", "frobenius"),
     ).coefficients
     errors: dict[str, float] = {
-        name: _mean(polar_error(resolve(name, STEPS, shape), base, normalization) for base in later)
+        name: fmean(polar_error(resolve(name, STEPS, shape), base, normalization) for base in later)
         for name, normalization in PUBLISHED
     }
-    errors["adanewton"] = _mean(polar_error(adanewton, base, "frobenius") for base in later)
-    errors["adaptive"] = _mean(polar_error(adaptive, base) for base in later)
+    errors["adanewton"] = fmean(polar_error(adanewton, base, "frobenius") for base in later)
+    errors["adaptive"] = fmean(polar_error(adaptive, base) for base in later)
     return Row(shape, layers, len(chosen), len(later), adaptive, adanewton, errors)
 
 
@@ -143,11 +143,6 @@ def _weights(spectra: Sequence[NDArray[np.float64]], name: Name, normalization: 
     """Return a weight for each spectrum: the inverse square of the error that the named set leaves on it."""
     start = resolve(name, STEPS)
     return [1 / max(polar_error(start, base, normalization), 1e-3) ** 2 for base in spectra]
-
-
-def _mean(errors: Iterable[float]) -> float:
-    values = list(errors)
-    return math.fsum(values) / len(values)
 
 
 def _shape_text(shape: tuple[int, int]) -> str:
