@@ -20,13 +20,13 @@ RULE, LOSS_RULE = "non-finite-gradient", "non-finite-loss"
 
 
 class NonFinite:
-    """The judge of gradients, weights and losses that are not finite. It names the layer from which they spread."""
+    """The judge of gradients, weights and losses that are not finite. The judge names the layer of origin."""
 
     def __init__(self) -> None:
         self.origin: list[int] = []
         """Positions of the layers that may be the origin; empty while all numbers are finite."""
         self.spread: set[int] = set()
-        """Positions of all layers with a number that was not finite since the fault began."""
+        """Positions of all layers that the fault has reached."""
         self._open = False
         self._loss_open = False
         self._calm = self._loss_calm = 0
@@ -57,7 +57,7 @@ class NonFinite:
         yield from self._judge_loss(step, loss)
 
     def bad(self, present: NDArray[np.bool_], columns: Columns) -> NDArray[np.bool_]:
-        """Return which layers have a gradient or a weight that is not finite, (L,)."""
+        """Return which layers have NaN or infinity in gradient or weight, (L,)."""
         with np.errstate(invalid="ignore"):
             gradient = columns["grad_nan"] + columns["grad_inf"] > 0
         bad: NDArray[np.bool_] = present & (gradient | ~np.isfinite(columns["weight_norm"]))
