@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,19 +28,10 @@ def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
     bare = {"range": [0, 1], "showticklabels": False, "showgrid": False, "showline": True, "fixedrange": True}
     drawn.update_layout(xaxis=bare, yaxis=bare)
     drawn.add_annotation(
-        text=wrap(sentence), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second}
-    )
+        text="<br>".join(textwrap.wrap(sentence, 44, break_long_words=False, break_on_hyphens=False)),
+        x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second},
+    )  # fmt: skip
     return drawn
-
-
-def wrap(sentence: str, width: int = 44) -> str:
-    """Break a sentence into lines for an annotation."""
-    lines = [""]
-    for word in sentence.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "<br>".join(lines)
 
 
 def cell_edges(steps: Any) -> Float64Array:

@@ -1,4 +1,4 @@
-"""The rule of numbers that are not finite: where the first one was, and everything that followed from it."""
+"""The rule of numbers that are not finite: the layer of the first such number, and the layers that followed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from root_dash.health.signals import Columns
 from root_dash.health.verdict import Measured
 
 CALM = 8
-"""Samples with finite numbers only before the fault has ended."""
+"""Number of finite samples after which the fault has ended."""
 
 RULE, LOSS_RULE = "non-finite-gradient", "non-finite-loss"
 
 
 class NonFinite:
-    """Finds gradients, weights and losses that are NaN or infinite, and names the layer from which they spread."""
+    """The judge of gradients, weights and losses that are not finite. The judge names the layer of origin."""
 
     def __init__(self) -> None:
         self.origin: list[int] = []
-        """Positions of the layers of which one is the origin; empty while all is finite."""
+        """Positions of the layers that may be the origin; empty while all numbers are finite."""
         self.spread: set[int] = set()
-        """Positions of all layers that were not finite since the fault began."""
+        """Positions of all layers that the fault has reached."""
         self._open = False
         self._loss_open = False
         self._calm = self._loss_calm = 0
@@ -35,7 +35,7 @@ class NonFinite:
     def judge(
         self, step: int, present: NDArray[np.bool_], columns: Columns, loss: float | None
     ) -> Iterator[Finding | Ending]:
-        """Yield what begins and ends in a frame. Layers that follow the first ones are findings of their own."""
+        """Yield the findings and endings of a frame. A layer that follows the first layers is a finding of its own."""
         bad = self.bad(present, columns)
         if bad.any():
             sick = np.flatnonzero(bad).tolist()
@@ -57,7 +57,7 @@ class NonFinite:
         yield from self._judge_loss(step, loss)
 
     def bad(self, present: NDArray[np.bool_], columns: Columns) -> NDArray[np.bool_]:
-        """Return which layers have a gradient or a weight that is not finite, (L,)."""
+        """Return which layers have NaN or infinity in gradient or weight, (L,)."""
         with np.errstate(invalid="ignore"):
             gradient = columns["grad_nan"] + columns["grad_inf"] > 0
         bad: NDArray[np.bool_] = present & (gradient | ~np.isfinite(columns["weight_norm"]))
@@ -94,7 +94,7 @@ class NonFinite:
                 yield Ending(None, LOSS_RULE, self._loss_last)
 
     def state(self) -> dict[str, Any]:
-        """Return what the future depends on as JSON values."""
+        """Return the state as JSON values."""
         return {
             "origin": self.origin,
             "spread": sorted(self.spread),
@@ -104,7 +104,7 @@ class NonFinite:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore a state that `state` returned."""
         self.origin, self.spread = list(state["origin"]), set(state["spread"])
         self._open, self._loss_open = state["open"]
         self._calm, self._loss_calm = state["calm"]
@@ -112,11 +112,11 @@ class NonFinite:
 
 
 def _origin(bad: NDArray[np.bool_], present: NDArray[np.bool_], columns: Columns) -> list[int]:
-    """Return the layers of which one is the origin of what is not finite within one step.
+    """Return the layers that may be the origin of numbers that are not finite within a step.
 
-    A weight that was not finite before the step explains every gradient. Else the backward pass tells: it goes from the
-    last layer to the first, so if some last layers are finite, the fault began at the last layer that is not. If all
-    layers are reached, the forward pass was, and the step does not tell where.
+    A weight that was not finite before the step explains every gradient. Otherwise the backward pass goes from the last
+    layer to the first: if some last layers are finite, the fault began at the last layer that is not finite. If all
+    layers are reached, the fault began in the forward pass, and the step does not tell the layer.
     """
     weights = np.flatnonzero(bad & ~np.isfinite(columns["weight_norm"])).tolist()
     if weights and len(weights) < bad.sum():

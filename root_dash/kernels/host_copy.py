@@ -13,7 +13,7 @@ _streams: dict[torch.device, torch.cuda.Stream] = {}
 def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     """Start copying a tensor to the host. Return the copy, and a function that waits until the copy is complete.
 
-    On CUDA the copy runs on a stream of its own into pinned memory, and the thread that waits sleeps instead of
+    On CUDA the copy runs on a stream of its own into pinned memory, and the waiting thread sleeps instead of
     spinning. A tensor on the CPU is returned unchanged.
     """
     if not tensor.is_cuda:
@@ -28,5 +28,5 @@ def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     with torch.cuda.stream(stream):
         host.copy_(tensor, non_blocking=True)
         event.record(stream)
-    tensor.record_stream(stream)  # else the allocator would hand the memory out while the copy reads it
+    tensor.record_stream(stream)  # else the allocator could reuse the memory during the copy
     return host, event.synchronize
