@@ -102,7 +102,7 @@ class Database:
     def begin(self, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None) -> Recording:
         """Begin an attempt at a run. A run with a new `uid` is stored, a run with a known `uid` is resumed.
 
-        An attempt with a known `uid` goes on. Without an attempt, this process begins a new attempt.
+        An attempt with a known `uid` goes on. Without an attempt, a new one by this process begins.
 
         Raises:
             ValueError: two layers share a position, or a resumed run's layer has another shape.

@@ -28,7 +28,7 @@ from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
 What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
-"""A table that can be exported."""
+"""What can be exported: one of the tables."""
 
 FileFormat = Literal["parquet", "csv", "json"]
 

@@ -31,10 +31,10 @@ from root_dash.store.tables.histogram_codec import unpack
 def frame(connection: Connection, cursor: int) -> Frame:
     """Return the frame of a cursor.
 
-    Keys are the positions of the run's layers. Each record has the frame's step. A statistic without a value is NaN.
+    Positions are those of the run's layers, and each record says the frame's step. A statistic without a value is NaN.
 
     Raises:
-        NotRecorded: there is no frame with this cursor.
+        NotRecorded: there is no frame of that cursor.
     """
     row = connection.execute(select(schema.frames).where(schema.frames.c.id == cursor)).first()
     if row is None:
@@ -61,7 +61,7 @@ def frame(connection: Connection, cursor: int) -> Frame:
 
 
 def _rows(connection: Connection, kind: Kind, cursor: int) -> list[Fields]:
-    """Return the frame's rows of a kind by ascending position; the statistics are the last columns."""
+    """Return the frame's rows of one kind by ascending position; the statistics are the last columns."""
     table = readable(connection, schema.RECORDINGS[kind])
     names = statistic_names(kind)
     columns = [*(column for column in table.c if column.name not in names), *(table.c[name] for name in names)]
@@ -77,7 +77,7 @@ def _named(row: Fields, kind: Kind) -> dict[str, float]:
 def _histograms(rows: Sequence[Fields]) -> dict[int, dict[TensorName, Histogram]]:
     found: dict[int, dict[TensorName, Histogram]] = {row.position: {} for row in rows}
     held = [(row, tensor) for row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
-    # All histograms of a frame in one call, because every call costs.
+    # All histograms of a frame in one call: the cost of unpacking is in its calls.
     counts = unpack([row._mapping[f"{tensor}_counts"] for row, tensor in held])
     for (row, tensor), of_tensor in zip(held, counts, strict=True):
         nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))
