@@ -19,10 +19,11 @@ TENSORS: tuple[TensorName, ...] = get_args(TensorName)
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A number of a layer at a step.
+    """A number defined for one layer at one step.
 
-    The statistic has the cadence of its `kind`: a statistic of kind `"spectra"` exists only at steps with a recorded
-    spectrum. A new statistic is a new column, which databases get when they are opened for writing.
+    `kind` names the recording that the statistic comes with, and so its cadence: a statistic of kind `"spectra"` exists
+    only at steps with a recorded spectrum. A new statistic is a new column: databases get it when they are opened for
+    writing.
     """
 
     name: str
@@ -35,8 +36,8 @@ class Statistic:
     """Whether the diagnosis makes the statistic when a frame is stored, and no recorder sends it."""
 
 
-# M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected under Nesterov), B = clamp(M, -ε, ε) its
-# base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
+# M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected if that is on), B = clamp(M, -ε, ε)
+# its base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
 STATISTICS: tuple[Statistic, ...] = (
     Statistic("grad_norm", "gradient norm", "‖G‖, Frobenius", log=True),
     Statistic("momentum_norm", "momentum norm", "‖M‖, Frobenius", log=True),

@@ -35,7 +35,7 @@ class NonFinite:
     def judge(
         self, step: int, present: NDArray[np.bool_], columns: Columns, loss: float | None
     ) -> Iterator[Finding | Ending]:
-        """Yield the findings and endings of a frame. A layer that follows the first layers is a finding of its own."""
+        """Yield what begins and ends in a frame. Layers that follow the first ones are findings of their own."""
         bad = self.bad(present, columns)
         if bad.any():
             sick = np.flatnonzero(bad).tolist()
@@ -112,11 +112,11 @@ class NonFinite:
 
 
 def _origin(bad: NDArray[np.bool_], present: NDArray[np.bool_], columns: Columns) -> list[int]:
-    """Return the layers that may be the origin of numbers that are not finite within a step.
+    """Return the layers of which one is the origin of what is not finite within one step.
 
-    A weight that was not finite before the step explains every gradient. Otherwise the backward pass goes from the last
-    layer to the first: if some last layers are finite, the fault began at the last layer that is not finite. If all
-    layers are reached, the fault began in the forward pass, and the step does not tell the layer.
+    A weight that was not finite before the step explains every gradient. Else the backward pass tells: it goes from the
+    last layer to the first, so if some last layers are finite, the fault began at the last layer that is not. If all
+    layers are reached, the forward pass was, and the step does not tell where.
     """
     weights = np.flatnonzero(bad & ~np.isfinite(columns["weight_norm"])).tolist()
     if weights and len(weights) < bad.sum():

@@ -28,5 +28,5 @@ def to_host(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     with torch.cuda.stream(stream):
         host.copy_(tensor, non_blocking=True)
         event.record(stream)
-    tensor.record_stream(stream)  # else the allocator could reuse the memory during the copy
+    tensor.record_stream(stream)  # else the allocator would hand the memory out while the copy reads it
     return host, event.synchronize
