@@ -27,13 +27,8 @@ from root_dash.store.tables.blobs import decode
 from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
-<<<<<<< HEAD
 What = Literal["statistics", "scalars", "events", "verdicts", "spectra", "histograms", "quantiles"]
 """A table that can be exported."""
-=======
-What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
-"""What can be exported: one of the tables."""
->>>>>>> plain
 
 FileFormat = Literal["parquet", "csv", "json"]
 

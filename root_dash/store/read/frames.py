@@ -35,16 +35,12 @@ Places = Mapping[int, int]
 def frame(connection: Connection, cursor: int, places: Places | None = None) -> Frame:
     """Return the frame of a cursor.
 
-<<<<<<< HEAD
     Each record says the frame's step. A statistic without a value is NaN.
 
     Args:
         connection: a connection inside a transaction.
         cursor: the id of the frame.
         places: the places of the run's layers in the frame; if None, their positions.
-=======
-    Positions are those of the run's layers, and each record says the frame's step. A statistic without a value is NaN.
->>>>>>> plain
 
     Raises:
         NotRecorded: there is no frame of that cursor.
@@ -77,13 +73,8 @@ def frame(connection: Connection, cursor: int, places: Places | None = None) -> 
     )
 
 
-<<<<<<< HEAD
 def _rows(connection: Connection, kind: Kind, cursor: int, places: Places) -> list[tuple[int, Fields]]:
     """Return the frame's rows of one kind by ascending place; the statistics are the last columns."""
-=======
-def _rows(connection: Connection, kind: Kind, cursor: int) -> list[Fields]:
-    """Return the frame's rows of one kind by ascending position; the statistics are the last columns."""
->>>>>>> plain
     table = readable(connection, schema.RECORDINGS[kind])
     names = statistic_names(kind)
     columns = [*(column for column in table.c if column.name not in names), *(table.c[name] for name in names)]
@@ -95,21 +86,12 @@ def _named(row: Fields, kind: Kind) -> dict[str, float]:
     return {name: queries.number(row._mapping[name]) for name in statistic_names(kind)}
 
 
-<<<<<<< HEAD
 def _histograms(rows: Sequence[tuple[int, Fields]]) -> dict[int, dict[TensorName, Histogram]]:
     found: dict[int, dict[TensorName, Histogram]] = {at: {} for at, _ in rows}
     held = [(at, row, tensor) for at, row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
     # All histograms of a frame in one call: the cost of unpacking is in its calls.
     counts = unpack([row._mapping[f"{tensor}_counts"] for _, row, tensor in held])
     for (at, row, tensor), of_tensor in zip(held, counts, strict=True):
-=======
-def _histograms(rows: Sequence[Fields]) -> dict[int, dict[TensorName, Histogram]]:
-    found: dict[int, dict[TensorName, Histogram]] = {row.position: {} for row in rows}
-    held = [(row, tensor) for row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
-    # All histograms of a frame in one call: the cost of unpacking is in its calls.
-    counts = unpack([row._mapping[f"{tensor}_counts"] for row, tensor in held])
-    for (row, tensor), of_tensor in zip(held, counts, strict=True):
->>>>>>> plain
         nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))
         found[at][tensor] = Histogram(of_tensor, nan, inf, row.step)
     return found
