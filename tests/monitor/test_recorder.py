@@ -338,48 +338,6 @@ def test_a_closed_recorder_lets_go_of_the_optimizer(tmp_path: Path) -> None:
     assert recorded.ended_at is not None
 
 
-def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
-    """A DataLoader's worker inherits the recorder and must not touch the parent's queue or file."""
-    code = f"""
-import os, root_dash
-from tests.monitor.training import Model, root, train
-model = Model(); optimizers = root(model)
-run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
-train(model, optimizers, 2, run.log)
-pid = os.fork()
-if pid == 0:
-    run.log(loss=1.0); run.close()
-    os._exit(0 if not run.active else 1)
-assert os.waitpid(pid, 0)[1] == 0
-train(model, optimizers, 2, run.log)
-run.close()
-assert (run.stored, run.lost, run.failures) == (4, 0, 0)
-"""
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=LIMIT_SECONDS
-    )
-    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
-    assert recorded.frames == 4
-
-
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise KeyboardInterrupt"])
-def test_a_process_that_ends_without_closing_loses_nothing(tmp_path: Path, ending: str) -> None:
-    """Falling off the end, sys.exit and Ctrl-C all store what was taken."""
-    code = f"""
-import root_dash
-from tests.monitor.training import Model, root, train
-model = Model(); optimizers = root(model)
-run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
-train(model, optimizers, 7)
-{ending}
-"""
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=LIMIT_SECONDS, stderr=subprocess.DEVNULL
-    )
-    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
-    assert (recorded.frames, recorded.last_step, recorded.lost) == (7, 7, 0)
-
-
 def test_importing_root_dash_imports_no_torch() -> None:
     """A dashboard host needs none."""
     code = "import sys, root_dash, root_dash.records, root_dash.store.store; sys.exit('torch' in sys.modules)"

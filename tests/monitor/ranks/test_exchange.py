@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from root_dash.records import STATISTICS, Layer, Run
 from root_dash.store.store import Store
 from tests.monitor.ranks import processes as ranks
 from tests.optim.distributed.sharding import drawn, model
+from tests.zygote import Forked
 
 pytestmark = pytest.mark.heavy
 
@@ -38,14 +37,12 @@ def run(scenarios: str, world: int, folder: Path, codes: tuple[int, ...]) -> Sai
         RuntimeError: a process ended otherwise than with its code, or not at all; with what it wrote.
     """
     folder.mkdir()
-    command = [sys.executable, "-W", "ignore", "-m", "tests.monitor.ranks.processes", scenarios]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ("-m", "tests.monitor.ranks.processes", scenarios)
     logs = [folder / f"{rank}.log" for rank in range(world)]
     processes = []
     for rank, log in enumerate(logs):
         with log.open("w") as stderr:
-            arguments = [*command, str(rank), str(world), str(folder)]
-            processes.append(subprocess.Popen(arguments, env=environment, stderr=stderr))
+            processes.append(Forked(*command, str(rank), str(world), folder, stdout=DEVNULL, stderr=stderr))
     deadline = time.monotonic() + ranks.SECONDS
     try:
         # One that fails leaves the others waiting for it.
