@@ -85,7 +85,7 @@ def ended(script: str, *arguments: str) -> tuple[int, str]:
         _, err = process.communicate(timeout=LIMIT_SECONDS)
     finally:
         process.kill()
-    return process.returncode, err
+    return process.wait(), err
 
 
 @pytest.mark.heavy
