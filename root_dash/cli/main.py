@@ -244,7 +244,7 @@ def export(
         "root-dash.csv"
     ),
     what: Annotated[
-        str, typer.Option(help="statistics, scalars, events, spectra, histograms or quantiles.")
+        str, typer.Option(help="statistics, scalars, events, verdicts, spectra, histograms or quantiles.")
     ] = "statistics",
     run: Annotated[int | None, typer.Option(help="Only this run.")] = None,
 ) -> None:
@@ -263,6 +263,7 @@ def diagnose(
     run: Annotated[int | None, typer.Option(help="The number of the run. Default: the newest run.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     fail_on: Annotated[Severity | None, typer.Option(help="Exit with 1 if a verdict is at least this severe.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Judge the run anew, whatever verdicts are stored.")] = False,
 ) -> None:
     """Say which layers of a recorded run need a look, since which step, and why."""
     with errors_in_one_line():
@@ -275,7 +276,7 @@ def diagnose(
         from root_dash.store import Store
 
         with Store.open(settings.db) as store:
-            judged = diagnosis.diagnose(store, chosen_run(store, run))
+            judged = diagnosis.diagnose(store, chosen_run(store, run), replay=replay)
         if json_:
             typer.echo(json.dumps(diagnosis.as_json(judged), indent=2, allow_nan=False))
         else:
