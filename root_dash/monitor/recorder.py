@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from root_dash.monitor.writing.transfer import send
 from root_dash.monitor.writing.writer import DEFAULT_LIMITS as DEFAULT_WRITER_LIMITS
 from root_dash.monitor.writing.writer import HEAVIEST_FIRST, RankLink, Writer, WriterLimits
 from root_dash.records import Event, Kind
+from root_dash.records.verdict import Verdict
 
 DRAIN_SECONDS = 60.0
 """How long `close` waits for frames to be stored before it reports how many are missing."""
@@ -50,6 +51,18 @@ MAX_OVERHEAD = 0.01
 
 MAX_OVERHEAD_CPU = 0.03
 """The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
+
+
+class VerdictKeeper(Protocol):
+    """Keeps the verdicts of the run while it trains."""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The newest verdicts, by id."""
+
+    @property
+    def failures(self) -> int:
+        """How often a verdict could not be told."""
 
 
 class Recorder:
@@ -75,6 +88,7 @@ class Recorder:
         limits: MeasureLimits = DEFAULT_LIMITS,
         writer_limits: WriterLimits = DEFAULT_WRITER_LIMITS,
         quantities: Sequence[Quantity] = QUANTITIES,
+        alerts: VerdictKeeper | None = None,
     ) -> None:
         """Attach to the optimizers, and then begin the run: if anything before fails, nothing is begun or attached.
 
@@ -91,6 +105,7 @@ class Recorder:
             limits: how much is measured exactly, copied, and measured at a time.
             writer_limits: how much waits to be stored, and for how long.
             quantities: what is measured.
+            alerts: keeps the verdicts of the run; None if nobody judges it.
         """
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
@@ -102,6 +117,7 @@ class Recorder:
         self._outlier_quantile = outlier_quantile
         self._limits = limits
         self._quantities = quantities
+        self._alerts = alerts
         self._failures = Failures()
         self._misused = Failures(limit=None)
         self._new_layers = new_layers
@@ -207,8 +223,14 @@ class Recorder:
 
     @property
     def failures(self) -> int:
-        """How often recording failed. The first failure was shown on stderr."""
-        return self._failures.count + self._misused.count + self._writer.failures.count
+        """How often recording failed, or telling a verdict. The first failure was shown on stderr."""
+        untold = 0 if self._alerts is None else self._alerts.failures
+        return self._failures.count + self._misused.count + self._writer.failures.count + untold
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the diagnosis says of the run so far: the newest 1,000 verdicts in their present form, by id."""
+        return () if self._alerts is None else self._alerts.verdicts
 
     @property
     def active(self) -> bool:

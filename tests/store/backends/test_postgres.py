@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from root_dash.cli.main import app
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
-from root_dash.records import Run
+from root_dash.records import Notice, Run
 from root_dash.server.stream import tail
 from root_dash.store import Limits, Store, examine, repair
 from root_dash.store.tables.schema import RECORDINGS
@@ -178,6 +178,7 @@ def test_followers_are_notified(database: str) -> None:
 
         async def listen(index: int) -> None:
             async for notice in tail(reader, 1, 0, follow=True):
+                assert isinstance(notice, Notice)
                 seen[index].append(notice.seq)
                 if len(seen[index]) == 5:
                     return
