@@ -42,6 +42,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate (not ROOT: ‖ΔW‖ / lr)", log=True),
     Statistic("weight_norm", "weight norm", "‖W‖, Frobenius, before the step", log=True),
     Statistic("update_to_weight", "update / weight", "scaled learning rate × ‖X‖ / ‖W‖", log=True),
+    Statistic("changed_share", "changed entries", "share of W's stored entries that the step changed"),
     Statistic("grad_abs_max", "largest gradient entry", "max |G|", log=True),
     Statistic("grad_mean", "gradient mean", "mean of G's finite entries"),
     Statistic("grad_std", "gradient deviation", "standard deviation of G's finite entries", log=True),

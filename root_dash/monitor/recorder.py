@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from root_dash.monitor.changed_weights import ChangedWeights
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.guarded import guarded
 from root_dash.monitor.limits.cadence import Cadence
@@ -29,6 +30,7 @@ from root_dash.monitor.measure import Measurement, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
 from root_dash.monitor.optimizers.adapter import RecorderHooks
 from root_dash.monitor.optimizers.registry import adapter_for
+from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
@@ -248,7 +250,12 @@ class Recorder:
             measure=self._measure,
             note=self._note,
         )
-        self._handles.extend(adapter_for(optimizer).attach(hooks))
+        adapter = adapter_for(optimizer)
+        weights = ChangedWeights(adapter, self._positions)
+        # The weights are sampled before the adapter's hooks, and compared after its measurement.
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights)))
+        self._handles.extend(adapter.attach(hooks))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._compare(weights)))
 
     def _enter(self, index: int) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
@@ -301,6 +308,18 @@ class Recorder:
         if self._due:
             with self._pace.meter.timed(lightest(self._due), device):
                 look(self._due)
+
+    @guarded("to sample the weights")
+    def _sample(self, weights: ChangedWeights) -> None:
+        if CHANGES in self._quantities and "statistics" in self._due:
+            with self._pace.meter.timed("statistics", weights.device):
+                weights.before()
+
+    @guarded("to compare the weights")
+    def _compare(self, weights: ChangedWeights) -> None:
+        if "statistics" in self._due:
+            with self._pace.meter.timed("statistics", weights.device):
+                weights.after(self._measured)
 
     @guarded("to note what an optimizer tells")
     def _note(self, event: Callable[[], Event]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from root_dash.monitor.quantities.quantity import LayerBatch, MeasureLimits
+from root_dash.optim.matrices.shards import local
 from root_dash.optim.outliers.threshold import split, threshold
 from root_dash.records import Event, Kind
 from root_dash.records.algorithms import AlgorithmTraits, Orthogonalized, Target, checked_target
@@ -87,6 +88,13 @@ class Adapter:
     def matrices(self, parameter: Tensor, group: Mapping[str, Any]) -> Sequence[tuple[int, ...]]:
         """Return the shapes of the matrices that the optimizer takes a parameter apart into; none if it is one."""
         return ()
+
+    def held(self, parameter: Tensor, group: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """Yield what this process holds of each matrix of a parameter: the matrix's index, and a view of the weights.
+
+        A matrix of which the process holds nothing is left out, or has no entries.
+        """
+        yield 0, local(parameter).detach()
 
 
 def chunks(items: Sequence[Item], entries: int, limits: MeasureLimits) -> Iterator[Sequence[Item]]:

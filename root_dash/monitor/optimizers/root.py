@@ -14,8 +14,9 @@ from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks, chunks,
 from root_dash.monitor.quantities.norms import norms_apart
 from root_dash.monitor.quantities.quantity import LayerBatch
 from root_dash.optim.calibration.online import Change
-from root_dash.optim.matrices.layout import Layout
-from root_dash.optim.matrices.shards import counted_here, is_dtensor
+from root_dash.optim.distributed.schedule import overlap, piece_rows, shard_rows
+from root_dash.optim.matrices.layout import PLAIN, Layout, pieces
+from root_dash.optim.matrices.shards import counted_here, is_dtensor, local, row_group, sharded_dims
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
 from root_dash.records import Event
@@ -55,6 +56,25 @@ class RootAdapter(Adapter):
     def matrices(self, parameter: Tensor, group: Mapping[str, Any]) -> Sequence[tuple[int, ...]]:
         """Return the shapes of the experts, heads and fused projections that the group's layout names."""
         return Layout.of(group).shapes(parameter.shape) if self.algorithm(group) == ORTHOGONALIZED else ()
+
+    def held(self, parameter: Tensor, group: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """Yield what this process holds of each expert, head and fused projection.
+
+        Nothing is yielded of a parameter whose blocks of rows are cut otherwise than along its first dimension.
+        """
+        layout = Layout.of(group) if self.algorithm(group) == ORTHOGONALIZED else PLAIN
+        here = local(parameter).detach()
+        whole = layout.batch_ndim + (layout.split_sizes is not None or layout.num_heads is not None)
+        if layout == PLAIN:
+            yield 0, here
+        elif all(dim >= whole for dim in sharded_dims(parameter)):
+            yield from enumerate(pieces(here, layout))
+        elif is_dtensor(parameter) and (ranks := row_group(parameter)) is not None and here.numel():
+            first, last = shard_rows(parameter.shape, layout, ranks.size())[ranks.rank()]
+            matrix = here.reshape(last - first, -1)
+            for piece, rows in enumerate(piece_rows(parameter.shape, layout)):
+                if shared := overlap(rows, (first, last)):
+                    yield piece, matrix[shared[0] - first : shared[1] - first]
 
 
 def batches_of(observation: Observation, hooks: RecorderHooks) -> Iterator[LayerBatch]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from root_dash.kernels import moments as kernel
 from root_dash.monitor.quantities import alignment, moments, outliers
 from root_dash.monitor.quantities.alignment import ALIGNMENT
+from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.histogram import HISTOGRAM
 from root_dash.monitor.quantities.mask import MASK
 from root_dash.monitor.quantities.moments import MOMENTS
@@ -20,7 +21,7 @@ from root_dash.monitor.quantities.spectrum import SPECTRUM
 from root_dash.records import Kind
 
 QUANTITIES: tuple[Quantity, ...] = (
-    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, ORTHOGONALITY),
+    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, ORTHOGONALITY, CHANGES),
     HISTOGRAM,
     QUANTILES,
     MASK,

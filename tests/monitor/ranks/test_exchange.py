@@ -25,7 +25,7 @@ pytestmark = pytest.mark.heavy
 
 Said = list[dict[str, Any]]
 
-ADDITIVE = [s.name for s in STATISTICS if s.name.startswith(("grad_", "momentum_", "weight_", "update_"))]
+ADDITIVE = [s.name for s in STATISTICS if s.name.startswith(("grad_", "momentum_", "weight_", "update_", "changed_"))]
 
 UNIT = {"grad_skewness": 1.0, "grad_kurtosis": 3.0, "alignment": 1.0}
 """What a statistic that may be near zero is measured by; the mean by the deviation."""
