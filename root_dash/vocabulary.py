@@ -34,6 +34,22 @@ class Statistic:
     """Whether a logarithmic axis suits the statistic: it is positive, over orders of magnitude."""
 
 
+def _norms_of(line: str) -> tuple[Statistic, ...]:
+    """Return the statistics of the norms of the update's rows or columns."""
+    quantiles = {"min": "least", "low": "5 % quantile", "median": "median", "high": "95 % quantile", "max": "largest"}
+    ends = {"weakest": "least", "strongest": "largest"}
+    return (
+        *(
+            Statistic(f"update_{line[:3]}_{end}", f"{line} norms: {of}", f"{of} of the norms of X's {line}s", "spectra")
+            for end, of in quantiles.items()
+        ),
+        *(
+            Statistic(f"update_{line[:3]}_{end}", f"{end} {line}", f"number of X's {line} of {of} norm", "spectra")
+            for end, of in ends.items()
+        ),
+    )
+
+
 # M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected if that is on), B = clamp(M, -ε, ε)
 # its base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
 STATISTICS: tuple[Statistic, ...] = (
@@ -63,6 +79,10 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("effective_rank", "effective rank", "exp of the entropy of σ² / Σσ²", "spectra"),
     Statistic("condition", "condition number", "σ₁ / least σ of M that is not null", "spectra", log=True),
     Statistic("polar_error", "polar error", "‖X − UVᵀ‖ / ‖UVᵀ‖, UVᵀ the polar factor of B", "spectra", log=True),
+    Statistic("weight_sigma_max", "largest singular value of the weight", "σ₁ of W, estimated", "spectra", log=True),
+    Statistic("weight_stable_rank", "stable rank of the weight", "‖W‖² / σ₁² of W", "spectra"),
+    *_norms_of("row"),
+    *_norms_of("column"),
     Statistic("outlier_row_share", "worst rows' share", "share of the outliers in the worst 1 % of rows", "masks"),
     Statistic(
         "outlier_col_share", "worst columns' share", "share of the outliers in the worst 1 % of columns", "masks"

@@ -26,7 +26,7 @@ from root_dash.monitor.guarded import guarded
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
 from root_dash.monitor.logged import logged_number
-from root_dash.monitor.measure import Measurement, measure
+from root_dash.monitor.measure import Measurement, Memory, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
 from root_dash.monitor.optimizers.adapter import RecorderHooks
 from root_dash.monitor.optimizers.registry import adapter_for
@@ -116,6 +116,7 @@ class Recorder:
         self._due: frozenset[Kind] = frozenset()
         self._asked: frozenset[Kind] = frozenset()
         self._measured: list[Measurement] = []
+        self._memory: Memory = {}
         self._events: list[Event] = []
         self._unsealed = False
         self._cost = 0.0
@@ -335,7 +336,13 @@ class Recorder:
                 with torch.autocast(batch.seen.device.type, enabled=False):
                     self._measured.append(
                         measure(
-                            batch, self._due, timed, self._give_up, limits=self._limits, quantities=self._quantities
+                            batch,
+                            self._due,
+                            timed,
+                            self._give_up,
+                            limits=self._limits,
+                            quantities=self._quantities,
+                            memory=self._memory,
                         )
                     )
                 del batch  # before the next is made

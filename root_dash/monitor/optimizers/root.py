@@ -140,6 +140,7 @@ def _batch(observation: Observation, rows: Sequence[int], hooks: RecorderHooks) 
         update=kept(observation.update),
         lr=observation.lr,
         orthogonalized=orthogonalized,
+        weight=None if weight is None else [weight[row] for row in rows],
     )
 
 

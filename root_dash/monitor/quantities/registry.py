@@ -17,7 +17,9 @@ from root_dash.monitor.quantities.orthogonality import ORTHOGONALITY
 from root_dash.monitor.quantities.outliers import OUTLIERS
 from root_dash.monitor.quantities.quantiles import QUANTILES
 from root_dash.monitor.quantities.quantity import LayerBatch, Quantity
+from root_dash.monitor.quantities.rows import ROWS
 from root_dash.monitor.quantities.spectrum import SPECTRUM
+from root_dash.monitor.quantities.weights import WEIGHTS
 from root_dash.records import Kind
 
 QUANTITIES: tuple[Quantity, ...] = (
@@ -25,7 +27,7 @@ QUANTITIES: tuple[Quantity, ...] = (
     HISTOGRAM,
     QUANTILES,
     MASK,
-    SPECTRUM,
+    *(SPECTRUM, ROWS, WEIGHTS),
 )
 """Every quantity. If a device has no memory left for a kind, that kind and all after it are left out of the step."""
 
