@@ -57,6 +57,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("momentum_norm", "momentum norm", "‖M‖, Frobenius", log=True),
     Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate (not ROOT: ‖ΔW‖ / lr)", log=True),
     Statistic("weight_norm", "weight norm", "‖W‖, Frobenius, before the step", log=True),
+    Statistic("scaled_lr", "scaled learning rate", "what X is multiplied by: lr × the factor of the shape", log=True),
     Statistic("update_to_weight", "update / weight", "scaled learning rate × ‖X‖ / ‖W‖", log=True),
     Statistic("changed_share", "changed entries", "share of W's stored entries that the step changed"),
     Statistic("grad_abs_max", "largest gradient entry", "max |G|", log=True),

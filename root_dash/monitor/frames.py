@@ -57,7 +57,7 @@ class Assembler:
             quantiles={position: record for position, record, _ in self._records(groups, "quantiles", step)},
             spectra={position: (record, values) for position, record, values in self._records(groups, "spectra", step)},
             masks={position: (record, values) for position, record, values in self._records(groups, "masks", step)},
-            scalars=dict(scalars),
+            scalars={**_totals(statistics), **scalars},
             events=events,
             lost=lost,
             cost=cost,
@@ -104,6 +104,18 @@ class Assembler:
                 columns |= _checked(quantity, made)
                 records = made.records or records
         return columns, records
+
+
+def _totals(statistics: NDArray[np.float32]) -> dict[str, float]:
+    """Return the norm of all gradients as `grad_norm/all`; NaN or infinite if an entry of a gradient is."""
+    if not len(statistics):
+        return {}
+    names = statistic_names("statistics")
+    norms, nan, inf = (
+        statistics[:, names.index(name)].astype(np.float64) for name in ("grad_norm", "grad_nan", "grad_inf")
+    )
+    broken = np.nan if (nan > 0).any() else np.inf if (inf > 0).any() else None
+    return {"grad_norm/all": float(np.linalg.norm(norms)) if broken is None else broken}
 
 
 def _checked(quantity: Quantity, made: HostResult) -> Columns:

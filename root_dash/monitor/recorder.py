@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,13 +23,14 @@ from torch.optim import Optimizer
 
 from root_dash.monitor.changed_weights import ChangedWeights
 from root_dash.monitor.failures import Failures, print_to_stderr
+from root_dash.monitor.group_scalars import group_scalars
 from root_dash.monitor.guarded import guarded
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
 from root_dash.monitor.logged import logged_number
 from root_dash.monitor.measure import Measurement, Memory, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
-from root_dash.monitor.optimizers.adapter import RecorderHooks
+from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks
 from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
@@ -117,6 +119,8 @@ class Recorder:
         self._asked: frozenset[Kind] = frozenset()
         self._measured: list[Measurement] = []
         self._memory: Memory = {}
+        self._optimizers = optimizers
+        self._options: dict[str, float | Tensor] = {}
         self._events: list[Event] = []
         self._unsealed = False
         self._cost = 0.0
@@ -256,7 +260,7 @@ class Recorder:
         # The weights are sampled before the adapter's hooks, and compared after its measurement.
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights)))
         self._handles.extend(adapter.attach(hooks))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._compare(weights)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._look_back(weights, adapter)))
 
     def _enter(self, index: int) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
@@ -316,11 +320,14 @@ class Recorder:
             with self._pace.meter.timed("statistics", weights.device):
                 weights.before()
 
-    @guarded("to compare the weights")
-    def _compare(self, weights: ChangedWeights) -> None:
+    @guarded("to look back at a step")
+    def _look_back(self, weights: ChangedWeights, adapter: Adapter) -> None:
+        """Compare the weights, and read the options with which the optimizer stepped."""
         if "statistics" in self._due:
             with self._pace.meter.timed("statistics", weights.device):
                 weights.after(self._measured)
+                before = takewhile(lambda one: one is not adapter.optimizer, self._optimizers)
+                self._options |= group_scalars(adapter, sum(len(one.param_groups) for one in before))
 
     @guarded("to note what an optimizer tells")
     def _note(self, event: Callable[[], Event]) -> None:
@@ -367,6 +374,9 @@ class Recorder:
     def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there are none."""
         measured, self._measured = self._measured, []
+        options, self._options = self._options, {}
+        if measured and not self._forwards:
+            scalars = {**options, **scalars}
         events, self._events = () if self._forwards else tuple(self._events), []
         cost, self._cost = self._cost, 0.0
         joins, self._unsealed = self._joins and self._unsealed, False

@@ -89,6 +89,11 @@ class Adapter:
         """Return the shapes of the matrices that the optimizer takes a parameter apart into; none if it is one."""
         return ()
 
+    def scheduled(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options of a parameter group that schedules change, under their common names, as far as known."""
+        momentum = group["momentum"] if "momentum" in group else next(iter(group.get("betas") or ()), None)
+        return {"lr": group.get("lr"), "weight_decay": group.get("weight_decay"), "momentum": momentum}
+
     def held(self, parameter: Tensor, group: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
         """Yield what this process holds of each matrix of a parameter: the matrix's index, and a view of the weights.
 

@@ -57,6 +57,11 @@ class RootAdapter(Adapter):
         """Return the shapes of the experts, heads and fused projections that the group's layout names."""
         return Layout.of(group).shapes(parameter.shape) if self.algorithm(group) == ORTHOGONALIZED else ()
 
+    def scheduled(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return learning rate, weight decay and momentum; the first of AdamW's decay rates is its momentum."""
+        adamw = self.algorithm(group) != ORTHOGONALIZED
+        return dict(super().scheduled(group)) | ({"momentum": group["betas"][0]} if adamw else {})
+
     def held(self, parameter: Tensor, group: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
         """Yield what this process holds of each expert, head and fused projection.
 

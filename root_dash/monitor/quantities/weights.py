@@ -33,33 +33,33 @@ _SQUARINGS = 10
 
 
 def on_device(batch: LayerBatch) -> Tensors:
-    """Return `"bidiagonal"` (L, 2, k), diagonals and subdiagonals, and the Frobenius norms `"norm"` (L,) of weights.
+    """Return `"bidiagonal"` (L, 2, 2, k), diagonals and subdiagonals, and the Frobenius norms `"norm"` (L,) of weights.
 
-    The batch's memory holds each layer's singular vector on its short side.
+    The batch's memory holds each layer's singular vector on its short side. A second start is always random.
     """
     if batch.weight is None or min(batch.seen.shape[1:]) < 2:
         return {}
     A = wide(torch.stack(list(batch.weight)))
-    random = random_starts(A, 1)
+    starts = random_starts(A, 2).repeat(len(A), 1, 1)
     kept = [batch.memory.get(position) for position in batch.positions]
     warm = [vector for vector in kept if vector is not None and vector.shape == A.shape[1:2]]
     first = len(warm) < len(kept)  # all layers of a batch are first seen together
-    starts = random.expand(len(A), -1, -1) if first else torch.stack(warm).unsqueeze(1).to(A) + _RANDOM * random
-    starts = starts / torch.linalg.vector_norm(starts, dim=-1, keepdim=True)
+    if not first:
+        starts[:, 0] = torch.nn.functional.normalize(torch.stack(warm).to(A) + _RANDOM * starts[:, 0], dim=-1)
     bidiagonal, vectors = bidiagonalized(A, starts, FIRST_STEPS if first else STEPS)
     leading = _leading_vectors(bidiagonal[:, 0], vectors[:, 0])
     batch.memory.update(zip(batch.positions, leading.unbind(), strict=True))
-    return {"bidiagonal": bidiagonal[:, 0], "norm": norms(A.flatten(1))}
+    return {"bidiagonal": bidiagonal, "norm": norms(A.flatten(1))}
 
 
 @quiet
 def on_host(layers: HostBatch) -> HostResult:
     """Return `weight_sigma_max` and `weight_stable_rank`, NaN of a weight that is not finite."""
     numbers = torch.from_numpy(layers.arrays["bidiagonal"].astype(np.float64))
-    finite = torch.isfinite(numbers).all(-1).all(-1)
-    lower = torch.diag_embed(numbers[:, 0]) + torch.diag_embed(numbers[:, 1, :-1], -1)
+    finite = torch.isfinite(numbers).flatten(1).all(-1)
+    lower = torch.diag_embed(numbers[:, :, 0]) + torch.diag_embed(numbers[:, :, 1, :-1], -1)
     sigma = np.full(len(numbers), np.nan)
-    sigma[finite.numpy()] = torch.linalg.svdvals(lower[finite])[:, 0].numpy()
+    sigma[finite.numpy()] = torch.linalg.svdvals(lower[finite])[..., 0].amax(-1).numpy()
     norm = layers.arrays["norm"].astype(np.float64)
     return HostResult({"weight_sigma_max": sigma, "weight_stable_rank": (norm / sigma) ** 2})
 
