@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.quantities.quantity import Arrays, Columns, HostBatch, HostResult, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES, leading, of_kind
+from root_dash.monitor.skipped import SkipReporter
 from root_dash.records import Event, Frame, Kind, statistic_names
 
 
@@ -32,6 +33,7 @@ class Assembler:
     quantities: Sequence[Quantity] = QUANTITIES
     memory: dict[str, dict[int, Any]] = field(default_factory=dict)
     """What each quantity remembers, by its name and the layer's position: the last mask, for the overlap with it."""
+    skips: SkipReporter = field(default_factory=SkipReporter)
 
     def frame(
         self,

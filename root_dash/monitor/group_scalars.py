@@ -20,6 +20,6 @@ def group_scalars(adapter: Adapter, first: int) -> dict[str, float | Tensor]:
     for number, group in enumerate(adapter.optimizer.param_groups, first):
         for name, value in adapter.scheduled(group).items():
             one = isinstance(value, Tensor) and value.numel() == 1 and not is_dtensor(value) and not value.is_complex()
-            if one or (isinstance(value, Real) and not isinstance(value, bool)):
+            if one or (type(value) is not bool and isinstance(value, Real)):
                 found[f"{name}/{number}"] = logged_number(name, value)
     return found

@@ -35,6 +35,7 @@ from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
+from root_dash.monitor.skipped import SkipCounts, SkippedSteps
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.sink import NullSink, Sink
@@ -121,6 +122,7 @@ class Recorder:
         self._memory: Memory = {}
         self._optimizers = optimizers
         self._options: dict[str, float | Tensor] = {}
+        self._skipped: list[SkippedSteps] = []
         self._events: list[Event] = []
         self._unsealed = False
         self._cost = 0.0
@@ -254,13 +256,16 @@ class Recorder:
             prepare=self._prepare,
             measure=self._measure,
             note=self._note,
+            step=lambda: self.step,
         )
         adapter = adapter_for(optimizer)
         weights = ChangedWeights(adapter, self._positions)
+        skipped = SkippedSteps(optimizer, index)
+        self._skipped.append(skipped)
         # The weights are sampled before the adapter's hooks, and compared after its measurement.
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights)))
         self._handles.extend(adapter.attach(hooks))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._look_back(weights, adapter)))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._look_back(weights, adapter, skipped)))
 
     def _enter(self, index: int) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
@@ -321,8 +326,9 @@ class Recorder:
                 weights.before()
 
     @guarded("to look back at a step")
-    def _look_back(self, weights: ChangedWeights, adapter: Adapter) -> None:
-        """Compare the weights, and read the options with which the optimizer stepped."""
+    def _look_back(self, weights: ChangedWeights, adapter: Adapter, skipped: SkippedSteps) -> None:
+        """Compare the weights, and read with which options the optimizer stepped, and whether it did."""
+        skipped.look()
         if "statistics" in self._due:
             with self._pace.meter.timed("statistics", weights.device):
                 weights.after(self._measured)
@@ -375,15 +381,17 @@ class Recorder:
         """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there are none."""
         measured, self._measured = self._measured, []
         options, self._options = self._options, {}
+        skips: list[tuple[SkipCounts, Tensor]] = []
         if measured and not self._forwards:
             scalars = {**options, **scalars}
+            skips = [counts for one in self._skipped for counts in one.counts()]
         events, self._events = () if self._forwards else tuple(self._events), []
         cost, self._cost = self._cost, 0.0
         joins, self._unsealed = self._joins and self._unsealed, False
         if not measured and not scalars and not events and not joins:
             return
         try:
-            arrival = send(tensors_to_send(measured, scalars))
+            arrival = send(tensors_to_send(measured, scalars, skips))
         except Exception:
             self._writer.count_lost()
             raise

@@ -32,6 +32,7 @@ class RecorderHooks:
             charged to the recording.
         measure: measures the batches that a function returns, if anything is due.
         note: records the event that a function returns.
+        step: returns the number of the current step, from 1.
     """
 
     positions: Mapping[Tensor, int]
@@ -41,6 +42,7 @@ class RecorderHooks:
     prepare: Callable[[Callable[[frozenset[Kind]], object], torch.device], None]
     measure: Callable[[Callable[[], Iterator[LayerBatch]]], None]
     note: Callable[[Callable[[], Event]], None]
+    step: Callable[[], int]
 
 
 class Adapter:

@@ -48,6 +48,17 @@ class RootAdapter(Adapter):
             lambda shards: hooks.measure(lambda: batches_of_shards(shards, hooks))
         )
         yield self.optimizer.register_change_observer(lambda change: hooks.note(lambda: _event(change)))
+        refusals = 0
+
+        def refused(error: FloatingPointError) -> None:
+            nonlocal refusals
+            refusals += 1
+            # A program may catch the error and go on for ever: told are the 1st, the 2nd, the 4th, the 8th, ...
+            if refusals & (refusals - 1) == 0:
+                times = f" ({refusals} times so far)" if refusals > 1 else ""
+                hooks.note(lambda: Event("refused", f"no step was taken: {error}{times}", hooks.step(), time.time()))
+
+        yield self.optimizer.register_refusal_observer(refused)
 
     def traits(self, group: Mapping[str, Any]) -> AlgorithmTraits:
         """Return the traits of ROOT or, for its other groups, of AdamW."""

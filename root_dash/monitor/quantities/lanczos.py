@@ -79,7 +79,8 @@ def random_starts(A: Tensor, count: int) -> Tensor:
     """Return unit vectors of random signs (1, count, m) for matrices (L, m, n): the same in every call."""
     generator = torch.Generator(A.device).manual_seed(_SEED)
     signs = torch.randint(2, (1, count, A.shape[1]), generator=generator, device=A.device)
-    return (signs.to(A.dtype) * 2 - 1) / A.shape[1] ** 0.5
+    starts: Tensor = (signs.to(A.dtype) * 2 - 1) / A.shape[1] ** 0.5
+    return starts
 
 
 def singular_values(bidiagonals: NDArray[np.floating], m: int) -> Float64Array:
