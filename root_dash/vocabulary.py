@@ -36,6 +36,22 @@ class Statistic:
     """Whether the diagnosis makes the statistic when a frame is stored, and no recorder sends it."""
 
 
+def _norms_of(line: str) -> tuple[Statistic, ...]:
+    """Return the statistics of the norms of the update's rows or columns."""
+    quantiles = {"min": "least", "low": "5 % quantile", "median": "median", "high": "95 % quantile", "max": "largest"}
+    ends = {"weakest": "least", "strongest": "largest"}
+    return (
+        *(
+            Statistic(f"update_{line[:3]}_{end}", f"{line} norms: {of}", f"{of} of the norms of X's {line}s", "spectra")
+            for end, of in quantiles.items()
+        ),
+        *(
+            Statistic(f"update_{line[:3]}_{end}", f"{end} {line}", f"number of X's {line} of {of} norm", "spectra")
+            for end, of in ends.items()
+        ),
+    )
+
+
 # M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected if that is on), B = clamp(M, -ε, ε)
 # its base, O = M - B its outliers, X the update before the learning rate, G the gradient, W the weight.
 STATISTICS: tuple[Statistic, ...] = (
@@ -43,7 +59,9 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("momentum_norm", "momentum norm", "‖M‖, Frobenius", log=True),
     Statistic("update_norm", "update norm", "‖X‖, Frobenius, before the learning rate (not ROOT: ‖ΔW‖ / lr)", log=True),
     Statistic("weight_norm", "weight norm", "‖W‖, Frobenius, before the step", log=True),
+    Statistic("scaled_lr", "scaled learning rate", "what X is multiplied by: lr × the factor of the shape", log=True),
     Statistic("update_to_weight", "update / weight", "scaled learning rate × ‖X‖ / ‖W‖", log=True),
+    Statistic("changed_share", "changed entries", "share of W's stored entries that the step changed"),
     Statistic("grad_abs_max", "largest gradient entry", "max |G|", log=True),
     Statistic("grad_mean", "gradient mean", "mean of G's finite entries"),
     Statistic("grad_std", "gradient deviation", "standard deviation of G's finite entries", log=True),
@@ -66,6 +84,10 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("effective_rank", "effective rank", "exp of the entropy of σ² / Σσ²", "spectra"),
     Statistic("condition", "condition number", "σ₁ / least σ of M that is not null", "spectra", log=True),
     Statistic("polar_error", "polar error", "‖X − UVᵀ‖ / ‖UVᵀ‖, UVᵀ the polar factor of B", "spectra", log=True),
+    Statistic("weight_sigma_max", "largest singular value of the weight", "σ₁ of W, estimated", "spectra", log=True),
+    Statistic("weight_stable_rank", "stable rank of the weight", "‖W‖² / σ₁² of W", "spectra"),
+    *_norms_of("row"),
+    *_norms_of("column"),
     Statistic("outlier_row_share", "worst rows' share", "share of the outliers in the worst 1 % of rows", "masks"),
     Statistic(
         "outlier_col_share", "worst columns' share", "share of the outliers in the worst 1 % of columns", "masks"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.quantities.quantity import Arrays, Columns, HostBatch, HostResult, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES, leading, of_kind
+from root_dash.monitor.skipped import SkipReporter
 from root_dash.records import Event, Frame, Kind, statistic_names
 
 
@@ -32,6 +33,7 @@ class Assembler:
     quantities: Sequence[Quantity] = QUANTITIES
     memory: dict[str, dict[int, Any]] = field(default_factory=dict)
     """What each quantity remembers, by its name and the layer's position: the last mask, for the overlap with it."""
+    skips: SkipReporter = field(default_factory=SkipReporter)
 
     def frame(
         self,
@@ -57,7 +59,7 @@ class Assembler:
             quantiles={position: record for position, record, _ in self._records(groups, "quantiles", step)},
             spectra={position: (record, values) for position, record, values in self._records(groups, "spectra", step)},
             masks={position: (record, values) for position, record, values in self._records(groups, "masks", step)},
-            scalars=dict(scalars),
+            scalars={**_totals(statistics), **scalars},
             events=events,
             lost=lost,
             cost=cost,
@@ -104,6 +106,18 @@ class Assembler:
                 columns |= _checked(quantity, made)
                 records = made.records or records
         return columns, records
+
+
+def _totals(statistics: NDArray[np.float32]) -> dict[str, float]:
+    """Return the norm of all gradients as `grad_norm/all`; NaN or infinite if an entry of a gradient is."""
+    if not len(statistics):
+        return {}
+    names = statistic_names("statistics")
+    norms, nan, inf = (
+        statistics[:, names.index(name)].astype(np.float64) for name in ("grad_norm", "grad_nan", "grad_inf")
+    )
+    broken = np.nan if (nan > 0).any() else np.inf if (inf > 0).any() else None
+    return {"grad_norm/all": float(np.linalg.norm(norms)) if broken is None else broken}
 
 
 def _checked(quantity: Quantity, made: HostResult) -> Columns:

@@ -13,6 +13,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -20,17 +21,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from root_dash.monitor.changed_weights import ChangedWeights
 from root_dash.monitor.failures import Failures, print_to_stderr
+from root_dash.monitor.group_scalars import group_scalars
 from root_dash.monitor.guarded import guarded
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
 from root_dash.monitor.logged import logged_number
-from root_dash.monitor.measure import Measurement, measure
+from root_dash.monitor.measure import Measurement, Memory, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
-from root_dash.monitor.optimizers.adapter import RecorderHooks
+from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks
 from root_dash.monitor.optimizers.registry import adapter_for
+from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
+from root_dash.monitor.skipped import SkipCounts, SkippedSteps
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.sink import NullSink, Sink
@@ -130,6 +135,10 @@ class Recorder:
         self._due: frozenset[Kind] = frozenset()
         self._asked: frozenset[Kind] = frozenset()
         self._measured: list[Measurement] = []
+        self._memory: Memory = {}
+        self._optimizers = optimizers
+        self._options: dict[str, float | Tensor] = {}
+        self._skipped: list[SkippedSteps] = []
         self._events: list[Event] = []
         self._unsealed = False
         self._cost = 0.0
@@ -269,8 +278,16 @@ class Recorder:
             prepare=self._prepare,
             measure=self._measure,
             note=self._note,
+            step=lambda: self.step,
         )
-        self._handles.extend(adapter_for(optimizer).attach(hooks))
+        adapter = adapter_for(optimizer)
+        weights = ChangedWeights(adapter, self._positions)
+        skipped = SkippedSteps(optimizer, index)
+        self._skipped.append(skipped)
+        # The weights are sampled before the adapter's hooks, and compared after its measurement.
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights)))
+        self._handles.extend(adapter.attach(hooks))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._look_back(weights, adapter, skipped)))
 
     def _enter(self, index: int) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
@@ -324,6 +341,22 @@ class Recorder:
             with self._pace.meter.timed(lightest(self._due), device):
                 look(self._due)
 
+    @guarded("to sample the weights")
+    def _sample(self, weights: ChangedWeights) -> None:
+        if CHANGES in self._quantities and "statistics" in self._due:
+            with self._pace.meter.timed("statistics", weights.device):
+                weights.before()
+
+    @guarded("to look back at a step")
+    def _look_back(self, weights: ChangedWeights, adapter: Adapter, skipped: SkippedSteps) -> None:
+        """Compare the weights, and read with which options the optimizer stepped, and whether it did."""
+        skipped.look()
+        if "statistics" in self._due:
+            with self._pace.meter.timed("statistics", weights.device):
+                weights.after(self._measured)
+                before = takewhile(lambda one: one is not adapter.optimizer, self._optimizers)
+                self._options |= group_scalars(adapter, sum(len(one.param_groups) for one in before))
+
     @guarded("to note what an optimizer tells")
     def _note(self, event: Callable[[], Event]) -> None:
         self._events.append(event())
@@ -338,7 +371,13 @@ class Recorder:
                 with torch.autocast(batch.seen.device.type, enabled=False):
                     self._measured.append(
                         measure(
-                            batch, self._due, timed, self._give_up, limits=self._limits, quantities=self._quantities
+                            batch,
+                            self._due,
+                            timed,
+                            self._give_up,
+                            limits=self._limits,
+                            quantities=self._quantities,
+                            memory=self._memory,
                         )
                     )
                 del batch  # before the next is made
@@ -363,13 +402,18 @@ class Recorder:
     def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there are none."""
         measured, self._measured = self._measured, []
+        options, self._options = self._options, {}
+        skips: list[tuple[SkipCounts, Tensor]] = []
+        if measured and not self._forwards:
+            scalars = {**options, **scalars}
+            skips = [counts for one in self._skipped for counts in one.counts()]
         events, self._events = () if self._forwards else tuple(self._events), []
         cost, self._cost = self._cost, 0.0
         joins, self._unsealed = self._joins and self._unsealed, False
         if not measured and not scalars and not events and not joins:
             return
         try:
-            arrival = send(tensors_to_send(measured, scalars))
+            arrival = send(tensors_to_send(measured, scalars, skips))
         except Exception:
             self._writer.count_lost()
             raise

@@ -14,7 +14,7 @@ from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks, chunks,
 from root_dash.monitor.optimizers.displacement import Displacement, learning_rate, stacked
 from root_dash.monitor.quantities.norms import norms_apart
 from root_dash.monitor.quantities.quantity import LayerBatch
-from root_dash.optim.matrices.batches import matrix_shape
+from root_dash.optim.matrices.batches import as_matrix, matrix_shape
 from root_dash.optim.matrices.shards import is_dtensor, local
 from root_dash.records import Kind
 
@@ -210,6 +210,7 @@ class StepObserver:
             gradient=gradient,
             weight_norm=seen.weight_norm,
             shard_of=seen.shard_of,
+            weight=None if seen.shard_of else [as_matrix(parameter.detach()) for parameter in seen.parameters],
         )
         momenta = [self._adapter.momentum(p) for p in seen.parameters]
         if all(momentum is not None for momentum in momenta):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from root_dash.monitor.frames import Assembler, LayerGroup
 from root_dash.monitor.limits.cost_meter import StepCost
 from root_dash.monitor.measure import Measurement
 from root_dash.monitor.ranks.merge import Joined
+from root_dash.monitor.skipped import SkipCounts
 from root_dash.monitor.writing.transfer import Arrival
 from root_dash.records import Event, Frame
 
@@ -34,7 +35,7 @@ class SentScalar(NamedTuple):
     name: str
 
 
-Sent = SentArray | SentScalar
+Sent = SentArray | SentScalar | SkipCounts
 
 
 class BatchShape(NamedTuple):
@@ -68,11 +69,14 @@ class PendingFrame:
         return FRAME_BYTES + ARRAY_BYTES * len(self.arrival.slots) + self.arrival.nbytes
 
 
-def tensors_to_send(measured: Sequence[Measurement], scalars: Mapping[str, float | Tensor]) -> dict[Sent, Tensor]:
-    """Return all tensors of a step by their place, the logged tensors among them."""
-    tensors: dict[Sent, Tensor] = {
-        SentScalar(name): value for name, value in scalars.items() if isinstance(value, Tensor)
-    }
+def tensors_to_send(
+    measured: Sequence[Measurement],
+    scalars: Mapping[str, float | Tensor],
+    skips: Iterable[tuple[SkipCounts, Tensor]] = (),
+) -> dict[Sent, Tensor]:
+    """Return all tensors of a step by their place, the logged tensors and the counts of skips among them."""
+    tensors: dict[Sent, Tensor] = dict(skips)
+    tensors |= {SentScalar(name): value for name, value in scalars.items() if isinstance(value, Tensor)}
     for index, measurement in enumerate(measured):
         for quantity, found in measurement.tensors.items():
             tensors |= {SentArray(index, quantity, name): tensor for name, tensor in found.items()}
@@ -101,13 +105,15 @@ def assembled(
 ) -> Frame:
     """Return the frame of a step, given its groups and the arrays that arrived."""
     sent = {place.name: float(array) for place, array in arrays.items() if isinstance(place, SentScalar)}
+    skips = {place: array for place, array in arrays.items() if isinstance(place, SkipCounts)}
+    skipped = [Event("skip", text, pending.step, pending.time) for text in assembler.skips.texts(skips)]
     return assembler.frame(
         joined.groups,
         seq=seq,
         step=pending.step,
         time=pending.time,
         scalars=dict(pending.scalars) | sent,
-        events=(*pending.events, *joined.events),
+        events=(*pending.events, *skipped, *joined.events),
         lost=lost,
         cost=pending.cost,
     )

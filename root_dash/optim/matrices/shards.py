@@ -39,6 +39,12 @@ def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
     return local(gradient)
 
 
+def sharded_dims(tensor: Tensor) -> list[int]:
+    """Return the dimensions along which a tensor is cut over processes; none of a tensor that is no DTensor."""
+    placements = tensor.placements if is_dtensor(tensor) else ()
+    return [getattr(placement, "dim", 0) for placement in placements if not placement.is_replicate()]
+
+
 def row_group(tensor: DTensor) -> ProcessGroup | None:
     """Return the processes over which a DTensor is sharded by rows, as under FSDP2; None for any other sharding.
 
