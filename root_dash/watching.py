@@ -9,6 +9,7 @@ import reprlib
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -202,6 +203,8 @@ def watch(
         link=role.link,
         forwards=not role.stores,
         new_layers=new_layers if role.link is None else None,
+        seed=zlib.crc32(uid.encode()) if role.seed is None else role.seed,
+        names=[layer.name for layer in layers],
     )
 
 

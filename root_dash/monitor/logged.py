@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import cmath
+import math
+
 import torch
 from torch import Tensor
 
 from root_dash.optim.matrices.shards import is_dtensor, local
+
+
+def is_finite_here(value: object) -> bool:
+    """Return whether a logged value is finite, as far as the host can tell without waiting for a device."""
+    if isinstance(value, Tensor):
+        return not value.is_cpu or is_dtensor(value) or value.numel() != 1 or cmath.isfinite(value.item())
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def logged_number(name: str, value: float | Tensor) -> float | Tensor:

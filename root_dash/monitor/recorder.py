@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -22,15 +23,19 @@ from torch.optim import Optimizer
 
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.guarded import guarded
+from root_dash.monitor.limits.budget import Charge
 from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.limits.flight import Alarm
 from root_dash.monitor.limits.pace import Pace, lightest
-from root_dash.monitor.logged import logged_number
+from root_dash.monitor.logged import is_finite_here, logged_number
 from root_dash.monitor.measure import Measurement, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
 from root_dash.monitor.optimizers.adapter import RecorderHooks
+from root_dash.monitor.optimizers.generic import has_closure
 from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
+from root_dash.monitor.sentinels import GradientReader, SentinelRow, Sentinels
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.sink import NullSink, Sink
@@ -51,9 +56,15 @@ MAX_OVERHEAD = 0.01
 MAX_OVERHEAD_CPU = 0.03
 """The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
 
+REFRESH_STEPS = 64
+"""Steps after which the sentinels look again which parameters there are."""
+
+STAGGERED_ENTRIES = 2**22
+"""Entries of a model from which on the kinds begin staggered: the first steps would be the dearest of the run."""
+
 
 class Recorder:
-    """What `watch` returns: records every step of the optimizers until it is closed.
+    """What `watch` returns: records the steps of the optimizers until it is closed, each kind at its cadence.
 
     Use the recorder as a context manager, or call `close` yourself; otherwise it is closed when the process exits. With
     several optimizers, each steps at most once in a step: a new step begins when one of them steps again. A step's
@@ -75,6 +86,8 @@ class Recorder:
         limits: MeasureLimits = DEFAULT_LIMITS,
         writer_limits: WriterLimits = DEFAULT_WRITER_LIMITS,
         quantities: Sequence[Quantity] = QUANTITIES,
+        seed: int = 0,
+        names: Sequence[str] = (),
     ) -> None:
         """Attach to the optimizers, and then begin the run: if anything before fails, nothing is begun or attached.
 
@@ -91,6 +104,8 @@ class Recorder:
             limits: how much is measured exactly, copied, and measured at a time.
             writer_limits: how much waits to be stored, and for how long.
             quantities: what is measured.
+            seed: chooses the steps that remain of a thinned cadence; all processes of a run have the same.
+            names: the layers' names by position, for events.
         """
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
@@ -98,7 +113,15 @@ class Recorder:
         self._on_cpu = all(parameter.is_cpu for parameter in self._positions)
         if max_overhead is None:
             max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
-        self._pace = Pace(cadence, max_overhead)
+        entries = sum(parameter.numel() for parameter in self._positions)
+        self._pace = Pace(cadence, max_overhead, seed, staggered=entries > STAGGERED_ENTRIES)
+        self._names = list(names)
+        self._readers: list[GradientReader] = []
+        self._sentinels = Sentinels()
+        self._alarm = Alarm()
+        self._unheard: deque[SentinelRow] = deque()
+        self._flushes = False
+        self._log_is_finite = True
         self._outlier_quantile = outlier_quantile
         self._limits = limits
         self._quantities = quantities
@@ -119,17 +142,19 @@ class Recorder:
         self._cost = 0.0
         self._handles: list[Any] = []
         self._stepped: set[int] = set()
+        self._late = False
         self._failures_before = 0
         # Neither keeps the recorder alive once its optimizers and the user have let go of it.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
-        weakref.finalize(self, _release, self._writer).atexit = False
+        self._drain = Drain(self._writer, self._sentinels)
+        weakref.finalize(self, _release, self._drain).atexit = False
         try:
             atexit.register(self._at_exit)
             for index, optimizer in enumerate(optimizers):
                 self._attach(optimizer, index)
             for optimizer in optimizers if forwards else ():
                 self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
-            drain_on_termination(self._writer)
+            drain_on_termination(self._drain)
             self._writer.sink = begin()
             self._begun = True
         except BaseException:
@@ -141,7 +166,7 @@ class Recorder:
 
         A value that is not a single number is counted as a failure of recording and left out. Never raises.
         """
-        if self.active and not self._forwards:
+        if self.active and not self._forwards and self._records_log(scalars):
             self._log(scalars)
 
     def capture_masks(self) -> None:
@@ -167,7 +192,7 @@ class Recorder:
         try:
             stored = self._writer.close(timeout)
         finally:
-            forget(self._writer)
+            forget(self._drain)
         if self._writer.pending:
             print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
         elif not stored:
@@ -236,46 +261,101 @@ class Recorder:
         self.close(INTERRUPTED_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
 
     def _attach(self, optimizer: Optimizer, index: int) -> None:
-        # The first of the hooks: it hands over the frame of the step before.
-        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
+        adapter = adapter_for(optimizer)
+        self._readers.append(GradientReader(adapter, self._positions))
+        # The first of the hooks: it hands over the frame of the step before, and reads the sentinels, which may fire.
+        self._handles.append(
+            optimizer.register_step_pre_hook(
+                lambda _, *given: self._enter(index, has_closure((None, *given[0][1:]), given[1]))
+            )
+        )
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._leave(index)))
         hooks = RecorderHooks(
             positions=self._positions,
             outlier_quantile=self._outlier_quantile,
             limits=self._limits,
             due=lambda: self._due,
-            prepare=self._prepare,
-            measure=self._measure,
+            prepare=lambda look, device: self._prepare(look, device) if self._due else None,
+            measure=lambda batches_of: self._measure(batches_of) if self._due else None,
             note=self._note,
         )
-        self._handles.extend(adapter_for(optimizer).attach(hooks))
+        self._handles.extend(adapter.attach(hooks))
 
-    def _enter(self, index: int) -> None:
+    def _enter(self, index: int, makes_gradients: bool) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
 
         An optimizer that entered its step and did not leave it has not stepped: the step failed and is tried again, or
         its `step` calls the `step` of its parent class, which has the same hooks.
         """
-        if self.step and index not in self._stepped:
+        begins = not self.step or index in self._stepped
+        if begins:
+            self._stepped.clear()
+            if not self.active and self._is_open:
+                self._writer.count_lost()
+        self._late = makes_gradients
+        self._begin_and_read(begins, None if makes_gradients else index)
+
+    def _leave(self, index: int) -> None:
+        """Note that an optimizer has stepped. If the step itself made the gradients, they are read now."""
+        self._stepped.add(index)
+        if self._late:
+            self._late = False
+            self._begin_and_read(False, index)
+
+    @guarded("to begin a step")
+    def _begin_and_read(self, begins: bool, index: int | None) -> None:
+        """Begin a step, if a step begins, and read the gradients of an optimizer, if they are there."""
+        try:
+            if begins:
+                self._begin()
+        finally:
+            if index is not None and self._pace.budget.asked.statistics:
+                self._read(index)
+
+    def _read(self, index: int) -> None:
+        """Read norm and largest entry of every gradient, and hear what has arrived of earlier readings."""
+        if self.step % REFRESH_STEPS == 1:
+            self._readers[index].refresh(self._positions)
+        row = self._readers[index].row(self.step)
+        if row is not None:
+            self._sentinels.add(row)
+            self._unheard.append(row)
+        while self._unheard and self._unheard[0].arrived:
+            self._hear(self._unheard.popleft())
+
+    def _hear(self, row: SentinelRow) -> None:
+        """Record every step for a while if a layer's gradient is not finite, or far out of its own range."""
+        fired = self._alarm.heard(row)
+        if fired is None:
             return
-        self._stepped.clear()
-        if self.active:
-            self._begin()
-        elif self._is_open:
-            self._writer.count_lost()
+        position, what = fired
+        name = self._names[position] if position < len(self._names) else f"layer {position}"
+        if self._pace.flight.fire(self.step, f"{name} {what} at step {row.step}"):
+            self._due |= self._pace.of_flight(self.step)
+            self._unsealed = True
+
+    def _records_log(self, scalars: Mapping[str, Any]) -> bool:
+        """Return whether what is logged is recorded: the budget may leave steps out, but never the first NaN."""
+        finite, before = all(map(is_finite_here, scalars.values())), self._log_is_finite
+        self._log_is_finite = finite
+        return bool(self._measured) or self._flushes or (before and not finite) or self._pace.logs(self.step)
 
     @guarded("to log")
     def _log(self, scalars: Mapping[str, Any]) -> None:
+        started = time.perf_counter()
         values: dict[str, float | Tensor] = {}
         for name, value in scalars.items():
             try:
                 values[name] = logged_number(name, value)
             except Exception as error:
                 self._misused.add("to log", error)
+        alone = not (self._measured or self._flushes)
         self._seal(values)
+        if alone:
+            self._pace.meter.charge("scalars", time.perf_counter() - started)
 
-    @guarded("to begin a step")
     def _begin(self) -> None:
+        entered = time.perf_counter()
         if self._failures.count == self._failures_before:
             self._failures.clear()
         self._failures_before = self._failures.count
@@ -287,14 +367,32 @@ class Recorder:
             self._due, events = self._pace.due(self.step, self._writer.fill)
             self._due |= self._asked
             self._asked = frozenset()
-            self._unsealed = bool(self._due) or self._forwards
-        self._events += [*events, *self._pace.settle(due, self.step)]
+            # Another process waits for what was read here, and takes it along with frames that it alone chooses.
+            self._flushes = self._forwards or self._sentinels.wait_too_long
+            self._unsealed = bool(self._due) or self._flushes
+        events += self._pace.settle(due, self.step, entered)
+        self._tell(events)
+        self._end_flight(self._pace.flight.ended(self.step - 1))
         if self._due and self._new_layers is not None:
             layers, places = self._new_layers.find(self._positions)
             self._positions |= places
+            for reader in self._readers if places else ():
+                reader.refresh(self._positions)
             if layers:
+                self._names += [layer.name for layer in layers]
                 self._writer.announce(layers)
                 self._events.append(Event("layers", describe_new_layers(layers), self.step, time.time()))
+
+    def _tell(self, events: Sequence[Event]) -> None:
+        """Record events; that the budget cannot be kept is said on stderr too."""
+        self._events += events
+        for event in events:
+            if event.kind == "budget" and not self._forwards:
+                print_to_stderr(f"root-dash: {event.text}")
+
+    def _end_flight(self, text: str | None) -> None:
+        if text is not None:
+            self._events.append(Event("flight", text, self.step, time.time()))
 
     @guarded("to read the gradients")
     def _prepare(self, look: Callable[[frozenset[Kind]], object], device: torch.device) -> None:
@@ -336,6 +434,8 @@ class Recorder:
 
     @guarded("to hand over the last frame")
     def _seal_safely(self) -> None:
+        self._flushes = True
+        self._end_flight(self._pace.flight.stop(self.step))
         self._seal({})
 
     def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
@@ -344,8 +444,14 @@ class Recorder:
         events, self._events = () if self._forwards else tuple(self._events), []
         cost, self._cost = self._cost, 0.0
         joins, self._unsealed = self._joins and self._unsealed, False
-        if not measured and not scalars and not events and not joins:
+        flushes, self._flushes = self._flushes, False
+        rows = self._sentinels.take() if measured or flushes or joins else ()
+        if not measured and not scalars and not events and not joins and not rows:
             return
+        # What the writer takes is charged to the heaviest kind, to the log, or to the sentinels.
+        kind: Charge = next(
+            (one for one in HEAVIEST_FIRST if measured and one in self._due), "flushes" if rows else "scalars"
+        )
         try:
             arrival = send(tensors_to_send(measured, scalars))
         except Exception:
@@ -359,8 +465,10 @@ class Recorder:
             scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
             cost=cost,
             events=events,
-            step_cost=self._pace.meter.current if measured and self._on_cpu else None,
+            step_cost=self._pace.meter.current if self._on_cpu else None,
+            charge=kind,
             joins=joins,
+            sentinels=rows,
         )
         self._pace.meter.current.awaits_writer |= pending.step_cost is not None  # also if more is logged later
         self._writer.put(pending)
@@ -373,9 +481,36 @@ def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
         alive.close(INTERRUPTED_SECONDS if interrupted else DRAIN_SECONDS)
 
 
-def _release(writer: Writer) -> None:
-    forget(writer)
-    writer.release()
+class Drain:
+    """What must be stored before a process ends: the frames that wait, and the sentinels that no frame has yet.
+
+    It holds neither the recorder nor the model, and another thread than the training's may close it.
+    """
+
+    def __init__(self, writer: Writer, sentinels: Sentinels) -> None:
+        self.writer = writer
+        self._sentinels = sentinels
+
+    @property
+    def pending(self) -> int:
+        """The number of frames that wait."""
+        return self.writer.pending
+
+    def flush(self) -> None:
+        """Hand over the sentinels that wait as a last frame."""
+        if rows := self._sentinels.take():
+            self.writer.put(PendingFrame(rows[-1].step, time.time(), (), send({}), {}, 0.0, sentinels=rows))
+
+    def close(self, timeout: float) -> bool:
+        """Store what waits, for at most `timeout` seconds; return whether all was stored."""
+        self.flush()
+        return self.writer.close(timeout)
+
+
+def _release(drain: Drain) -> None:
+    forget(drain)
+    drain.flush()
+    drain.writer.release()
 
 
 def closed_recorder() -> Recorder:

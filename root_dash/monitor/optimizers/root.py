@@ -14,7 +14,7 @@ from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks, chunks,
 from root_dash.monitor.quantities.norms import norms_apart
 from root_dash.monitor.quantities.quantity import LayerBatch
 from root_dash.optim.calibration.online import Change
-from root_dash.optim.matrices.layout import Layout
+from root_dash.optim.matrices.layout import Layout, pieces
 from root_dash.optim.matrices.shards import counted_here, is_dtensor
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
@@ -55,6 +55,10 @@ class RootAdapter(Adapter):
     def matrices(self, parameter: Tensor, group: Mapping[str, Any]) -> Sequence[tuple[int, ...]]:
         """Return the shapes of the experts, heads and fused projections that the group's layout names."""
         return Layout.of(group).shapes(parameter.shape) if self.algorithm(group) == ORTHOGONALIZED else ()
+
+    def cut(self, tensor: Tensor, group: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the experts, heads and fused projections of a gradient, in the order of `matrices`."""
+        return pieces(tensor, Layout.of(group)) if self.algorithm(group) == ORTHOGONALIZED else (tensor,)
 
 
 def batches_of(observation: Observation, hooks: RecorderHooks) -> Iterator[LayerBatch]:

@@ -16,11 +16,12 @@ from root_dash.monitor.quantities.orthogonality import ORTHOGONALITY
 from root_dash.monitor.quantities.outliers import OUTLIERS
 from root_dash.monitor.quantities.quantiles import QUANTILES
 from root_dash.monitor.quantities.quantity import LayerBatch, Quantity
+from root_dash.monitor.quantities.sentinels import SENTINELS
 from root_dash.monitor.quantities.spectrum import SPECTRUM
 from root_dash.records import Kind
 
 QUANTITIES: tuple[Quantity, ...] = (
-    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, ORTHOGONALITY),
+    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, SENTINELS, ORTHOGONALITY),
     HISTOGRAM,
     QUANTILES,
     MASK,
