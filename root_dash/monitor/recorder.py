@@ -12,7 +12,6 @@ import os
 import sys
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -23,23 +22,22 @@ from torch.optim import Optimizer
 
 from root_dash.monitor.failures import Failures, print_to_stderr
 from root_dash.monitor.guarded import guarded
-from root_dash.monitor.limits.budget import Charge
+from root_dash.monitor.limits.budget import MAX_OVERHEAD, MAX_OVERHEAD_CPU
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.monitor.limits.flight import Alarm
 from root_dash.monitor.limits.pace import Pace, lightest
-from root_dash.monitor.logged import is_finite_here, logged_number
-from root_dash.monitor.measure import Measurement, measure
+from root_dash.monitor.logged import Log
+from root_dash.monitor.lookout import Lookout
+from root_dash.monitor.measure import measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
+from root_dash.monitor.open_frame import OpenFrame
 from root_dash.monitor.optimizers.adapter import RecorderHooks
 from root_dash.monitor.optimizers.generic import has_closure
 from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
-from root_dash.monitor.sentinels import GradientReader, SentinelRow, Sentinels
-from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
+from root_dash.monitor.writing.drain import Drain
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.sink import NullSink, Sink
-from root_dash.monitor.writing.transfer import send
 from root_dash.monitor.writing.writer import DEFAULT_LIMITS as DEFAULT_WRITER_LIMITS
 from root_dash.monitor.writing.writer import HEAVIEST_FIRST, RankLink, Writer, WriterLimits
 from root_dash.records import Event, Kind
@@ -49,15 +47,6 @@ DRAIN_SECONDS = 60.0
 
 INTERRUPTED_SECONDS = 5.0
 """How long `close` waits after Ctrl-C."""
-
-MAX_OVERHEAD = 0.01
-"""The share of a step's time that recording may add if the model trains on a device of its own."""
-
-MAX_OVERHEAD_CPU = 0.03
-"""The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
-
-REFRESH_STEPS = 64
-"""Steps after which the sentinels look again which parameters there are."""
 
 STAGGERED_ENTRIES = 2**22
 """Entries of a model from which on the kinds begin staggered: the first steps would be the dearest of the run."""
@@ -115,39 +104,36 @@ class Recorder:
             max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
         entries = sum(parameter.numel() for parameter in self._positions)
         self._pace = Pace(cadence, max_overhead, seed, staggered=entries > STAGGERED_ENTRIES)
-        self._names = list(names)
-        self._readers: list[GradientReader] = []
-        self._sentinels = Sentinels()
-        self._alarm = Alarm()
-        self._unheard: deque[SentinelRow] = deque()
-        self._flushes = False
-        self._log_is_finite = True
+        self._lookout = Lookout(names)
+        self._log = Log()
         self._outlier_quantile = outlier_quantile
         self._limits = limits
         self._quantities = quantities
         self._failures = Failures()
-        self._misused = Failures(limit=None)
         self._new_layers = new_layers
         self._writer = Writer(NullSink(), link, quantities, writer_limits)
-        self._joins = link is not None
+        self._frame = OpenFrame(
+            self._writer,
+            self._pace.meter,
+            self._lookout.kept,
+            joins=link is not None,
+            forwards=forwards,
+            charges_writer=self._on_cpu,
+        )
         self._forwards = forwards
         self._process = os.getpid()
         self._begun = False
         self._closed = False
         self._due: frozenset[Kind] = frozenset()
         self._asked: frozenset[Kind] = frozenset()
-        self._measured: list[Measurement] = []
-        self._events: list[Event] = []
-        self._unsealed = False
-        self._cost = 0.0
         self._handles: list[Any] = []
         self._stepped: set[int] = set()
         self._late = False
         self._failures_before = 0
         # Neither keeps the recorder alive once its optimizers and the user have let go of it.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
-        self._drain = Drain(self._writer, self._sentinels)
-        weakref.finalize(self, _release, self._drain).atexit = False
+        self._drain = Drain(self._writer, self._lookout.kept)
+        weakref.finalize(self, self._drain.release).atexit = False
         try:
             atexit.register(self._at_exit)
             for index, optimizer in enumerate(optimizers):
@@ -166,8 +152,8 @@ class Recorder:
 
         A value that is not a single number is counted as a failure of recording and left out. Never raises.
         """
-        if self.active and not self._forwards and self._records_log(scalars):
-            self._log(scalars)
+        if self.active and not self._forwards:
+            self._take_log(scalars)
 
     def capture_masks(self) -> None:
         """Record the exact outlier masks of the next step too, whatever the cadence says.
@@ -187,6 +173,7 @@ class Recorder:
         self._closed = True
         atexit.unregister(self._at_exit)
         self._new_layers = None  # it holds the model
+        self._lookout.detach()
         for handle in self._handles:
             handle.remove()
         try:
@@ -203,7 +190,7 @@ class Recorder:
     @property
     def pending(self) -> int:
         """Frames taken and not yet stored, including the frame that is still open."""
-        return self._writer.pending + self._unsealed
+        return self._writer.pending + self._frame.unsealed
 
     @property
     def stored(self) -> int:
@@ -233,7 +220,7 @@ class Recorder:
     @property
     def failures(self) -> int:
         """How often recording failed. The first failure was shown on stderr."""
-        return self._failures.count + self._misused.count + self._writer.failures.count
+        return self._failures.count + self._log.misused.count + self._writer.failures.count
 
     @property
     def active(self) -> bool:
@@ -262,7 +249,7 @@ class Recorder:
 
     def _attach(self, optimizer: Optimizer, index: int) -> None:
         adapter = adapter_for(optimizer)
-        self._readers.append(GradientReader(adapter, self._positions))
+        self._lookout.attach(adapter, self._positions)
         # The first of the hooks: it hands over the frame of the step before, and reads the sentinels, which may fire.
         self._handles.append(
             optimizer.register_step_pre_hook(
@@ -313,44 +300,20 @@ class Recorder:
                 self._read(index)
 
     def _read(self, index: int) -> None:
-        """Read norm and largest entry of every gradient, and hear what has arrived of earlier readings."""
-        if self.step % REFRESH_STEPS == 1:
-            self._readers[index].refresh(self._positions)
-        row = self._readers[index].row(self.step)
-        if row is not None:
-            self._sentinels.add(row)
-            self._unheard.append(row)
-        while self._unheard and self._unheard[0].arrived:
-            self._hear(self._unheard.popleft())
-
-    def _hear(self, row: SentinelRow) -> None:
-        """Record every step for a while if a layer's gradient is not finite, or far out of its own range."""
-        fired = self._alarm.heard(row)
-        if fired is None:
-            return
-        position, what = fired
-        name = self._names[position] if position < len(self._names) else f"layer {position}"
-        if self._pace.flight.fire(self.step, f"{name} {what} at step {row.step}"):
-            self._due |= self._pace.of_flight(self.step)
-            self._unsealed = True
-
-    def _records_log(self, scalars: Mapping[str, Any]) -> bool:
-        """Return whether what is logged is recorded: the budget may leave steps out, but never the first NaN."""
-        finite, before = all(map(is_finite_here, scalars.values())), self._log_is_finite
-        self._log_is_finite = finite
-        return bool(self._measured) or self._flushes or (before and not finite) or self._pace.logs(self.step)
+        """Read the sentinels of an optimizer; if one fires, every step is recorded for a while."""
+        for reason in self._lookout.read(index, self.step, self._positions):
+            if self._pace.flight.fire(self.step, reason):
+                self._due |= self._pace.of_flight(self.step)
+                self._frame.unsealed = True
 
     @guarded("to log")
-    def _log(self, scalars: Mapping[str, Any]) -> None:
+    def _take_log(self, scalars: Mapping[str, Any]) -> None:
         started = time.perf_counter()
-        values: dict[str, float | Tensor] = {}
-        for name, value in scalars.items():
-            try:
-                values[name] = logged_number(name, value)
-            except Exception as error:
-                self._misused.add("to log", error)
-        alone = not (self._measured or self._flushes)
-        self._seal(values)
+        if not (self._log.breaks(scalars) or self._frame.measured or self._frame.flushes or self._pace.logs(self.step)):
+            return
+        values = self._log.numbers(scalars)
+        alone = not (self._frame.measured or self._frame.flushes)
+        self._frame.seal(values, self.step, self._due)
         if alone:
             self._pace.meter.charge("scalars", time.perf_counter() - started)
 
@@ -362,37 +325,24 @@ class Recorder:
         self.step += 1
         due = self._due
         try:
-            self._seal({}, self.step - 1)
+            self._frame.seal({}, self.step - 1, due)
         finally:
             self._due, events = self._pace.due(self.step, self._writer.fill)
             self._due |= self._asked
             self._asked = frozenset()
             # Another process waits for what was read here, and takes it along with frames that it alone chooses.
-            self._flushes = self._forwards or self._sentinels.wait_too_long
-            self._unsealed = bool(self._due) or self._flushes
+            self._frame.flushes = self._forwards or self._lookout.kept.wait_too_long
+            self._frame.unsealed = bool(self._due) or self._frame.flushes
         events += self._pace.settle(due, self.step, entered)
-        self._tell(events)
-        self._end_flight(self._pace.flight.ended(self.step - 1))
+        self._frame.events += events
         if self._due and self._new_layers is not None:
             layers, places = self._new_layers.find(self._positions)
             self._positions |= places
-            for reader in self._readers if places else ():
-                reader.refresh(self._positions)
+            if places:
+                self._lookout.extend(layers, self._positions)
             if layers:
-                self._names += [layer.name for layer in layers]
                 self._writer.announce(layers)
-                self._events.append(Event("layers", describe_new_layers(layers), self.step, time.time()))
-
-    def _tell(self, events: Sequence[Event]) -> None:
-        """Record events; that the budget cannot be kept is said on stderr too."""
-        self._events += events
-        for event in events:
-            if event.kind == "budget" and not self._forwards:
-                print_to_stderr(f"root-dash: {event.text}")
-
-    def _end_flight(self, text: str | None) -> None:
-        if text is not None:
-            self._events.append(Event("flight", text, self.step, time.time()))
+                self._frame.events.append(Event("layers", describe_new_layers(layers), self.step, time.time()))
 
     @guarded("to read the gradients")
     def _prepare(self, look: Callable[[frozenset[Kind]], object], device: torch.device) -> None:
@@ -402,7 +352,7 @@ class Recorder:
 
     @guarded("to note what an optimizer tells")
     def _note(self, event: Callable[[], Event]) -> None:
-        self._events.append(event())
+        self._frame.events.append(event())
 
     @guarded("to measure a step")
     def _measure(self, batches_of: Callable[[], Iterator[LayerBatch]]) -> None:
@@ -412,7 +362,7 @@ class Recorder:
                 timed = functools.partial(self._pace.meter.timed, device=batch.seen.device)
                 # Under the user's autocast our matmuls would be done in half precision.
                 with torch.autocast(batch.seen.device.type, enabled=False):
-                    self._measured.append(
+                    self._frame.measured.append(
                         measure(
                             batch, self._due, timed, self._give_up, limits=self._limits, quantities=self._quantities
                         )
@@ -430,48 +380,13 @@ class Recorder:
     def _seal_early(self, optimizers: int) -> None:
         """Hand over the frame once all optimizers have stepped: another process waits for what was measured here."""
         if len(self._stepped) == optimizers:
-            self._seal({})
+            self._frame.seal({}, self.step, self._due)
 
     @guarded("to hand over the last frame")
     def _seal_safely(self) -> None:
-        self._flushes = True
-        self._end_flight(self._pace.flight.stop(self.step))
-        self._seal({})
-
-    def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there are none."""
-        measured, self._measured = self._measured, []
-        events, self._events = () if self._forwards else tuple(self._events), []
-        cost, self._cost = self._cost, 0.0
-        joins, self._unsealed = self._joins and self._unsealed, False
-        flushes, self._flushes = self._flushes, False
-        rows = self._sentinels.take() if measured or flushes or joins else ()
-        if not measured and not scalars and not events and not joins and not rows:
-            return
-        # What the writer takes is charged to the heaviest kind, to the log, or to the sentinels.
-        kind: Charge = next(
-            (one for one in HEAVIEST_FIRST if measured and one in self._due), "flushes" if rows else "scalars"
-        )
-        try:
-            arrival = send(tensors_to_send(measured, scalars))
-        except Exception:
-            self._writer.count_lost()
-            raise
-        pending = PendingFrame(
-            step=self.step if step is None else step,
-            time=time.time(),
-            batches=tuple(BatchShape(one.positions, one.shape, one.entries) for one in measured),
-            arrival=arrival,
-            scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
-            cost=cost,
-            events=events,
-            step_cost=self._pace.meter.current if self._on_cpu else None,
-            charge=kind,
-            joins=joins,
-            sentinels=rows,
-        )
-        self._pace.meter.current.awaits_writer |= pending.step_cost is not None  # also if more is logged later
-        self._writer.put(pending)
+        self._frame.flushes = True
+        self._frame.events += self._pace.end(self.step)
+        self._frame.seal({}, self.step, self._due)
 
 
 def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
@@ -479,38 +394,6 @@ def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
     if alive is not None:
         interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
         alive.close(INTERRUPTED_SECONDS if interrupted else DRAIN_SECONDS)
-
-
-class Drain:
-    """What must be stored before a process ends: the frames that wait, and the sentinels that no frame has yet.
-
-    It holds neither the recorder nor the model, and another thread than the training's may close it.
-    """
-
-    def __init__(self, writer: Writer, sentinels: Sentinels) -> None:
-        self.writer = writer
-        self._sentinels = sentinels
-
-    @property
-    def pending(self) -> int:
-        """The number of frames that wait."""
-        return self.writer.pending
-
-    def flush(self) -> None:
-        """Hand over the sentinels that wait as a last frame."""
-        if rows := self._sentinels.take():
-            self.writer.put(PendingFrame(rows[-1].step, time.time(), (), send({}), {}, 0.0, sentinels=rows))
-
-    def close(self, timeout: float) -> bool:
-        """Store what waits, for at most `timeout` seconds; return whether all was stored."""
-        self.flush()
-        return self.writer.close(timeout)
-
-
-def _release(drain: Drain) -> None:
-    forget(drain)
-    drain.flush()
-    drain.writer.release()
 
 
 def closed_recorder() -> Recorder:

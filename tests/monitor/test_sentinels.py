@@ -128,10 +128,16 @@ def test_what_is_held_is_stored_when_the_loop_raises(tmp_path: Path) -> None:
     """As a last frame, up to the last step."""
     model = Model()
     optimizers = adamw(model)
-    with pytest.raises(RuntimeError, match="diverged"):
-        with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=NEVER):
-            train(model, optimizers, 9)
+
+    def fail(**_: Tensor) -> None:
+        if run.step == 9:
             raise RuntimeError("diverged")
+
+    with (
+        pytest.raises(RuntimeError, match="diverged"),
+        root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=NEVER) as run,
+    ):
+        train(model, optimizers, 12, fail)
     assert sorted(column(root_dash.open(tmp_path / "runs.db"), "up.weight", "norm_peak")) == [1, 9]
 
 

@@ -19,6 +19,12 @@ from root_dash.records import Kind
 Charge = Kind | Literal["sentinels", "flushes"]
 """What a cost is charged to: a kind, the sentinels and the recorder's own steps, or the frames of sentinels alone."""
 
+MAX_OVERHEAD = 0.01
+"""The share of a step's time that recording may add if the model trains on a device of its own."""
+
+MAX_OVERHEAD_CPU = 0.03
+"""The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
+
 PATIENCE = 12
 """Steps between two changes, and before the first: the measurements of these steps show what the last change did."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.monitor.quantities.sentinels import finite
+from root_dash.monitor.quantities.sentinels import NONE, finite
 from root_dash.monitor.sentinels import Held, SentinelRow
 from root_dash.records import Float64Array
 
@@ -40,7 +40,9 @@ class _Recent:
 
     watched: tuple[Held, ...]
     largest: Float64Array
-    """The largest norm and the largest entry, (2, L), each fading."""
+    """The largest norm and the largest entry, (2, L), each fading while the layer has gradients."""
+    fresh: Float64Array
+    """The same of the last steps alone; `NONE` without a gradient."""
     bound: Float64Array
     """What a norm and an entry may not reach, (2, L)."""
     broken: NDArray[np.bool_]
@@ -62,19 +64,22 @@ class Alarm:
         if recent is None:
             count = len(row.watched)
             bound = np.full((2, count), np.finfo(np.float64).max)
-            recent = _Recent(row.watched, np.zeros((2, count)), bound, np.zeros(count, np.bool_))
+            fresh = np.full((2, count), NONE)
+            recent = _Recent(row.watched, np.zeros((2, count)), fresh, bound, np.zeros(count, np.bool_))
             self._recent = [recent, *self._recent[:7]]  # the parameters of an optimizer change now and then
         # One comparison for nearly every row: NaN is below no bound.
         fired = None
         if (values < recent.bound).all():
-            np.maximum(recent.largest, values, out=recent.largest)
+            np.maximum(recent.fresh, values, out=recent.fresh)
             if recent.any_broken:
                 recent.broken[:] = recent.any_broken = False
         else:
             fired = _fired(recent, values)
         recent.rows += 1
         if recent.rows % _STRIDE == 0:
-            recent.largest *= _DECAY
+            fading = np.maximum(recent.fresh, _DECAY * recent.largest)
+            recent.largest = np.where(recent.fresh == NONE, recent.largest, fading)
+            recent.fresh.fill(NONE)
             recent.bound = np.where(recent.largest > 0, FACTOR * recent.largest, np.finfo(np.float64).max)
         return None if fired is None else (row.watched[fired[0]].position, fired[1])
 
@@ -84,9 +89,9 @@ def _fired(recent: _Recent, values: Float64Array) -> tuple[int, str] | None:
     here = finite(*values)
     broken, recent.broken = ~here & ~recent.broken, ~here
     recent.any_broken = not here.all()
-    values = np.where(here, values, 0.0)
+    values = np.where(here, values, NONE)
     loud = (values >= recent.bound).any(0)
-    np.maximum(recent.largest, values, out=recent.largest)
+    np.maximum(recent.fresh, values, out=recent.fresh)
     np.maximum(recent.bound, np.minimum(FACTOR * values, np.finfo(np.float64).max), out=recent.bound)
     if broken.any():
         return int(broken.argmax()), "has a gradient that is not finite"

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 
+from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.limits import jitter
 from root_dash.monitor.limits.backpressure import Backpressure, describe_backpressure, leave_out, next_backpressure
 from root_dash.monitor.limits.budget import PATIENCE, Charge, begun, describe_cadence, describe_exhaustion, next_cadence
@@ -47,6 +48,7 @@ class Pace:
 
     def due(self, step: int, fill: float) -> tuple[frozenset[Kind], list[Event]]:
         """Return the kinds to record at a step if `fill` of the queue is taken, and the events of a change."""
+        events = self._told("flight", self.flight.ended(step - 1), step)
         if self.flight.active(step):
             due = self.of_flight(step)
         elif step == 1 and self._staggered:
@@ -55,12 +57,19 @@ class Pace:
             due = self._ahead(step)[0]
         before = self._backpressure
         if not before.kinds and fill == 0.0:
-            return due, []
+            return due, events
         self._backpressure = next_backpressure(before, fill)
         text = describe_backpressure(before, self._backpressure)
         kept, self._backpressure = leave_out(self._backpressure, due)
         self.left_out += len(due) - len(kept)
-        return kept, [] if text is None else [Event("queue", text, step, time.time())]
+        return kept, events + self._told("queue", text, step)
+
+    def end(self, step: int) -> list[Event]:
+        """Return the event of a flight that ends because the recording ends after a step."""
+        return self._told("flight", self.flight.stop(step), step)
+
+    def _told(self, kind: str, text: str | None, step: int) -> list[Event]:
+        return [] if text is None else [Event(kind, text, step, time.time())]
 
     def of_flight(self, step: int) -> frozenset[Kind]:
         """Return the kinds to record at a step of a flight: statistics, and the others as they were asked for."""
@@ -110,7 +119,9 @@ class Pace:
                 yield Event("cadence", describe_cadence(before, self.budget), step, time.time())
             if self.budget.exhausted and not self._exhausted:
                 self._exhausted = True
-                yield Event("budget", describe_exhaustion(self.budget), step, time.time())
+                text = describe_exhaustion(self.budget)
+                print_to_stderr(f"root-dash: {text}")
+                yield Event("budget", text, step, time.time())
 
 
 def lightest(due: frozenset[Kind]) -> Charge:
