@@ -1,6 +1,6 @@
 """Does a NaN slip between two frames, and what do sentinels and the default budget cost a small model?
 
-    python benchmarks/sentinels.py trials      # one NaN entry at a random step, 100 times
+    python benchmarks/sentinels.py trials [N]  # one NaN entry at a random step, 100 times or N times
     python benchmarks/sentinels.py overhead    # processor time of a step, watched and alone in turns
 
 The model is an MLP whose step takes about 2 ms, the smallest that anybody watches: its sentinels cost more than the
@@ -25,7 +25,7 @@ from torch.optim import AdamW, Optimizer
 import root_dash
 from root_dash import ROOT
 
-TRIALS, STEPS = 100, 60
+TRIALS, STEPS = 100, 40
 BLOCKS, BLOCK_STEPS = 32, 64
 WARM_BLOCKS = 8
 """Blocks that are not counted: the budget has not settled, and caches are cold."""
@@ -93,14 +93,14 @@ def overhead(folder: Path, kind: str) -> tuple[float, float]:
     return medians[0], medians[1]
 
 
-def main(what: str) -> None:
+def main(what: str, trials: int) -> None:
     """Print what was found."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if what == "trials":
-            found = sum(trial(folder, seed) for seed in range(TRIALS))
-            print(f"{found} of {TRIALS} NaN recorded at their layer and step")
+            found = sum(trial(folder, seed) for seed in range(trials))
+            print(f"{found} of {trials} NaN recorded at their layer and step")
         else:
             for kind in BUILDS:
                 plain, with_us = overhead(folder, kind)
@@ -108,4 +108,4 @@ def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "trials")
+    main(sys.argv[1] if len(sys.argv) > 1 else "trials", int(sys.argv[2]) if len(sys.argv) > 2 else TRIALS)
