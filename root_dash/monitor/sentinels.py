@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +17,12 @@ from root_dash.monitor.gradients import Reading, Small, read
 from root_dash.monitor.limits.budget import FLUSHED_SECONDS
 from root_dash.monitor.optimizers.adapter import Adapter
 from root_dash.monitor.quantities.sentinels import NONE, SENTINELS
-from root_dash.optim.matrices.shards import cut_alike, is_dtensor, local
+from root_dash.optim.matrices.batches import matrix_shape
+from root_dash.optim.matrices.shards import cut_alike, is_dtensor, local, local_part
 from root_dash.records import Float64Array, IntArray
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _ALL = slice(None)
 
@@ -67,6 +72,8 @@ class GradientReader:
         self._positions = positions
         self._parameters: list[tuple[Tensor, int]] = []
         self._cut: list[tuple[Tensor, Mapping[str, object], int]] = []
+        self._cut_shards: list[tuple[Tensor, int, slice | Tensor]] = []
+        self._pieces: dict[Tensor, list[tuple[int, tuple[int, int], slice | Tensor]]] = {}
         self._watched: tuple[Held, ...] = ()
         self._own: list[Tensor] = []
         self._seen: object = None
@@ -80,7 +87,7 @@ class GradientReader:
         self._positions = positions
         watched: list[Held] = []
         parameters: list[tuple[Tensor, int]] = []
-        self._cut = []
+        self._cut, self._cut_shards = [], []
         plain = True
         for group in self._adapter.optimizer.param_groups:
             for parameter in group["params"]:
@@ -88,14 +95,18 @@ class GradientReader:
                 if position is None or not local(parameter).numel():
                     continue
                 pieces = len(self._adapter.matrices(parameter, group))
-                if is_dtensor(parameter):
+                if is_dtensor(parameter) and pieces > 1:
                     plain = False
-                    if pieces > 1:
-                        continue  # whose shards belong to which matrix only the optimizer knows
-                    rows = parameter.shape[0] if parameter.ndim > 1 else 1
-                    shape = (rows, parameter.numel() // rows)
+                    if parameter not in self._pieces:
+                        self._pieces[parameter] = list(self._held_pieces(parameter, group))
+                    for piece, shape, held in self._pieces[parameter]:
+                        self._cut_shards.append((parameter, len(watched), held))
+                        count = held.stop - held.start if isinstance(held, slice) else len(held)
+                        watched.append(Held(position + piece, shape, count))
+                elif is_dtensor(parameter):
+                    plain = False
                     parameters.append((parameter, len(watched)))
-                    watched.append(Held(position, shape, local(parameter).numel()))
+                    watched.append(Held(position, matrix_shape(parameter.shape), local(parameter).numel()))
                 elif pieces > 1:
                     self._cut.append((parameter, group, len(watched)))
                     watched += [Held(position + piece) for piece in range(pieces)]
@@ -113,6 +124,24 @@ class GradientReader:
         self._may_be_sparse = any(parameter.ndim == 2 for parameter in own)
         self._plain = plain and not self._cut and len(kinds) == 1
         self._small = Small(own) if self._plain and own[0].is_cpu else None
+
+    def _held_pieces(
+        self, parameter: DTensor, group: Mapping[str, object]
+    ) -> Iterator[tuple[int, tuple[int, int], slice | Tensor]]:
+        """Yield the matrices of a sharded parameter that this process has entries of: which, its shape, which entries.
+
+        The entries are those of the flattened shard.
+        """
+        owner = torch.empty(parameter.shape, dtype=torch.int32)
+        for piece, matrix in enumerate(self._adapter.cut(owner, group)):
+            matrix.fill_(piece)
+        own = local_part(owner, parameter).reshape(-1).cpu()
+        for piece, (rows, cols) in enumerate(self._adapter.matrices(parameter, group)):
+            places = (own == piece).nonzero().view(-1)
+            if len(places):
+                first, last = int(places[0]), int(places[-1])
+                together = last - first + 1 == len(places)
+                yield piece, (rows, cols), slice(first, last + 1) if together else places.to(parameter.device)
 
     def row(self, step: int) -> SentinelRow | None:
         """Return what is read of the gradients now; None if there is no gradient."""
@@ -145,6 +174,10 @@ class GradientReader:
                 continue
             if held.numel():
                 yield place, held
+        for parameter, place, span in self._cut_shards:
+            gradient = parameter.grad
+            if gradient is not None and cut_alike(parameter, gradient):
+                yield place, local(gradient).reshape(-1)[span]
         for parameter, group, place in self._cut:
             if parameter.grad is not None and parameter.grad.layout is torch.strided:
                 for piece, matrix in enumerate(self._adapter.cut(parameter.grad, group)):
