@@ -36,11 +36,12 @@ from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, Preset, build_optimizers, train
 from root_dash.monitor.frames import Assembler, LayerGroup
+from root_dash.monitor.limits.budget import MAX_OVERHEAD, MAX_OVERHEAD_CPU
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.measure import measure
 from root_dash.monitor.optimizers.adapter import outliers_of
 from root_dash.monitor.quantities.quantity import LayerBatch
-from root_dash.monitor.recorder import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
+from root_dash.monitor.recorder import Recorder
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, Sent, SentArray
 from root_dash.monitor.writing.transfer import send
 from root_dash.monitor.writing.writer import Writer

@@ -1,4 +1,7 @@
-"""Recording: `root_dash.watch` records every step of an optimizer."""
+"""The way into a recording: `root_dash.watch` records the steps of an optimizer.
+
+The module cannot be called `watch.py`: once imported, it would hide the function `root_dash.watch` behind its own name.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import reprlib
 import socket
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -54,7 +58,7 @@ def watch(
     on_verdict: Callable[[Verdict], object] | None = None,
     webhook: str | None = None,
 ) -> Recorder:
-    """Record every step of an optimizer into a database until the returned recorder is closed.
+    """Record the steps of an optimizer into a database until the returned recorder is closed.
 
     ```python
     with watch(model, optimizer, db="runs.db", name="gpt-124m") as run:
@@ -101,9 +105,10 @@ def watch(
         exclude: a glob, or globs, over the names of the layers not to watch.
         outlier_quantile: quantile of |M| beyond which an entry counts as an outlier, if the optimizer itself has no
             threshold.
-        max_overhead: share of a step's time that recording may add. If recording adds more, the costly kinds are
-            recorded less often than `cadence` says, and an event of kind "cadence" says so. If None, 0.01 on a GPU and
-            0.03 on a CPU. `math.inf` keeps to the cadence at any cost.
+        max_overhead: share of a step's time that recording may add. If recording adds more, the costly kinds and what
+            is logged are recorded less often than `cadence` says, and an event of kind "cadence" says so. Sentinels
+            come before the budget. If None, 0.01 on a GPU and 0.03 on a CPU. `math.inf` keeps to the cadence at any
+            cost.
         ranks: `"first"`, or `"all"` to record a run for each process. With `"all"`, every process has to call `watch`,
             and no parameter may be sharded.
         server: address of a `root-dash serve` on another machine that records instead, such as `http://host:8050`.
@@ -213,6 +218,8 @@ def watch(
         forwards=not role.stores,
         new_layers=new_layers if role.link is None else None,
         alerts=alerts,
+        seed=zlib.crc32(uid.encode()) if role.seed is None else role.seed,
+        names=[layer.name for layer in layers],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_every_matrix_of_root_has_finite_statistics_at_every_step(tmp_path: Path
         for statistic in statistic_names("statistics"):
             history = store.history(layer, statistic)
             assert history.steps.tolist() == list(range(1, 13))
-            assert np.isfinite(history.values).all(), statistic
+            assert np.isfinite(history.values).all() == (statistic != "nonfinite_step"), statistic
         for kind, interval in (("histograms", 2), ("quantiles", 3), ("spectra", 4), ("masks", 5)):
             expected = [s for s in range(1, 13) if s == 1 or s % interval == 0]
             assert store.steps(layer, kind).tolist() == expected  # type: ignore[arg-type]
@@ -163,7 +164,8 @@ def test_watching_does_not_change_a_bit_of_the_training(build: Build, tmp_path: 
     alone, watched = Model(), Model()
     train(alone, build(alone), 50)
     optimizers = build(watched)
-    with root_dash.watch(watched, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+    path = tmp_path / "runs.db"
+    with root_dash.watch(watched, optimizers, db=path, cadence=EVERY_STEP, max_overhead=math.inf) as run:
         train(watched, optimizers, 50, run.log)
     assert (run.stored, run.lost, run.failures) == (50, 0, 0)
     for (name, left), (_, right) in zip(alone.named_parameters(), watched.named_parameters(), strict=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from root_dash.frontend.numbers import count, every, plural
@@ -12,8 +13,11 @@ from root_dash.records import KINDS, Layer, Run
 from root_dash.records.algorithms import traits_of
 
 
-def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
-    """Return a sentence: layers by optimizer, cadence, whether the budget thinned the cadence, frames kept and lost."""
+def summary(run: Run, layers: Sequence[Layer], *, kept: Mapping[str, int] | None = None) -> str:
+    """Return a sentence: layers by optimizer, the cadence that is kept, frames kept and lost.
+
+    `kept` is the interval in steps of each kind that the budget thinned, if it thinned any at any time.
+    """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         groups.setdefault(layer.algorithm, []).append(layer)
@@ -22,8 +26,11 @@ def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
     ordered = sorted(groups, key=lambda algorithm: traits[algorithm].orthogonalizes is None)
     who = " and ".join(f"{_number(groups[algorithm])} under {traits[algorithm].label}" for algorithm in ordered)
     lost = "none lost" if run.lost == 0 else f"{count(run.lost)} lost"
-    rarer = "at times less often, to keep the budget" if thinned else ""
-    parts = [who or "no layers", cadence(run), rarer, f"{plural(run.frames, 'frame')}, {lost}"]
+    rarer = ""
+    if kept is not None:
+        asked = cadence(run, {})
+        rarer = "at times less often, to keep the budget" if cadence(run, kept) == asked else f"asked for: {asked}"
+    parts = [who or "no layers", cadence(run, kept or {}), rarer, f"{plural(run.frames, 'frame')}, {lost}"]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -33,11 +40,14 @@ def _number(layers: Sequence[Layer]) -> str:
     return plural(len(layers), "tensor")
 
 
-def cadence(run: Run) -> str:
-    """Return how often each kind is recorded, kinds of the same cadence together: spectra and masks every 25."""
+def cadence(run: Run, kept: Mapping[str, int]) -> str:
+    """Return how often each kind is recorded, kinds of the same cadence together: spectra and masks every 25.
+
+    `kept` has the intervals of kinds that are not those of the run.
+    """
     kinds_by_steps: dict[int, list[str]] = {}
     for kind in KINDS:
-        steps = run.cadence.get(kind)
+        steps = run.cadence.get(kind) and kept.get(kind, run.cadence[kind])
         # Scalars come when the user logs them, and quantiles come with the histograms.
         if steps and kind not in ("scalars", "quantiles"):
             kinds_by_steps.setdefault(int(steps), []).append(kind)
@@ -46,12 +56,19 @@ def cadence(run: Run) -> str:
 
 def _read(selection: Selection) -> dict[str, Any]:
     store, run_id = selection.store, selection.run
-    thinned = any(event.kind == "cadence" for event in store.events(run_id))
-    return {"run": store.run(run_id), "layers": store.layers(run_id), "thinned": thinned}
+    texts = [event.text for event in store.events(run_id) if event.kind == "cadence"]
+    kept = intervals(texts) if texts else None
+    return {"run": store.run(run_id), "layers": store.layers(run_id), "kept": kept}
 
 
-def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], thinned: bool) -> Drawing:
-    return Drawing(summary(run, layers, thinned=thinned))
+def intervals(texts: Iterable[str]) -> dict[str, int]:
+    """Return the interval of each kind after changes of the cadence, which events tell in these words."""
+    found = (re.findall(r"(\w+) every (\d+) steps \(before", text) for text in texts)
+    return {kind: int(steps) for changes in found for kind, steps in changes}
+
+
+def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], kept: Mapping[str, int] | None) -> Drawing:
+    return Drawing(summary(run, layers, kept=kept))
 
 
 PANEL = Panel("summary", "", "", _read, _draw, words=True, className="summary")

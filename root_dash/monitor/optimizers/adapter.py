@@ -103,6 +103,10 @@ class Adapter:
         """
         yield 0, local(parameter).detach()
 
+    def cut(self, tensor: Tensor, group: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the matrices of a parameter's gradient, in the order of `matrices`."""
+        return (tensor,)
+
 
 def chunks(items: Sequence[Item], entries: int, limits: MeasureLimits) -> Iterator[Sequence[Item]]:
     """Yield items of so many entries each, as many at a time as the limits allow, and at least one."""

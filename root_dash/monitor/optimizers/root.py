@@ -92,6 +92,10 @@ class RootAdapter(Adapter):
                 if shared := overlap(rows, (first, last)):
                     yield piece, matrix[shared[0] - first : shared[1] - first]
 
+    def cut(self, tensor: Tensor, group: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the experts, heads and fused projections of a gradient, in the order of `matrices`."""
+        return pieces(tensor, Layout.of(group)) if self.algorithm(group) == ORTHOGONALIZED else (tensor,)
+
 
 def batches_of(observation: Observation, hooks: RecorderHooks) -> Iterator[LayerBatch]:
     """Yield what ROOT's observation shows of the watched parameters, as many layers at a time as the limits allow.

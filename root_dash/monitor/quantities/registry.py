@@ -18,12 +18,13 @@ from root_dash.monitor.quantities.outliers import OUTLIERS
 from root_dash.monitor.quantities.quantiles import QUANTILES
 from root_dash.monitor.quantities.quantity import LayerBatch, Quantity
 from root_dash.monitor.quantities.rows import ROWS
+from root_dash.monitor.quantities.sentinels import SENTINELS
 from root_dash.monitor.quantities.spectrum import SPECTRUM
 from root_dash.monitor.quantities.weights import WEIGHTS
 from root_dash.records import Kind
 
 QUANTITIES: tuple[Quantity, ...] = (
-    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, ORTHOGONALITY, CHANGES),
+    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, SENTINELS, ORTHOGONALITY, CHANGES),
     HISTOGRAM,
     QUANTILES,
     MASK,

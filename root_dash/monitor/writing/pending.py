@@ -10,15 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from root_dash.monitor.frames import Assembler, LayerGroup
+from root_dash.monitor.limits.budget import Charge
 from root_dash.monitor.limits.cost_meter import StepCost
 from root_dash.monitor.measure import Measurement
 from root_dash.monitor.ranks.merge import Joined
+from root_dash.monitor.sentinels import SentinelRow, groups_of_rows
 from root_dash.monitor.skipped import SkipCounts
 from root_dash.monitor.writing.transfer import Arrival
 from root_dash.records import Event, Frame
 
 FRAME_BYTES, ARRAY_BYTES = 512, 320
 """Bytes of a waiting frame beside its arrays (463 measured), and of each array beside its entries (286 measured)."""
+
+
+ROW_BYTES = 700
+"""Bytes of a sentinels' row beside its numbers."""
 
 
 class SentArray(NamedTuple):
@@ -60,13 +66,18 @@ class PendingFrame:
     events: tuple[Event, ...] = ()
     step_cost: StepCost | None = None
     """Where the writer notes the time that the frame took of its thread; None if nobody asks."""
+    charge: Charge = "statistics"
+    """What that time is charged to."""
     joins: bool = False
     """Whether other processes have measured something of the step."""
+    sentinels: tuple[SentinelRow, ...] = ()
+    """The sentinels of the steps since they were last handed over."""
 
     @property
     def nbytes(self) -> int:
         """About how many bytes of the host's memory the frame holds while it waits."""
-        return FRAME_BYTES + ARRAY_BYTES * len(self.arrival.slots) + self.arrival.nbytes
+        rows = sum(ROW_BYTES + 16 * len(row.watched) for row in self.sentinels)
+        return FRAME_BYTES + ARRAY_BYTES * len(self.arrival.slots) + self.arrival.nbytes + rows
 
 
 def tensors_to_send(
@@ -89,10 +100,11 @@ def groups_of(pending: PendingFrame, arrays: Mapping[Sent, NDArray[Any]]) -> lis
     for place, array in arrays.items():
         if isinstance(place, SentArray):
             found[place.batch].setdefault(place.quantity, {})[place.name] = array
-    return [
+    measured = [
         LayerGroup(batch.positions, batch.shape, quantities, batch.entries)
         for batch, quantities in zip(pending.batches, found, strict=True)
     ]
+    return measured + groups_of_rows(pending.sentinels)
 
 
 def assembled(

@@ -27,6 +27,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def cut_alike(parameter: Tensor, tensor: Tensor) -> bool:
+    """Return whether a process holds the same part of both: what lies elsewhere would need communication."""
+    if not is_dtensor(parameter) or not is_dtensor(tensor):
+        return is_dtensor(parameter) == is_dtensor(tensor)
+    return parameter.placements == tensor.placements
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the tensor itself, or all shards of a DTensor put together: a collective call of all its ranks."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
