@@ -155,6 +155,7 @@ def _spectrum(layer: Layer, step: int, rng: np.random.Generator) -> tuple[Spectr
     squares = values.astype(np.float64) ** 2
     shares = squares / squares.sum()
     statistics = {
+        **{name: 0.5 * len(name) for name in statistic_names("spectra")},
         "sigma_max": float(values[0]),
         "sigma_min": float(values[-1]),
         "stable_rank": float(squares.sum() / squares[0]),
