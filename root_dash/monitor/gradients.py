@@ -97,9 +97,9 @@ def _on_cpu(gradients: Sequence[Tensor], small: Small) -> Float64Array:
         torch._foreach_copy_(small.parts, own)
         torch.mul(small.buffer, small.buffer, out=small.buffer)
         places = slice(None) if small.whole else small.indices
-        found[0, places] = np.add.reduceat(small.array, small.starts)
-        found[1, places] = np.maximum.reduceat(small.array, small.starts)  # NaN if a square is
-        np.sqrt(found, out=found)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is read again
+            found[0, places] = np.sqrt(np.add.reduceat(small.array, small.starts))
+            found[1, places] = np.sqrt(np.maximum.reduceat(small.array, small.starts))  # NaN if a square is
     for index in small.large:
         found[:, index] = _of_large(gradients[index])
     norms, entries = found
