@@ -148,4 +148,4 @@ class Flight:
 
 def hold(firings: int) -> int:
     """Return for how many flights' lengths firings are not heard after so many."""
-    return min(2 ** max(firings - FREE_FIRINGS, 0), LONGEST_HOLD)
+    return min(1 << max(firings - FREE_FIRINGS, 0), LONGEST_HOLD)
