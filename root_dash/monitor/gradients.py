@@ -94,22 +94,22 @@ def _on_cpu(gradients: Sequence[Tensor], small: Small) -> Float64Array:
     found = np.empty((2, len(gradients)))
     if small.indices:
         own = gradients if small.whole else [gradients[index] for index in small.indices]
-        torch._foreach_copy_(small.parts, own)
+        torch._foreach_copy_(small.parts, list(own))
         torch.mul(small.buffer, small.buffer, out=small.buffer)
         places = slice(None) if small.whole else small.indices
-        found[0, places] = np.add.reduceat(small.array, small.starts)
-        found[1, places] = np.maximum.reduceat(small.array, small.starts)  # NaN if a square is
-        np.sqrt(found, out=found)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is read again
+            found[0, places] = np.sqrt(np.add.reduceat(small.array, small.starts))
+            found[1, places] = np.sqrt(np.maximum.reduceat(small.array, small.starts))  # NaN if a square is
     for index in small.large:
         found[:, index] = _of_large(gradients[index])
     norms, entries = found
     low, high = entries.min(), norms.max()
     if not (_ORDINARY[0] < low and high < _ORDINARY[1]):
         # A square over- or underflowed, or an entry is not finite, which reading again does not change.
-        for index in np.flatnonzero(~((entries > _ORDINARY[0]) & (norms < _ORDINARY[1]))):
-            exact = gradients[index].double()
-            norms[index] = float(torch.linalg.vector_norm(exact))
-            entries[index] = _largest(exact.numpy())
+        for odd in np.flatnonzero(~((entries > _ORDINARY[0]) & (norms < _ORDINARY[1]))).tolist():
+            exact = gradients[odd].double()
+            norms[odd] = float(torch.linalg.vector_norm(exact))
+            entries[odd] = _largest(exact.numpy())
     return found
 
 

@@ -299,3 +299,12 @@ def test_a_step_that_failed_and_is_tried_again_counts_once() -> None:
     assert group.arrays[SENTINELS.name]["entry"].tolist() == [[5.0], [5.0]]
     assert not kept.take()
     assert NONE < 0
+
+
+def test_a_sum_that_overflows_warns_nobody() -> None:
+    """Beside large gradients, which are read apart; the norm is read again in float64."""
+    gradients = [torch.full((100,), 1e19), torch.randn(2**17), torch.full((3,), math.nan)]
+    norms, entries = read(gradients).array()
+    assert norms[0] == pytest.approx(1e20)
+    assert entries[0] == pytest.approx(1e19)
+    assert np.isfinite(norms).tolist() == [True, True, False]

@@ -27,6 +27,8 @@ LONGEST_HOLD = 2**12
 FACTOR = 100.0
 """A norm or largest entry beyond so many times its own recent largest value fires."""
 
+_UNBOUNDED = float(np.finfo(np.float64).max)
+
 _STRIDE = 32
 """Steps after which the recent range fades a little, and before a layer's norm can fire."""
 
@@ -63,7 +65,7 @@ class Alarm:
         recent = next((one for one in self._recent if one.watched is row.watched), None)
         if recent is None:
             count = len(row.watched)
-            bound = np.full((2, count), np.finfo(np.float64).max)
+            bound = np.full((2, count), _UNBOUNDED)
             fresh = np.full((2, count), NONE)
             recent = _Recent(row.watched, np.zeros((2, count)), fresh, bound, np.zeros(count, np.bool_))
             self._recent = [recent, *self._recent[:7]]  # the parameters of an optimizer change now and then
@@ -80,7 +82,9 @@ class Alarm:
             fading = np.maximum(recent.fresh, _DECAY * recent.largest)
             recent.largest = np.where(recent.fresh == NONE, recent.largest, fading)
             recent.fresh.fill(NONE)
-            recent.bound = np.where(recent.largest > 0, FACTOR * recent.largest, np.finfo(np.float64).max)
+            recent.bound = np.where(
+                recent.largest > 0, FACTOR * np.minimum(recent.largest, _UNBOUNDED / FACTOR), _UNBOUNDED
+            )
         return None if fired is None else (row.watched[fired[0]].position, fired[1])
 
 
@@ -92,7 +96,7 @@ def _fired(recent: _Recent, values: Float64Array) -> tuple[int, str] | None:
     values = np.where(here, values, NONE)
     loud = (values >= recent.bound).any(0)
     np.maximum(recent.fresh, values, out=recent.fresh)
-    np.maximum(recent.bound, np.minimum(FACTOR * values, np.finfo(np.float64).max), out=recent.bound)
+    np.maximum(recent.bound, FACTOR * np.minimum(values, _UNBOUNDED / FACTOR), out=recent.bound)
     if broken.any():
         return int(broken.argmax()), "has a gradient that is not finite"
     if loud.any():
@@ -144,4 +148,4 @@ class Flight:
 
 def hold(firings: int) -> int:
     """Return for how many flights' lengths firings are not heard after so many."""
-    return min(2 ** max(firings - FREE_FIRINGS, 0), LONGEST_HOLD)
+    return min(1 << max(firings - FREE_FIRINGS, 0), LONGEST_HOLD)

@@ -8,18 +8,18 @@ from dataclasses import asdict
 
 import pytest
 
-from root_dash.monitor.limits.budget import LONGEST, PATIENCE, Budget, describe_cadence, next_cadence
+from root_dash.monitor.limits.budget import LONGEST, PATIENCE, Budget, Charge, describe_cadence, next_cadence
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.cost_meter import WAITING_STEPS, CostMeter
 from root_dash.records import Kind
 
 ASKED = Cadence(statistics=1, histograms=10, quantiles=10, spectra=100, masks=100)
-CHEAP: dict[Kind, float] = {"statistics": 1e-4, "histograms": 1e-4, "quantiles": 1e-4, "spectra": 1e-4, "masks": 1e-4}
+CHEAP: dict[Charge, float] = {"statistics": 1e-4, "histograms": 1e-4, "quantiles": 1e-4, "spectra": 1e-4, "masks": 1e-4}
 STEP = 0.1
 """Seconds."""
 
 
-def run(state: Budget, costs: Mapping[Kind, float], steps: int, step_time: float = STEP) -> list[Budget]:
+def run(state: Budget, costs: Mapping[Charge, float], steps: int, step_time: float = STEP) -> list[Budget]:
     """The states after each step of a run in which each kind costs the same every time that it is due."""
     states = []
     for _ in range(steps):
