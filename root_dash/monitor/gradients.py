@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
     def array(self) -> Float64Array:
         """Return the values; waits until they are here."""
-        if self.copied is not None:
+        if self.copied is not None and not self.arrived:
             self.copied.synchronize()
         return self.values
 
