@@ -199,7 +199,7 @@ def test_gradients_that_a_closure_makes_are_read(tmp_path: Path) -> None:
     norms = []
     with root_dash.watch(model, optimizer, db=tmp_path / "runs.db", cadence=NEVER):
         for _ in range(5):
-            optimizer.step(closure)  # type: ignore[arg-type]
+            optimizer.step(closure)
             assert model.up.weight.grad is not None
             norms.append(float(model.up.weight.grad.norm()))
     store = root_dash.open(tmp_path / "runs.db")
