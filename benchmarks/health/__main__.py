@@ -6,7 +6,8 @@ millions of layer-steps cost minutes. Recordings that are there are not made aga
 `--seconds` of CPU time end it. Then all recordings of the folder are judged, by our rules and by those that others
 ship, and a table is written as JSON beside this file.
 
-- recall: sick runs with any verdict that began since the onset. Of notes, those about drift and missing gradients count.
+- recall: sick runs with any verdict that began since the onset. Notes count if they are about drift or a missing
+  gradient.
 - right first: the first such verdict names the sick layer, or the run if the whole run is sick.
 - onset: the verdict's `since` is within three recorded samples of the first sick step.
 - false alarms: verdicts of warning or worse that began in health, which is also what lies before an onset, per million

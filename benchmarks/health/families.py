@@ -67,7 +67,8 @@ class ConvNet(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(depth))
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(width, track_running_stats=False) if batched else nn.GroupNorm(2, width) for _ in range(depth)
+            nn.BatchNorm2d(width, track_running_stats=False) if batched else nn.GroupNorm(2, width)
+            for _ in range(depth)
         )  # fmt: skip
         self.head, self.dropout, self.act = nn.Linear(width, 10), nn.Dropout(dropout), draw.choice(ACTIVATIONS)
 

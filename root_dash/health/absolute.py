@@ -206,6 +206,12 @@ class AbsoluteRules:
         streak, calm = self._int(f"{rule}.streak"), self._int(f"{rule}.calm")
         first, last = self._int(f"{rule}.first"), self._int(f"{rule}.last")
         open_ = self._bool(f"{rule}.open")
+        if not sick.any():  # nearly always: a frame has little time
+            streak[judged] = 0
+            calm += judged
+            if open_.any():
+                yield from self._end(rule)
+            return
         first[:] = np.where(sick & (streak == 0), step, first)
         last[:] = np.where(sick, step, last)
         streak[:] = np.where(sick, streak + 1, np.where(judged, 0, streak))
@@ -215,9 +221,14 @@ class AbsoluteRules:
             what, evidence = describe(i)
             one = severity(i) if callable(severity) else severity
             yield Finding(i, rule, one, int(first[i]), what, evidence, float("inf"))
-        for i in np.flatnonzero(open_ & (calm >= CALM)).tolist():
+        yield from self._end(rule)
+
+    def _end(self, rule: str) -> Iterator[Ending]:
+        """End a rule's faults in layers that have been calm for long enough."""
+        open_ = self._bool(f"{rule}.open")
+        for i in np.flatnonzero(open_ & (self._int(f"{rule}.calm") >= CALM)).tolist():
             open_[i] = False
-            yield Ending(i, rule, int(last[i]))
+            yield Ending(i, rule, int(self._int(f"{rule}.last")[i]))
 
     def sick(self) -> NDArray[np.bool_]:
         """Return which layers have a fault by a rule of this module that is more than a note, (L,)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -119,10 +118,8 @@ class RunRules:
         """
         if not np.isfinite(logs).any():
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a column without any number
-            middle = np.nanmedian(self._past[:BATCH_CENTRE], axis=0)
-            spread = MAD_TO_SIGMA * np.nanmedian(np.abs(self._residuals), axis=0)
+        middle = _medians(self._past[:BATCH_CENTRE])
+        spread = MAD_TO_SIGMA * _medians(np.abs(self._residuals))
         known = np.isfinite(self._residuals).sum(0) >= BATCH_OPENING
         scores = np.where(known, (logs - middle) / (spread + BATCH_NOISE), np.nan)
         self._residuals = np.concatenate([self._residuals[1:], (logs - middle)[None]])
@@ -232,6 +229,15 @@ class RunRules:
         self._baselines.restore(
             {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
         )
+
+
+def _medians(values: Float64Array) -> Float64Array:
+    """Return the medians of the columns of (n, C), (C,): of what is no NaN, and NaN if nothing is."""
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    counts = len(values) - np.isnan(ordered).sum(0)
+    columns = np.arange(values.shape[1])
+    medians: Float64Array = 0.5 * (ordered[(counts - 1) // 2, columns] + ordered[counts // 2, columns])
+    return np.where(counts > 0, medians, np.nan)
 
 
 def loss_of(scalars: Mapping[str, float]) -> float | None:
