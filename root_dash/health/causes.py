@@ -26,13 +26,14 @@ _TOGETHER = {
     FROZEN_RULE: "have no gradient any more, as if a schedule had frozen them",
     "update-too-large": "have an orthogonalized update with singular values far above 1, as of a coefficient set that "
     "diverges",
+    "updates-rounded-away": "have a weight whose data type is too coarse for its updates",
     "weight-overwritten": "have a weight that something else than their optimizer wrote, as a loaded checkpoint",
 }
 """Rules whose findings in several layers at once become a single verdict about the run, with the words for it."""
 
 _RUN_ORDER = (
     nonfinite.RULE, nonfinite.LOSS_RULE, run_rules.RATE_RULE, run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE,
-    run_rules.DIVERGENCE_RULE,
+    run_rules.BATCHES_RULE, run_rules.DIVERGENCE_RULE,
 )  # fmt: skip
 _ALONE = (FROZEN_RULE, DRIFT_RULE)
 """Rules whose verdicts are notes, which are no cause of other verdicts."""
@@ -97,6 +98,8 @@ class Causes:
                 self.open[None, run_rules.LOSS_RULE] = worse
                 changed.append(worse)
                 continue
+            if one.rule == run_rules.BATCHES_RULE and self._told_of_batches():
+                continue
             begun.append(self._begin(one, self._above_run(one), scene))
         for rule, words in _TOGETHER.items():
             same = [one for one in single if one.rule == rule]
@@ -120,6 +123,10 @@ class Causes:
             begun.append(self._begin(replace(one, severity="note") if follows else one, parent, scene))
         many_ended = self._end_many(scene)
         return Changes(tuple(begun), tuple(changed), (*ended, *many_ended))
+
+    def _told_of_batches(self) -> bool:
+        """Whether an open verdict says of loss or gradients what bad batches would say."""
+        return any((None, rule) in self.open for rule in (run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE))
 
     def note(self, one: Finding, scene: Scene) -> Verdict:
         """Return a verdict about a single event that is over."""
@@ -231,7 +238,7 @@ class Causes:
         if one.layer is not None and one.rule not in (nonfinite.RULE, FROZEN_RULE):
             others = int(scene.beyond.sum()) - bool(scene.beyond[one.layer])
             ruled_out.append(f"{scene.count - 1 - others} of {scene.count - 1} other layers are as usual")
-        if one.rule in (run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE):
+        if one.rule in (run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE, run_rules.BATCHES_RULE):
             ruled_out.append("no layer was ill before: a bad batch is the likeliest cause")
         elif not scene.loss_rises and one.rule not in (run_rules.RATE_RULE, FROZEN_RULE, nonfinite.RULE):
             ruled_out.append("the loss is as usual")

@@ -22,6 +22,12 @@ ORTHOGONALIZED = ("root", "muon")
 FEWEST_ENTRIES = 256
 """Fewest entries of a layer whose outlier energy is judged. A tenth of fewer entries are no distribution."""
 
+LATER = (
+    "changed_share", "nonfinite_steps", "nonfinite_step", "norm_peak", "norm_peak_step", "norm_trough",
+    "norm_trough_step", "entry_peak", "entry_peak_step",
+)  # fmt: skip
+"""Statistics that databases of older versions lack: NaN there."""
+
 _STATISTICS = {name: column for column, name in enumerate(statistic_names("statistics"))}
 
 
@@ -82,8 +88,8 @@ SIGNALS: tuple[Signal, ...] = (
 
 SPARSE_SIGNALS: tuple[Signal, ...] = (
     Signal("polar_error", lambda c, n: _log(c["polar_error"]), math.log(2.5), "polar-error", caution=1.3),
-    Signal("outlier_row_share", lambda c, n: c["outlier_row_share"], 0.15, "outlier-rows", log=False),
-    Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.15, "outlier-columns", log=False),
+    Signal("outlier_row_share", lambda c, n: c["outlier_row_share"], 0.2, "outlier-rows", caution=1.3, log=False),
+    Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.2, "outlier-columns", caution=1.3, log=False),
 )
 """Signals of spectra and masks, which few frames have."""
 
@@ -92,7 +98,8 @@ def columns_of(layers: np.ndarray, statistics: np.ndarray, count: int) -> dict[s
     """Return a frame's statistics by name, each (count,), NaN for layers outside of `layers`."""
     table = np.full((len(_STATISTICS), count), np.nan)
     table[:, layers] = statistics.T
-    return {name: table[column] for name, column in _STATISTICS.items()}
+    columns = {name: table[column] for name, column in _STATISTICS.items()}
+    return columns | {name: np.full(count, np.nan) for name in LATER if name not in columns}
 
 
 def signals_of(signals: Sequence[Signal], columns: Columns, sizes: Float64Array) -> Float64Array:
