@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from root_dash.health import replay
 from root_dash.health.absolute import AbsoluteRules
 from root_dash.health.findings import Finding
 from root_dash.health.nonfinite import NonFinite
 from root_dash.health.signals import Columns, columns_of
 from root_dash.records import statistic_names
 from tests.health.synthetic import COLUMN, layers, run
-from tests.health.test_fold import replay
 
 COUNT = 8
 ALL = np.ones(COUNT, bool)
