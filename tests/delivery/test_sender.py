@@ -23,6 +23,7 @@ from root_dash.store.spool import Spool
 from tests.delivery.servers import WRITE, free_port, serving
 from tests.delivery.spools import LAYERS, RUN, arrived, left, remaining, send, start
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
+from tests.store.frames import forget_later
 from tests.store.read.test_frames import same_frames, trained
 from tests.store.recorded import unpacked
 from tests.waiting import until
@@ -58,8 +59,9 @@ def test_a_spool_of_another_root_dash_is_sent(tmp_path: Path, change: str) -> No
     with serving(tmp_path / "team.db") as (server, _, _):
         assert send(folder, server) == [4]
     frames = [trained(seq) for seq in range(4)]
-    if change.startswith("DROP"):
-        for frame in frames:
+    for frame in frames:
+        forget_later(frame)
+        if change.startswith("DROP"):
             frame.statistics[:, statistic_names("statistics").index("alignment")] = np.nan
     assert all(map(same_frames, arrived(tmp_path / "team.db"), frames))
     with Store.open(tmp_path / "team.db") as store:

@@ -181,7 +181,7 @@ def test_failures_below_have_a_status(
 def test_the_description_needs_no_other_server(client: TestClient) -> None:
     """The OpenAPI document names every route, and FastAPI's own page, which loads scripts from elsewhere, is off."""
     paths = client.get("/api/openapi.json").json()["paths"]
-    assert len(paths) == 19
+    assert len(paths) == 20
     assert f"{V1}/runs/{{run}}/stream" in paths
     assert client.get("/docs").status_code == 404
     assert client.get("/healthz").json() == {"status": "ok"}

@@ -29,8 +29,14 @@ from root_dash.records import (
 )
 from root_dash.store import Limits, Store
 
-_FIRST_STATISTICS = 19
-"""Statistics that the vocabulary had when the fixtures were written."""
+LATER = (
+    *("scaled_lr", "changed_share", "severity", "severity_rule", "nonfinite_steps", "nonfinite_step"),
+    *("norm_peak", "norm_peak_step", "norm_trough", "norm_trough_step", "entry_peak", "entry_peak_step"),
+)
+"""Statistics of every frame that the vocabulary did not have when the fixtures were written."""
+
+LATER_SPECTRAL = ("weight_sigma_max", "weight_stable_rank", "update_row_", "update_col_")
+"""How the names of spectral statistics begin that the vocabulary did not have then."""
 
 Location = TypeVar("Location", Path, str, Path | str)
 """A SQLite file's path, or the URL of a PostgreSQL database."""
@@ -111,12 +117,21 @@ def record(
     return path
 
 
+def forget_later(frame: Frame) -> None:
+    """Set what the vocabulary did not have when the fixtures were written to NaN, in place."""
+    recorded = statistic_names("statistics")
+    frame.statistics[:, [recorded.index(name) for name in LATER]] = np.nan
+    for _, numbers in frame.spectra.values():
+        numbers |= {name: np.nan for name in numbers if name.startswith(LATER_SPECTRAL)}
+
+
 def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) -> Float32Array:
-    names = statistic_names("statistics")
+    recorded = statistic_names("statistics")
+    names = [name for name in recorded if name not in LATER] + list(LATER)
     # Later statistics are drawn apart: frames that the fixtures hold keep their values.
     drawn = [
         source.normal(0, 0.2, (len(layers), count))
-        for source, count in ((rng, _FIRST_STATISTICS), (np.random.default_rng(step), len(names) - _FIRST_STATISTICS))
+        for source, count in ((rng, len(names) - len(LATER)), (np.random.default_rng(step), len(LATER)))
     ]
     levels = np.exp(np.concatenate(drawn, 1)) * (1 + np.arange(len(names)) / 10)
     for column, name in enumerate(names):
@@ -130,7 +145,7 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
             levels[[layer.algorithm != "root" for layer in layers], column] = np.nan
         elif statistic(name).judged:
             levels[:, column] = np.nan  # no recorder makes it
-    return levels.astype(np.float32)
+    return levels[:, [names.index(name) for name in recorded]].astype(np.float32)
 
 
 def _histograms(layer: Layer, rng: np.random.Generator) -> dict[TensorName, Histogram]:
