@@ -31,6 +31,8 @@ class Statistic:
     kind: Kind = "statistics"
     log: bool = False
     """Whether a logarithmic axis suits the statistic: its values are positive, over orders of magnitude."""
+    judged: bool = False
+    """Whether the diagnosis makes the statistic when a frame is stored, and no recorder sends it."""
 
 
 # M is the tensor about to be orthogonalized (the momentum, Nesterov-corrected under Nesterov), B = clamp(M, -ε, ε) its
@@ -55,6 +57,8 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("outlier_energy", "outlier energy", "‖O‖² / ‖M‖²"),
     Statistic("base_alignment", "base alignment", "cosine of M and B"),
     Statistic("orthogonality_error", "orthogonality error", "‖X Xᵀ − I‖ / √m over X's non-zero rows", log=True),
+    Statistic("severity", "severity", "the layer's worst score of all rules: deviation / bound", judged=True),
+    Statistic("severity_rule", "rule of the severity", "number of the rule + 128 × ⌊16 × severity⌋", judged=True),
     Statistic("sigma_max", "largest singular value", "σ₁ of M", "spectra", log=True),
     Statistic("sigma_min", "smallest singular value", "least σ of M that is not null", "spectra", log=True),
     Statistic("stable_rank", "stable rank", "‖M‖² / σ₁²", "spectra"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from root_dash.defaults import default_place, default_spool, is_path
 from root_dash.exceptions import missing_extra
+from root_dash.health import Health
 from root_dash.records import Layer, Run
 from root_dash.sending import remote_sink
 from root_dash.store.backends.location import Location
@@ -213,7 +214,7 @@ def _local_sink(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
     """Return a sink that stores the run in a database."""
     from root_dash.monitor.failures import print_to_stderr
 
-    store = Store.create(location)
+    store = Store.create(location, judge=Health)
     try:
         return FailoverRecording(store, run, layers, print_to_stderr)
     except BaseException:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from root_dash import records
 from root_dash.exceptions import Malformed
-from root_dash.records import TENSORS, TensorName, statistic_names
+from root_dash.records import TENSORS, TensorName, statistic, statistic_names
 from root_dash.records.validation import checked
 
 LIMIT = 512 * 2**20
@@ -34,6 +34,11 @@ ENCODING = "zstd"
 _DESCRIPTION_LIMIT = 2**24
 """Largest unpacked size in bytes of the first and last message of an attempt. Python objects take up to 80 times as
 much memory."""
+
+_SENT = tuple(name for name in statistic_names("statistics") if not statistic(name).judged)
+"""Statistics that travel. The others are made where the frame is stored."""
+
+_SENT_COLUMNS = [statistic_names("statistics").index(name) for name in _SENT]
 
 _LEVEL = 1  # zstd's quickest: the cores of the trainer's machine belong to the training
 _NAME = 2**16  # characters
@@ -215,7 +220,8 @@ def pack_frame(frame: records.Frame) -> bytes:
         _struct(
             _Frame,
             frame,
-            names=statistic_names("statistics"),
+            names=_SENT,
+            statistics=np.ascontiguousarray(frame.statistics[:, _SENT_COLUMNS]),
             histograms={at: _by_tensor(_Histogram, held) for at, held in frame.histograms.items()},
             quantiles={at: _by_tensor(_Quantiles, held) for at, held in frame.quantiles.items()},
             spectra={at: _struct(_Spectrum, one, statistics=named) for at, (one, named) in frame.spectra.items()},

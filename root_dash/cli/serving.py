@@ -97,6 +97,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
     """
     import uvicorn
 
+    from root_dash.health import Health
     from root_dash.server.ingest import Inbox
     from root_dash.server.limits.connections import Limits, divide_files, protocol
     from root_dash.server.limits.log_rate_limit import LogRateLimit
@@ -105,7 +106,7 @@ def run_server(settings: Settings, store: Store, *, open_browser: bool = False) 
     listener = listen(settings)
     settings = settings.model_copy(update={"port": listener.getsockname()[1]})
     stopping = threading.Event()
-    inbox = None if settings.read_only else Inbox(lambda: Store.create(settings.db))
+    inbox = None if settings.read_only else Inbox(lambda: Store.create(settings.db, judge=Health))
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:

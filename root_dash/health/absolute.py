@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import ORTHOGONALIZED, Columns
-from root_dash.health.verdict import Measured, Severity
 from root_dash.records import Float64Array, Layer
+from root_dash.records.verdict import Measured, Severity
 
 HOLD = 3
 """Samples in a row before a rule of this module fires, except for numbers that are not finite."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from root_dash.health import nonfinite, run_rules
 from root_dash.health.drift import DRIFT_RULE
 from root_dash.health.findings import Ending, Finding
-from root_dash.health.verdict import Changes, Measured, Verdict, from_json, to_json
+from root_dash.records.verdict import Changes, Measured, Verdict, from_json, to_json
 
 MANY_SHARE, MANY_LEAST = 0.25, 3
 """Share and least number of layers that have to be beyond their bounds at once for the run to be blamed."""

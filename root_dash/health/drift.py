@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from root_dash.health.baseline import Baselines
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns, Signal, floors_of
-from root_dash.health.verdict import Measured
 from root_dash.records import Float64Array, Layer
+from root_dash.records.verdict import Measured
 
 DRIFT_RULE = "slow-drift"
 """A note and no warning: gradients of attention that starts uniform rise thirtyfold in healthy runs."""

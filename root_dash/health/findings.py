@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from root_dash.health.verdict import Measured, Severity
+from root_dash.records.verdict import Measured, Severity
 
 
 @dataclass(frozen=True, slots=True)

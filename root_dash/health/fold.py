@@ -29,8 +29,8 @@ from root_dash.health.signals import (
     floors_of,
     signals_of,
 )
-from root_dash.health.verdict import Changes, Measured, Verdict
 from root_dash.records import Float64Array, Frame, Layer, outlying
+from root_dash.records.verdict import Changes, Measured, Verdict
 
 SPARSE_OPENING, SPARSE_SMOOTHING = 6, 3
 """Samples of spectra and masks before they are judged, and those whose median is judged: they come seldom."""
@@ -291,13 +291,15 @@ class Health:
         )
 
 
+# fmt: off
 RULES: tuple[str, ...] = (
-    "none",
-    *(rule for signal in SIGNALS for rule in (signal.up, signal.down) if rule),
-    "absolute",
-    NONFINITE_RULE,
-)
-"""Rules that `Health.worst_rules` counts; "absolute" stands for the rules of `root_dash.health.absolute`."""
+    "none", "gradient-explosion", "gradient-collapse", "outlier-entries", "heavy-tails", "outlier-energy", "dead-rows",
+    "update-jump", "update-collapse", "absolute", NONFINITE_RULE,
+)  # fmt: on
+"""Rules that `Health.worst_rules` counts; "absolute" stands for the rules of `root_dash.health.absolute`.
+
+Databases hold these numbers: a new rule comes last, and no rule is ever moved or removed.
+"""
 
 _UP = np.array([RULES.index(signal.up) if signal.up else 0 for signal in SIGNALS])
 _DOWN = np.array([RULES.index(signal.down) if signal.down else 0 for signal in SIGNALS])

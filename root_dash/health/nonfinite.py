@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns
-from root_dash.health.verdict import Measured
+from root_dash.records.verdict import Measured
 
 CALM = 8
 """Samples with finite numbers only before the fault has ended."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from root_dash.health.baseline import Baselines
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns
-from root_dash.health.verdict import Measured
 from root_dash.records import Float64Array
+from root_dash.records.verdict import Measured
 
 LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss")
 """Names of scalars under which the training loss is looked for, the first one first."""

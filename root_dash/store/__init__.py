@@ -5,6 +5,7 @@ from root_dash.store.admin.export import Exported, export
 from root_dash.store.admin.prune import Pruned, prune, repair
 from root_dash.store.backends.location import Location, Server, parse
 from root_dash.store.backends.sqlite_file import sqlite_has_wal_reset_bug
+from root_dash.store.judge import Fold, Judge
 from root_dash.store.limits import Limits, PyramidShape
 from root_dash.store.migrations import Migration, Revisions, migrate
 from root_dash.store.store import Store
@@ -13,6 +14,8 @@ from root_dash.store.write.recording import Recording
 __all__ = [
     "Exported",
     "Finding",
+    "Fold",
+    "Judge",
     "Limits",
     "Location",
     "Migration",

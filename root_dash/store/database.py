@@ -18,21 +18,24 @@ from root_dash.store.backends.backend import Backend
 from root_dash.store.backends.choose import backend_for
 from root_dash.store.backends.location import LocationLike, Server, parse
 from root_dash.store.backends.notifications import Listener
+from root_dash.store.judge import Judge
 from root_dash.store.limits import Limits
 from root_dash.store.migrations import migrate_backend
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode
+from root_dash.store.write.judging import Tell
 from root_dash.store.write.recording import Recording
 
 
 class Database:
     """A database, opened for reading by `open`, or for writing by `create`."""
 
-    def __init__(self, backend: Backend, writer: Engine | None = None) -> None:
+    def __init__(self, backend: Backend, writer: Engine | None = None, judge: Judge | None = None) -> None:
         self.path = backend.location
         self.limits = backend.limits
         self._backend = backend
         self._writer = writer
+        self.judge = judge
         self._reader = backend.open_reader()
         self._closed = False
         self._file = backend.state(self._reader)
@@ -55,11 +58,11 @@ class Database:
         return cls(backend_for(parse(path), limits))
 
     @classmethod
-    def create(cls, path: LocationLike, limits: Limits | None = None) -> Self:
+    def create(cls, path: LocationLike, limits: Limits | None = None, judge: Judge | None = None) -> Self:
         """Open the database at a path, or of a URL, for writing and reading.
 
         A missing file is made, and so are the tables and columns that the database lacks. A database of an older schema
-        is brought up to date; a copy of a file is kept.
+        is brought up to date; a copy of a file is kept. With a judge, frames are judged as they are stored.
 
         Raises:
             ValueError: the URL is not of PostgreSQL.
@@ -74,7 +77,7 @@ class Database:
                 migrate_backend(backend)
         writer = backend.open_writer()
         try:
-            return cls(backend, writer)
+            return cls(backend, writer, judge)
         except BaseException:
             writer.dispose()
             raise
@@ -99,17 +102,20 @@ class Database:
             # Last: SQLite then finds none of our readers and folds the write-ahead log into the file.
             self._writer.dispose()
 
-    def begin(self, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None) -> Recording:
+    def begin(
+        self, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None, tell: Tell | None = None
+    ) -> Recording:
         """Begin an attempt at a run. A run with a new `uid` is stored, a run with a known `uid` is resumed.
 
-        An attempt with a known `uid` goes on. Without an attempt, this process begins a new attempt.
+        An attempt with a known `uid` goes on. Without an attempt, this process begins a new attempt. `tell` gets the
+        changes of verdicts once they are stored, if the store has a judge; it must not raise.
 
         Raises:
             ValueError: two layers share a position, or a resumed run's layer has another shape.
             AlreadyRecorded: the attempt is stored as an attempt at another run.
             StoreError: the store was opened for reading, or cannot be written.
         """
-        recording = Recording(self._require_writer(), self._backend, run, layers, attempt)
+        recording = Recording(self._require_writer(), self._backend, run, layers, attempt, self.judge, tell)
         self._recordings = [*(one for one in self._recordings if one.is_open), recording]
         return recording
 

@@ -21,6 +21,7 @@ from root_dash.store.admin.filesystem import filesystem, is_network
 from root_dash.store.backends.location import Location
 from root_dash.store.backends.sqlite_file import log_size, sqlite_has_wal_reset_bug
 from root_dash.store.store import Store
+from root_dash.store.write.judging import Tell
 
 
 class FailoverRecording:
@@ -30,12 +31,20 @@ class FailoverRecording:
     database; the next frame holds the sentence as an event of kind "store".
     """
 
-    def __init__(self, store: Store, run: Run, layers: Sequence[Layer], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        run: Run,
+        layers: Sequence[Layer],
+        say: Callable[[str], None],
+        tell: Tell | None = None,
+    ) -> None:
         self._store = store
         self._run = run
         self._layers = list(layers)
         self._say = say
-        self._recording = store.begin(run, layers)
+        self._tell = tell
+        self._recording = store.begin(run, layers, tell=tell)
         self._log_has_grown = False
         self._unrecorded: list[str] = []
         for text in dangers(store.path, self._recording.other_processes()):
@@ -93,9 +102,9 @@ class FailoverRecording:
         path = _make_beside(self._store.path)
         try:
             kept = self._copy_to(path)
-            store = Store.create(path, self._store.limits)
+            store = Store.create(path, self._store.limits, self._store.judge)
             try:
-                begun = store.begin(self._run, self._layers)
+                begun = store.begin(self._run, self._layers, tell=self._tell)
             except BaseException:
                 store.close()
                 raise

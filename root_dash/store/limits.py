@@ -43,4 +43,10 @@ class Limits:
     """A follower of a run asks again after this time without a notification, because a broken connection loses some."""
     log_bytes: int = 256 * 2**20
     """Bytes of write-ahead log beyond which some reader must be holding the log open."""
+    state_frames: int = 256
+    """Frames after which the state of a run's diagnosis is stored again. The state is some times as large as a frame. A
+    process that takes a run over judges at most that many frames again."""
+    judged_again: int = 2048
+    """Frames that are judged again at most, if a run was recorded without diagnosis. They are judged in the transaction
+    of the next frame, for which others wait."""
     pyramid: PyramidShape = PyramidShape()

@@ -32,11 +32,12 @@ from root_dash.records import (
     TensorName,
     statistic_names,
 )
+from root_dash.records.verdict import Verdict
 from root_dash.store.backends.notifications import Follower
 from root_dash.store.database import Database
 from root_dash.store.pyramid import downsampling, views
 from root_dash.store.pyramid.buckets import Buckets
-from root_dash.store.read import frames, queries
+from root_dash.store.read import frames, queries, verdicts
 from root_dash.store.tables import schema
 from root_dash.store.tables.blobs import decode
 from root_dash.store.tables.histogram_codec import unpack
@@ -136,6 +137,32 @@ class Store(Database):
             if not found:
                 queries.require_run(connection, run_id)
         return found
+
+    # Verdicts
+
+    def verdicts(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Verdict]:
+        """Return at most `limit` stored verdicts of a run with an id beyond `after`, by id.
+
+        The layer of a verdict is its place in `layers`. If `is_judged` is false, the run's frames were recorded without
+        diagnosis, some or all: `root_dash.health.replay` judges them.
+        """
+        with self._reading() as connection:
+            found = verdicts.verdicts(connection, run_id, after, limit)
+        return found
+
+    def changed_verdicts(self, run_id: int, after: int, until: int) -> list[Verdict]:
+        """Return the verdicts that frames beyond the cursor `after`, up to the cursor `until`, brought to their form.
+
+        A verdict is listed once, with the frame that changed it last.
+        """
+        with self._reading() as connection:
+            return verdicts.changed(connection, run_id, after, until)
+
+    def is_judged(self, run_id: int) -> bool:
+        """Return whether the verdicts of all frames of a run are stored."""
+        with self._reading() as connection:
+            queries.require_run(connection, run_id)
+            return verdicts.is_judged(connection, run_id)
 
     # Numbers over the steps
 

@@ -24,9 +24,13 @@ from root_dash.records import (
     TensorName,
     histogram_edges,
     quantile_positions,
+    statistic,
     statistic_names,
 )
 from root_dash.store import Limits, Store
+
+_FIRST_STATISTICS = 19
+"""Statistics that the vocabulary had when the fixtures were written."""
 
 Location = TypeVar("Location", Path, str, Path | str)
 """A SQLite file's path, or the URL of a PostgreSQL database."""
@@ -109,7 +113,12 @@ def record(
 
 def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) -> Float32Array:
     names = statistic_names("statistics")
-    levels = np.exp(rng.normal(0, 0.2, (len(layers), len(names)))) * (1 + np.arange(len(names)) / 10)
+    # Later statistics are drawn apart: frames that the fixtures hold keep their values.
+    drawn = [
+        source.normal(0, 0.2, (len(layers), count))
+        for source, count in ((rng, _FIRST_STATISTICS), (np.random.default_rng(step), len(names) - _FIRST_STATISTICS))
+    ]
+    levels = np.exp(np.concatenate(drawn, 1)) * (1 + np.arange(len(names)) / 10)
     for column, name in enumerate(names):
         if name in ("grad_nan", "grad_inf", "grad_zero"):
             levels[:, column] = 0
@@ -119,6 +128,8 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
             levels[:, column] = 0.3 / (1 + step / 30) * levels[:, column]
             # AdamW's layers have no orthogonalized update.
             levels[[layer.algorithm != "root" for layer in layers], column] = np.nan
+        elif statistic(name).judged:
+            levels[:, column] = np.nan  # no recorder makes it
     return levels.astype(np.float32)
 
 

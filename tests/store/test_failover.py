@@ -124,7 +124,7 @@ def test_a_copy_that_could_not_be_used_is_removed(tmp_path: Path, monkeypatch: p
     delete(path)
     create = Store.create
 
-    def fail(path: Path, limits: Limits | None = None) -> Store:
+    def fail(path: Path, *_: object) -> Store:
         monkeypatch.setattr(Store, "create", create)
         raise StoreFull(f"{path}: database or disk is full")
 

@@ -27,7 +27,7 @@ from root_dash.store.tables.blobs import decode
 from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
-What = Literal["statistics", "scalars", "events", "spectra", "histograms", "quantiles"]
+What = Literal["statistics", "scalars", "events", "verdicts", "spectra", "histograms", "quantiles"]
 """A table that can be exported."""
 
 FileFormat = Literal["parquet", "csv", "json"]
@@ -222,10 +222,30 @@ def _events(connection: Connection) -> _Source:
     return fields, table.join(schema.runs, schema.runs.c.id == table.c.run_id), [table.c.id]
 
 
+def _verdicts(connection: Connection) -> _Source:
+    table = readable(connection, schema.verdicts)
+    fields = [
+        *_run_fields(),
+        _Field("number", "integer", table.c.number),
+        _Field("layer", "text", schema.layers.c.name),
+        _Field("rule", "text", table.c.rule),
+        _Field("severity", "text", table.c.severity),
+        _Field("since", "integer", table.c.since),
+        _Field("until", "integer", table.c.until),
+        _Field("text", "text", table.c.text),
+        _Field("evidence", "text", table.c.evidence),
+        _Field("under", "integer", table.c.under),
+    ]
+    source = table.join(schema.runs, schema.runs.c.id == table.c.run_id)
+    source = source.outerjoin(schema.layers, schema.layers.c.id == table.c.layer_id)
+    return fields, source, [table.c.run_id, table.c.number]
+
+
 _SOURCES: dict[What, Callable[[Connection], _Source]] = {
     "statistics": _statistics,
     "scalars": _scalars,
     "events": _events,
+    "verdicts": _verdicts,
     "spectra": _spectra,
     "histograms": _histograms,
     "quantiles": _quantiles,

@@ -170,6 +170,14 @@ def _remove(connection: Connection, run_id: int, condition: ColumnElement[bool],
         held = schema.frames.c.kinds.bitwise_and(mask)
         connection.execute(update(schema.frames).where(condition).values(kinds=held))
     else:
+        verdicts = schema.verdicts.c
+        # A verdict goes with the frame that ended it. A fault that lasts is none of the past.
+        over = (verdicts.run_id == run_id, verdicts.until.is_not(None), verdicts.frame_id.in_(_frame_ids(condition)))
+        connection.execute(delete(schema.verdicts).where(*over))
         connection.execute(delete(schema.frames).where(condition))
+        left = select(schema.frames.c.id).where(schema.frames.c.run_id == run_id).limit(1)
+        if connection.execute(left).first() is None:
+            for table in (schema.verdicts, schema.judged, schema.judge_states):
+                connection.execute(delete(table).where(table.c.run_id == run_id))
         run_totals.recount(connection, run_id)
     Pyramid(connection, run_id).rebuild([kind for kind in kinds or FOLDED if kind in FOLDED])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 from sqlalchemy import Connection, select
@@ -27,11 +28,19 @@ from root_dash.store.tables.blobs import decode
 from root_dash.store.tables.growth import readable
 from root_dash.store.tables.histogram_codec import unpack
 
+Places = Mapping[int, int]
+"""The place of each layer in a frame, by the layer's id."""
 
-def frame(connection: Connection, cursor: int) -> Frame:
+
+def frame(connection: Connection, cursor: int, places: Places | None = None) -> Frame:
     """Return the frame of a cursor.
 
-    Keys are the positions of the run's layers. Each record has the frame's step. A statistic without a value is NaN.
+    Each record has the frame's step. A statistic without a value is NaN.
+
+    Args:
+        connection: a connection inside a transaction.
+        cursor: the id of the frame.
+        places: the places of the run's layers in the frame; if None, their positions.
 
     Raises:
         NotRecorded: there is no frame with this cursor.
@@ -40,19 +49,23 @@ def frame(connection: Connection, cursor: int) -> Frame:
     if row is None:
         raise NotRecorded(f"there is no frame {cursor}")
     kinds = queries.to_notice(row).kinds
-    rows = {kind: _rows(connection, kind, cursor) if kind in kinds else [] for kind in schema.RECORDINGS}
+    if places is None:
+        layers = schema.layers.c
+        query = select(layers.id, layers.position).where(layers.run_id == row.run_id)
+        places = {found.id: found.position for found in connection.execute(query)}
+    rows = {kind: _rows(connection, kind, cursor, places) if kind in kinds else [] for kind in schema.RECORDINGS}
     names = statistic_names("statistics")
-    values = [found[-len(names) :] for found in rows["statistics"]]
+    values = [found[-len(names) :] for _, found in rows["statistics"]]
     return Frame(
         seq=row.seq,
         step=row.step,
         time=row.time,
-        layers=np.array([found.position for found in rows["statistics"]], np.int64),
+        layers=np.array([at for at, _ in rows["statistics"]], np.int64),
         statistics=np.array(values, np.float32).reshape(-1, len(names)),  # NULL becomes NaN
         histograms=_histograms(rows["histograms"]),
-        quantiles={found.position: _quantiles(found) for found in rows["quantiles"]},
-        spectra={found.position: (_spectrum(found), _named(found, "spectra")) for found in rows["spectra"]},
-        masks={found.position: (queries.to_mask(found), _named(found, "masks")) for found in rows["masks"]},
+        quantiles={at: _quantiles(found) for at, found in rows["quantiles"]},
+        spectra={at: (_spectrum(found), _named(found, "spectra")) for at, found in rows["spectra"]},
+        masks={at: (queries.to_mask(found), _named(found, "masks")) for at, found in rows["masks"]},
         scalars=_scalars(connection, cursor) if "scalars" in kinds else {},
         events=_events(connection, row.run_id, cursor),
         lost=row.lost,
@@ -60,28 +73,27 @@ def frame(connection: Connection, cursor: int) -> Frame:
     )
 
 
-def _rows(connection: Connection, kind: Kind, cursor: int) -> list[Fields]:
-    """Return the frame's rows of a kind by ascending position; the statistics are the last columns."""
+def _rows(connection: Connection, kind: Kind, cursor: int, places: Places) -> list[tuple[int, Fields]]:
+    """Return the frame's rows of a kind by ascending place; the statistics are the last columns."""
     table = readable(connection, schema.RECORDINGS[kind])
     names = statistic_names(kind)
     columns = [*(column for column in table.c if column.name not in names), *(table.c[name] for name in names)]
-    query = select(schema.layers.c.position, *columns)
-    query = query.join_from(table, schema.layers, table.c.layer_id == schema.layers.c.id)
-    return list(connection.execute(query.where(table.c.frame_id == cursor).order_by(schema.layers.c.position)))
+    found = connection.execute(select(*columns).where(table.c.frame_id == cursor))
+    return sorted(((places[row.layer_id], row) for row in found if row.layer_id in places), key=itemgetter(0))
 
 
 def _named(row: Fields, kind: Kind) -> dict[str, float]:
     return {name: queries.number(row._mapping[name]) for name in statistic_names(kind)}
 
 
-def _histograms(rows: Sequence[Fields]) -> dict[int, dict[TensorName, Histogram]]:
-    found: dict[int, dict[TensorName, Histogram]] = {row.position: {} for row in rows}
-    held = [(row, tensor) for row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
+def _histograms(rows: Sequence[tuple[int, Fields]]) -> dict[int, dict[TensorName, Histogram]]:
+    found: dict[int, dict[TensorName, Histogram]] = {at: {} for at, _ in rows}
+    held = [(at, row, tensor) for at, row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
     # All histograms of a frame in one call, because every call costs.
-    counts = unpack([row._mapping[f"{tensor}_counts"] for row, tensor in held])
-    for (row, tensor), of_tensor in zip(held, counts, strict=True):
+    counts = unpack([row._mapping[f"{tensor}_counts"] for _, row, tensor in held])
+    for (at, row, tensor), of_tensor in zip(held, counts, strict=True):
         nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))
-        found[row.position][tensor] = Histogram(of_tensor, nan, inf, row.step)
+        found[at][tensor] = Histogram(of_tensor, nan, inf, row.step)
     return found
 
 

@@ -204,6 +204,48 @@ events = Table(
     Index(None, "run_id", "id").ddl_if(dialect="postgresql"),
 )
 
+# What the diagnosis says. A row is rewritten in the transaction of the frame that changes the verdict.
+verdicts = Table(
+    "verdicts",
+    metadata,
+    _reference("runs"),
+    Column("number", Integer, nullable=False),  # `Verdict.id`
+    Column("layer_id", Integer),  # NULL: the verdict is about the whole run
+    Column("rule", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("until", BigInteger),
+    Column("text", Text, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("under", Integer),
+    Column("candidates", Text, nullable=False),  # ids of layers
+    # The frames that began and last changed the verdict: whoever follows the run asks for what changed since a cursor.
+    Column("begun_frame_id", BigInteger, nullable=False),
+    Column("frame_id", BigInteger, nullable=False),
+    PrimaryKeyConstraint("run_id", "number"),
+    Index(None, "run_id", "frame_id"),
+)
+
+# How far a run is judged: up to which frame its verdicts are stored. Beside the state, whose row is too large to be
+# written with every frame.
+judged = Table(
+    "judged",
+    metadata,
+    Column("run_id", _Id, ForeignKey("runs.id"), primary_key=True, autoincrement=False),
+    Column("frame_id", BigInteger, nullable=False),
+)
+
+# The state of the diagnosis after a frame, from which another process goes on.
+judge_states = Table(
+    "judge_states",
+    metadata,
+    Column("run_id", _Id, ForeignKey("runs.id"), primary_key=True, autoincrement=False),
+    Column("frame_id", BigInteger, nullable=False),
+    Column("layers", Integer, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+)
+
 # The pyramid is derived from the recordings, so that a view costs the same at any length of a run. It is never the only
 # place of a number. A bucket is a range of steps, numbered from step 0. Level 0 keeps every value. The higher levels
 # keep extremes and means; from level 2 on a bucket is eight times as wide as a bucket of the level below.

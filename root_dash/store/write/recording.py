@@ -17,10 +17,12 @@ from root_dash.records import KINDS, Attempt, Frame, Layer, Run
 from root_dash.records.validation import checked
 from root_dash.store.backends import sqlite_file
 from root_dash.store.backends.backend import Backend
+from root_dash.store.judge import Judge
 from root_dash.store.pyramid import run_totals
 from root_dash.store.pyramid.fold import Pyramid
 from root_dash.store.tables import schema
 from root_dash.store.write import attempts, rows
+from root_dash.store.write.judging import RunJudge, Tell
 from root_dash.store.write.outlier_counts import RunningCounts
 from root_dash.store.write.runs import store_layers, store_run
 
@@ -32,7 +34,14 @@ class Recording:
     """
 
     def __init__(
-        self, engine: Engine, backend: Backend, run: Run, layers: Sequence[Layer], attempt: Attempt | None = None
+        self,
+        engine: Engine,
+        backend: Backend,
+        run: Run,
+        layers: Sequence[Layer],
+        attempt: Attempt | None = None,
+        judge: Judge | None = None,
+        tell: Tell | None = None,
     ) -> None:
         attempt = attempts.new_attempt() if attempt is None else attempt
         self._backend = backend
@@ -51,6 +60,7 @@ class Recording:
                 self._attempt = attempts.add(connection, attempt, self.run.id) if known is None else known
                 self._pyramid = Pyramid(connection, self.run.id, self._attempt)
                 self._counts = RunningCounts(self.run.id, self._attempt)
+                self._judge = None if judge is None else RunJudge(judge, self.run.id, backend.limits, tell)
                 self._insertion = (
                     backend.insert(schema.frames)
                     .on_conflict_do_nothing(index_elements=["attempt_id", "seq"])
@@ -96,6 +106,8 @@ class Recording:
                     return self._stored_before(connection, frame)
                 self._store(connection, frame, int(inserted[0]))
             self._counts.keep()
+            if self._judge is not None:
+                self._judge.keep()
             return int(inserted[0])
 
     def _stored_before(self, connection: Connection, frame: Frame) -> int:
@@ -118,9 +130,11 @@ class Recording:
             (schema.scalars, rows.scalars(frame, frame_id, self.run.id)),
         ):
             self._backend.insert_rows(connection, table, [tuple(map(row.get, table.c.keys())) for row in content])
+        layers = rows.layer_ids(frame, self._ids)
+        if self._judge is not None:
+            frame = self._judge.judge(connection, frame, frame_id, self._ids)
         if events := rows.events(frame, frame_id, self.run.id):
             connection.execute(insert(schema.events), events)
-        layers = rows.layer_ids(frame, self._ids)
         if len(layers):
             keys = np.column_stack([np.full_like(layers, frame_id), np.full_like(layers, frame.step), layers])
             self._backend.insert_numbers(connection, schema.layer_statistics, keys, frame.statistics)
@@ -147,6 +161,8 @@ class Recording:
                 self._pyramid = Pyramid(connection, self.run.id, self._attempt)
             self.layers = (*self.layers, *stored)
             self._ids |= {layer.position: layer.id for layer in stored}
+            if self._judge is not None:
+                self._judge.forget_layers()
 
     def end(self, time: float | None, lost: int = 0) -> None:
         """Record the end of the attempt, and of the run.

@@ -142,7 +142,7 @@ def test_what_a_newer_root_dash_added_is_ignored(place: Path | str, tmp_path: Pa
         place,
         *(f"ALTER TABLE {table} ADD COLUMN future DOUBLE PRECISION" for table in ("runs", "frames", *LATER)),
         *(f"UPDATE {table} SET future = 1" for table in ("runs", "frames", *LATER)),
-        "CREATE TABLE verdicts (id INTEGER PRIMARY KEY, text TEXT)",
+        "CREATE TABLE future (id INTEGER PRIMARY KEY, text TEXT)",
         "INSERT INTO pyramid_cells (run_id, kind, statistic, block, level, bucket, content) "
         f"{cells} WHERE statistic = 'grad_norm'",
     )

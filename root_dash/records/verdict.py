@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 Severity = Literal["note", "warning", "critical"]
 """How much a verdict matters: a note informs, a warning asks for a look, a critical one means that training is lost."""
 
@@ -30,7 +33,8 @@ class Verdict:
 
     id: int
     layer: int | None
-    """Position of the layer; None if the verdict is about the whole run."""
+    """Position of the layer; None if the verdict is about the whole run. A store counts the positions in the order of
+    `Store.layers`."""
     rule: str
     severity: Severity
     since: int
@@ -44,6 +48,8 @@ class Verdict:
     """`id` of the verdict that explains this verdict; None if nothing explains it."""
     candidates: tuple[int, ...] = ()
     """Positions of the layers of which one is the cause, if the cause could not be told further."""
+    cursor: int = field(default=0, compare=False)
+    """Frame with which a store took the verdict's present form; 0 before storing."""
 
     def ended(self, step: int) -> Verdict:
         """Return the verdict with its last sick step."""
@@ -64,6 +70,31 @@ class Changes:
     def all(self) -> tuple[Verdict, ...]:
         """Return all verdicts of the change: what a table of verdicts has to write, by `id`."""
         return self.begun + self.changed + self.ended
+
+
+_RULE_NUMBERS = 128
+"""Numbers that a rule may have, from 0."""
+
+_SEVERITY_PARTS, _SEVERITY_LIMIT = 16, 1023.0
+"""Parts of 1 to which a severity is told in a `severity_rule`, and the largest severity that is told apart there."""
+
+
+def severity_rules(severities: NDArray[np.floating[Any]], rules: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+    """Return the statistic `severity_rule` of layers, (L,), of their severities and the numbers of their rules.
+
+    The number of the rule fills the lowest 7 bits, and the severity in sixteenths the bits above. So the largest of
+    several is the one of the worst severity, at whatever length of a run they are summarized. Every number is exact in
+    float32.
+    """
+    parts = np.floor(np.clip(severities, 0.0, _SEVERITY_LIMIT) * _SEVERITY_PARTS)
+    numbers: NDArray[np.float32] = (parts * _RULE_NUMBERS + rules).astype(np.float32)
+    return numbers
+
+
+def rule_numbers(severity_rules: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return the numbers of the rules in values of the statistic `severity_rule`; -1 for NaN."""
+    known = ~np.isnan(severity_rules)
+    return np.where(known, np.where(known, severity_rules, 0.0).astype(np.int64) % _RULE_NUMBERS, -1)
 
 
 def to_json(verdict: Verdict) -> dict[str, Any]:
@@ -99,6 +130,7 @@ def from_json(values: Mapping[str, Any]) -> Verdict:
         until=values["until"],
         under=values["under"],
         candidates=tuple(values["candidates"]),
+        cursor=values.get("cursor", 0),
     )
 
 
