@@ -15,7 +15,7 @@
   function mark(step) {
     if (step === shown) return;
     shown = step;
-    for (const box of document.querySelectorAll(".layer .js-plotly-plot"))
+    for (const box of document.querySelectorAll(".js-plotly-plot"))
       if (box.layout?.shapes?.some((shape) => shape.name === "step"))
         window.Plotly.relayout(box, { shapes: box.layout.shapes.map(placed) });
   }
@@ -32,6 +32,12 @@
     zooms.set(box, { revision, axes });
   }
 
+  // The map says how high it may be, so that its rows are neither too thin nor too thick; style.css does the rest.
+  function sized(meta) {
+    if (!meta || !meta.most) return;
+    for (const name of ["least", "most"]) document.getElementById("page").style.setProperty(`--${name}`, `${meta[name]}px`);
+  }
+
   function wrap(plotly) {
     const react = plotly.react;
     plotly.react = function (box, figure, ...rest) {
@@ -39,6 +45,7 @@
       if (known && figure.layout && figure.layout.uirevision === known.revision)
         for (const [axis, range] of Object.entries(known.axes))
           figure.layout[axis] = { ...figure.layout[axis], range, autorange: false };
+      sized(figure.layout && figure.layout.meta);
       if (figure.layout && figure.layout.shapes) figure.layout.shapes = figure.layout.shapes.map(placed);
       return react.call(this, box, figure, ...rest).then((drawn) => {
         if (!zooms.has(box)) {

@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from root_dash.frontend import app, layout
+from root_dash.frontend.bookkeeping import summary
 from root_dash.frontend.pages import layer, notices, overview
 from root_dash.frontend.panels import PANELS
-from root_dash.frontend.panels.overview.summary import summary
 from root_dash.records import Layer, Run
 from root_dash.store import Store
 from tests.store.frames import record
