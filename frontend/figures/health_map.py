@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from root_dash.frontend.figures import base, strips
 from root_dash.frontend.figures.map_rows import Row, cut, short_names
 from root_dash.frontend.figures.scale import Scale
-from root_dash.frontend.findings import Finding, when
+from root_dash.frontend.findings import Finding, rule_words
 from root_dash.frontend.numbers import count
 from root_dash.frontend.theme import AMBER, MONO, VERMILION, Theme
 from root_dash.records import Event, Float64Array, Grid, History, Statistic
@@ -167,12 +167,12 @@ def _add_map(drawn: go.Figure, mapped: Mapped, theme: Theme) -> None:
     low, _, high = mapped.scale.ends
     where = "<b>%{y}</b><br>step %{x:,.0f}<br>"
     label = mapped.statistic.label
-    words = [list(mapped.words.get(at, ())) for at in range(len(rows))]
+    quiet = [""] * len(grid.starts)  # Plotly writes a dash for a text that is missing
+    words = [mapped.words.get(at, quiet) for at in range(len(rows))] if mapped.words else None
     drawn.add_heatmap(
         z=cells.values.astype(np.float32), zmin=low, zmax=high, hoverongaps=False, showscale=False,
         colorscale=mapped.scale.colours(theme.severity),
-        **({"text": words} if any(words) else {}),
-        hovertemplate=f"{where}{label} %{{z:.3~g}}{'%{text}' if any(words) else ''}<extra></extra>", **place,
+        text=words, hovertemplate=f"{where}{label} %{{z:.3~g}}{'%{text}' if words else ''}<extra></extra>", **place,
     )  # fmt: skip
     _add_plain(drawn, cells.zero & ~cells.broken, place, theme.zero, f"{where}{label} is exactly 0<extra></extra>")
     _add_plain(drawn, cells.broken, place, theme.ink, f"{where}not finite<extra></extra>")
@@ -261,7 +261,7 @@ def _add_onsets(drawn: go.Figure, found: Sequence[Finding], mapped: Mapped | Non
 def _onset(finding: Finding, mapped: Mapped | None) -> str:
     layer = finding.verdict.layer
     if layer is None or mapped is None or layer >= len(mapped.grid.layers):
-        return when(finding.verdict)
+        return f"{rule_words(finding.verdict.rule)} · step {count(finding.verdict.since)}"
     names = [one.name for one in mapped.grid.layers]
     return f"{cut(short_names(names).get(names[layer], names[layer]))} · step {count(finding.verdict.since)}"
 

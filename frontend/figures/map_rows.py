@@ -16,9 +16,10 @@ from root_dash.records import Float64Array, Layer
 
 Order = Literal["model", "worst", "sick"]
 
-MOST = 60
-"""Rows of the map. With more layers, the layers of a block share a row."""
+MOST, TOGETHER = 60, 40
+"""Rows of the map, and rows if even the blocks are more. With more layers, the layers of a block share a row."""
 _NUMBERED = re.compile(r"(\D+\.)\d+\.")
+_TO_NUMBER = re.compile(r"(.*?)\d+$")
 _BLOCK = re.compile(r"(?:^|.*?\.)[^.]*?\d+(?=\.)")
 
 
@@ -106,18 +107,29 @@ def _blocks(named: Sequence[tuple[int, str]]) -> list[tuple[str, tuple[int, ...]
             blocks[-1][1].append(place)
         else:
             blocks.append((block, [place]))
-    together = -(-len(blocks) // MOST)
+    together = 1 if len(blocks) <= MOST else -(-len(blocks) // TOGETHER)
     joined = [blocks[start : start + together] for start in range(0, len(blocks), together)]
-    names = Counter(part[0][0] for part in joined)
+    labels = [_joined([name for name, _ in part]) for part in joined]
+    twice = Counter(labels)
     return [
+        # A block that the model's order visits twice has two rows, which need two names.
         (
-            # A block that the model's order visits twice has two rows, which need two names.
-            (part[0][0] if len(part) == 1 else f"{part[0][0]} to {part[-1][0]}")
-            + (f" ({part[0][1][0]})" if names[part[0][0]] > 1 else ""),
-            tuple(place for _, members in part for place in members),
+            f"{label} ({part[0][1][0]})" if twice[label] > 1 else label,
+            tuple(at for _, members in part for at in members),
         )
-        for part in joined
+        for label, part in zip(labels, joined, strict=True)
     ]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Return a name for neighbouring blocks: blocks.0–7."""
+    first, last = names[0], names[-1]
+    if len(names) == 1:
+        return first
+    start = _TO_NUMBER.match(first)
+    if start and last.startswith(start[1]) and last[len(start[1]) :].isdigit():
+        return f"{first}–{last[len(start[1]) :]}"
+    return f"{first} – {last}"
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

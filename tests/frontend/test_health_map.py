@@ -74,6 +74,12 @@ def test_the_rows_of_any_model_are_few_and_have_names_of_their_own(count: int) -
     assert sorted(at for row in rows for at in row.members) == list(range(count))
 
 
+def test_neighbouring_blocks_share_a_name() -> None:
+    """The name of a row says from which block to which."""
+    layers = named(*(f"h.{block}.{part}" for block in range(120) for part in "qk"))
+    assert [row.name for row in choose(layers, np.ones(240, bool), np.zeros(240)).rows][:2] == ["h.0–2", "h.3–5"]
+
+
 def test_the_worst_of_many_layers_come_first_and_the_rest_is_counted() -> None:
     """The worst layers have rows of their own, whatever their block."""
     layers = named(*(f"h.{at}.q" for at in range(100)))
@@ -253,6 +259,11 @@ def test_the_hover_text_of_a_loud_cell_names_the_rule() -> None:
     rows = (Row("block", (0, 1), False), Row("quiet", (2,)))
     words = rules_in_words(gridded(numbers, "severity_rule"), rows, np.array([[0.2, 4.0], [0.1, 0.1]]))
     assert words == {0: ["", " × bound<br>dead rows"]}
+    grid = gridded(severity[1:], "severity")
+    data, _ = drawn(health_map([], replace(mapped(grid, "severity"), words=words), LIGHT))
+    assert data[0]["text"] == [words[0], ["", ""]]
+    assert data[0]["hovertemplate"].endswith("severity %{z:.3~g}%{text}<extra></extra>")
+    assert "text" not in drawn(health_map([], mapped(grid, "severity"), LIGHT))[0][0]
 
 
 def test_a_grid_that_is_older_has_no_severity_for_new_layers() -> None:
@@ -312,6 +323,8 @@ def test_onsets_are_dotted_lines_through_all_and_the_worst_is_named() -> None:
         (3, "paper", "dot"),
     ]
     assert [a["text"] for a in layout["annotations"]] == ["1 · step 5"]
+    _, layout = drawn(health_map([], mapped(grid), LIGHT, found=findings([verdict(layer=None, since=5)]).now))
+    assert [a["text"] for a in layout["annotations"]] == ["heavy tails · step 5"]
 
 
 def test_events_are_ticks_and_their_text_is_text() -> None:
