@@ -3,7 +3,7 @@
   const address = window.rootDashAddress;
   const set = (id, props) => window.dash_clientside.set_props(id, props);
   const held = (id) => window.dash_component_api?.getLayout(id)?.props ?? {};
-  const INKS = { healthy: "#009e73", warning: "#e69f00", critical: "#d55e00" };
+  const INKS = { "": "#667085", healthy: "#009e73", warning: "#e69f00", critical: "#d55e00" };
 
   // Show the layers of a block, or hide them again.
   function fold(block) {
@@ -53,6 +53,7 @@
         const step = starts.filter((start) => start <= cell.x).pop() ?? starts[0];
         address.keep({ [address.selected]: layers[cell.y], [address.step]: step });
         set("selected", { data: { layer: layers[cell.y], step } });
+        document.activeElement?.blur(); // Enter opens the layer, and presses no chip again
       },
       // What the address selects.
       select(view) {
@@ -76,7 +77,7 @@
         const { "data-sick": sick, "data-worst": worst } = (card && card.props) || {};
         if (!view || sick === undefined) return;
         document.title = `${Number(sick) > 0 ? `${sick} sick · ` : ""}${view.name} · root-dash`;
-        icon(INKS[worst || "healthy"]);
+        icon(INKS[worst]);
       },
     },
   });

@@ -20,8 +20,8 @@ from root_dash.records import Event, Float64Array, Grid, History, Statistic
 
 ROW = (9.0, 22.0)
 """Least and largest height of a row, in pixels."""
-_MAP, _STRIP, _FEW, _GAP = 500.0, 78.0, 12, 16.0
-"""Height of the map, of a strip of scalars, rows from which a map is small, height of the band of events."""
+_MAP, _STRIP, _GAP = 500.0, (78.0, 180.0), 16.0
+"""Height of the map if its rows allow, least and largest height of a strip of scalars, height of the band of events."""
 _ROOM = 48.0
 """Height of the axis below the map and of the labels of onsets above the strips."""
 ONSETS = 6
@@ -73,8 +73,9 @@ def health_map(
     if mapped is None and not held:
         return base.empty(theme, "map", sentence)
     rows = 1 if mapped is None else len(mapped.rows)
-    strip = _STRIP if rows > _FEW else 1.6 * _STRIP
     map_height = float(np.clip(_MAP / rows, *ROW)) * rows if mapped is not None else 4 * ROW[1]
+    # The strips take what the rows of a small model leave.
+    strip = float(np.clip((_MAP - map_height) / max(len(held), 1), *_STRIP))
     whole = map_height + _GAP + strip * len(held)
     drawn = base.figure(theme, "map")
     drawn.update_layout(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, FloatRect, Page, expect
+from playwright.sync_api import Browser, FloatRect, Page, TimeoutError, expect
 
 from root_dash.frontend import ids
 from root_dash.frontend.panels import PANELS
@@ -66,10 +67,14 @@ def x_range(page: Page, graph: str) -> list[float]:
     return shown
 
 
-def subplot(page: Page, graph: str, *, largest: bool) -> FloatRect:
-    """Return the box of the largest or the smallest subplot of a figure in the window."""
+def subplot(page: Page, graph: str, *, first: bool) -> FloatRect:
+    """Return the box of the map, which is a figure's first subplot, or of the smallest subplot in the window."""
+    if first:
+        found = page.locator(f"#{graph} .nsewdrag[data-subplot='xy']").bounding_box()
+        assert found is not None
+        return found
     boxes = [box for drag in page.locator(f"#{graph} .nsewdrag").all() if (box := drag.bounding_box())]
-    return sorted(boxes, key=lambda box: box["height"])[-1 if largest else 0]
+    return min(boxes, key=lambda box: box["height"])
 
 
 def drag(page: Page, box: FloatRect, start: float, end: float) -> None:
@@ -90,11 +95,17 @@ def wait_until_filled(page: Page, graphs: tuple[str, ...]) -> None:
 
 def click_map(page: Page, layer: str) -> None:
     """Select a layer a third of the way through the steps, by a click on its cell once the cell's numbers are shown."""
-    box = subplot(page, MAP, largest=True)
-    row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [MAP, layer])
-    x, y = box["x"] + box["width"] / 3, box["y"] + row
-    page.mouse.move(x, y)
-    page.wait_for_selector(f"#{MAP} .hoverlayer .hovertext", timeout=PATIENCE)
+    shown = page.locator(f"#{MAP} .hoverlayer .hovertext", has_text=layer)
+    for _ in range(PATIENCE // 1000):
+        # The map may still grow to its height: look anew where the row is.
+        box = subplot(page, MAP, first=True)
+        row: float = page.evaluate(f"([id, name]) => {PLOT}._fullLayout.yaxis.d2p(name)", [MAP, layer])
+        x, y = box["x"] + box["width"] / 3, box["y"] + row
+        page.mouse.move(x + 1, y)
+        page.mouse.move(x, y)
+        with suppress(TimeoutError):
+            shown.wait_for(timeout=1000)
+            break
     page.mouse.click(x, y)
     expect(page.locator("#drawer-name")).to_have_text(layer, timeout=PATIENCE)
 
@@ -125,12 +136,12 @@ def test_a_training_run_is_seen_live(browser: Browser, tmp_path: Path) -> None:
         wait_for_curve(page, MAP, curve)
 
         whole = x_range(page, MAP)
-        drag(page, subplot(page, MAP, largest=False), 0.2, 0.6)
+        drag(page, subplot(page, MAP, first=False), 0.2, 0.6)
         page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[MAP, whole[0] + 0.5])
         zoomed = x_range(page, MAP)
         wait_for_curve(page, MAP, last_x(page, MAP))
         assert x_range(page, MAP) == zoomed
-        box = subplot(page, MAP, largest=False)
+        box = subplot(page, MAP, first=False)
         page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         wait_for_step(page, 21)
         opened.picture("overview-live")
@@ -210,9 +221,9 @@ def test_the_overview_says_which_layer_is_sick_and_leads_there(browser: Browser,
         click_map(page, "blocks.2.mlp.up.weight")
         assert re.search(r"/r/1\?.*layer=13", page.url)
         whole = x_range(page, MAP)
-        drag(page, subplot(page, MAP, largest=True), 0.2, 0.6)
+        drag(page, subplot(page, MAP, first=True), 0.2, 0.6)
         page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] > low", arg=[MAP, whole[0] + 0.5])
-        box = subplot(page, MAP, largest=True)
+        box = subplot(page, MAP, first=True)
         page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + 4)
         page.wait_for_function(f"([id, low]) => {PLOT}._fullLayout.xaxis.range[0] <= low", arg=[MAP, whole[0]])
         assert "/l/" not in page.url

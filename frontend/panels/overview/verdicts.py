@@ -43,7 +43,7 @@ def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], found: Findings, 
     title, hint = words(run, len(layers), found, judged=judged)
     first, rest = found.now[:SHOWN], found.now[SHOWN:]
     body = html.Section(
-        className=f"card verdicts {found.worst or 'healthy'}",
+        className=f"card verdicts {found.worst or ('healthy' if judged else 'unjudged')}",
         children=[
             html.Div([html.H1(title), html.Span(hint, className="hint")], className="card-head"),
             *(_row(finding, context) for finding in first),
@@ -52,7 +52,7 @@ def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], found: Findings, 
             *_folded(plural(len(found.notes), "note"), found.notes, context),
         ],
         # For the title and the icon of the tab.
-        **data(sick=str(len(found.now)), worst=found.worst or ""),
+        **data(sick=str(len(found.now)), worst=found.worst or ("healthy" if judged else "")),
     )
     return Drawing(body)
 
@@ -61,7 +61,10 @@ def words(run: Run, layers: int, found: Findings, *, judged: bool) -> tuple[str,
     """Return the headline and the hint beside the headline."""
     steps = f"{count(run.last_step)} steps" if run.last_step else "no step yet"
     if not judged and not found.now:
-        return "This run is not judged yet", f"its frames were recorded without diagnosis · {steps}"
+        return (
+            "This run is not judged yet",
+            f"recorded without diagnosis · root-dash diagnose --run {run.id} judges it · {steps}",
+        )
     if not found.now and not found.earlier and layers and run.frames < OPENING:
         known = f"a layer's own range is learned from {OPENING} frames, {count(run.frames)} are there"
         return f"Nothing is wrong with {plural(layers, 'layer')} so far", known
