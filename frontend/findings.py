@@ -88,7 +88,7 @@ def findings(verdicts: Sequence[Verdict]) -> Findings:
 def _top(verdict: Verdict, known: Mapping[int, Verdict]) -> Verdict:
     """Return the verdict that explains a verdict and is not explained itself."""
     seen: set[int] = set()
-    while verdict.under in known and verdict.id not in seen:
+    while verdict.under is not None and verdict.under in known and verdict.id not in seen:
         seen.add(verdict.id)
         verdict = known[verdict.under]
     return verdict

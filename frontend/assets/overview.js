@@ -60,7 +60,7 @@
         const none = { layer: null, step: null };
         return view && view.page === "overview" ? { layer: view.chosen ?? null, step: view.step ?? null } : none;
       },
-      mark(chosen) { window.rootDashPlots.mark(chosen ? chosen.step : null); },
+      mark(chosen) { window.rootDashPlots.mark(chosen?.step ?? null, chosen?.layer ?? null); },
       // The panels of the selection are drawn again for another selection, and for a new frame if they show the newest.
       selected(cursor, chosen, before) {
         const { layer = null, step = null } = chosen || {};

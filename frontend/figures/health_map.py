@@ -24,6 +24,8 @@ _MAP, _STRIP, _GAP = 500.0, (78.0, 180.0), 16.0
 """Height of the map if its rows allow, least and largest height of a strip of scalars, height of the band of events."""
 _ROOM = 48.0
 """Height of the axis below the map and of the labels of onsets above the strips."""
+_FEW_STEPS = 8
+"""Steps below which every step has a tick: the axis would else have ticks between the steps."""
 ONSETS = 6
 """Onsets that are drawn as lines."""
 
@@ -102,6 +104,12 @@ def health_map(
         _add_map(drawn, mapped, theme)
         meta |= _places(mapped)
         base.marker(drawn, theme)
+        drawn.add_shape(
+            name="row", visible=False, type="rect", xref="x domain", x0=0, x1=1, y0=0, y1=1,
+            line={"color": theme.second, "width": 1}, fillcolor="rgba(0,0,0,0)",
+        )  # fmt: skip
+        if mapped.grid.ends[-1] - mapped.grid.starts[0] < _FEW_STEPS:
+            drawn.update_xaxes(dtick=1, tickformat="d")
     drawn.update_layout(meta=meta)
     _add_events(drawn, events, len(held) + 2, (map_height / whole, (map_height + _GAP) / whole), theme)
     _add_onsets(drawn, found, mapped, theme)
@@ -217,8 +225,9 @@ def _places(mapped: Mapped) -> dict[str, Any]:
             layers[base.plain(row.name)] = mapped.grid.layers[row.members[0]].id
         else:
             blocks[base.plain(row.name)] = row.name
+    ids = [mapped.grid.layers[row.members[0]].id if row.opened is None else None for row in mapped.rows]
     rows = [None if row.opened is None else row.name for row in mapped.rows]
-    return {"layers": layers, "blocks": blocks, "rows": rows, "starts": mapped.grid.starts.tolist()}
+    return {"layers": layers, "blocks": blocks, "rows": rows, "ids": ids, "starts": mapped.grid.starts.tolist()}
 
 
 def _add_events(

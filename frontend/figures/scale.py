@@ -118,6 +118,7 @@ def _percentiles(values: Float64Array) -> tuple[float, float, float]:
 
 
 def _scale(low: float, middle: float, high: float, bend: Bend, unbend: Bend) -> Scale:
+    ticks: tuple[tuple[float, str], ...]
     if low >= middle:  # nothing lies below the middle
         ticks = ((0.0, value(middle, 2)), (1.0, value(high, 2)))
         return Scale((middle, middle, high), bend, unbend, ticks)

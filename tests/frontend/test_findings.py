@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,9 @@ def test_the_hint_says_what_the_headline_rests_on() -> None:
     assert words(RUN, 3, spread, judged=True)[1] == "1 layer ill after it · 1 healthy · 240 steps"
     early = Run("u", "", 0.0, frames=OPENING - 1, last_step=9)
     assert words(early, 3, none, judged=True)[0] == "Nothing is wrong with 3 layers so far"
+    empty = Run("u", "", 0.0)
+    assert words(empty, 3, none, judged=True) == ("Nothing recorded yet", "")
+    assert words(replace(empty, ended_at=1.0), 3, none, judged=True)[0] == "Nothing was recorded"
     assert words(RUN, 3, none, judged=False)[0] == "This run is not judged yet"
     assert words(RUN, 3, findings([verdict(1)]), judged=False)[0] == "1 of 3 layers needs a look"
 

@@ -290,8 +290,16 @@ def test_a_click_on_a_block_finds_the_block() -> None:
     _, layout = drawn(health_map([], mapped(grid, rows=(Row("blocks.0", (0, 1), False), Row("x", (1,)))), LIGHT))
     assert layout["meta"]["blocks"] == {"blocks.0": "blocks.0"}
     assert layout["meta"]["rows"] == ["blocks.0", None]
+    assert layout["meta"]["ids"] == [None, 11]
     assert layout["meta"]["layers"] == {"x": 11}
     assert layout["yaxis"]["ticktext"][0] == "▸ blocks.0"
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (5, 1), (40, None)])
+def test_few_steps_have_a_tick_each(steps: int, every: int | None) -> None:
+    """There is no step 0.6: an axis of few steps has no ticks between them."""
+    _, layout = drawn(health_map([], mapped(gridded(np.ones((2, steps)))), LIGHT))
+    assert layout["xaxis"].get("dtick") == every
 
 
 @pytest.mark.parametrize("rows", [1, 6, 35, 60])

@@ -294,3 +294,18 @@ def test_without_a_selection_the_drawer_shows_the_sick_layer_or_the_first(tmp_pa
         assert "newest step 39" in draw(store, "drawer").body[1]
         assert draw(store, "verdicts").body.children[0].children[0].children == "1 of 5 layers needs a look"
         assert any("not finite" in (trace.hovertemplate or "") for trace in draw(store, "map").body.data)
+
+
+@pytest.mark.parametrize(("end", "said"), [(True, "before the run ended"), (False, "appears here by itself")])
+def test_a_run_without_frames_says_whether_any_will_come(tmp_path: Path, end: bool, said: str) -> None:
+    """A run that has ended promises nothing."""
+    with Store.open(record(tmp_path / "x.db", 0, end=end)) as store:
+        assert said in sentence(draw(store, "map").body)
+        assert draw(store, "drawer").body[0].children == "blocks.0.attn.qkv.weight"
+
+
+def test_a_run_without_diagnosis_says_so_and_shows_what_was_recorded(store: Store) -> None:
+    """The map of severities has a sentence, every other map is as before."""
+    notes = [str(note.text).replace("<br>", " ") for note in draw(store, "map").body.layout.annotations]
+    assert any("No frame of this run is judged" in note for note in notes)
+    assert "root-dash diagnose --run 1" in str(draw(store, "verdicts").body)

@@ -128,6 +128,7 @@ def _read(selection: Selection) -> dict[str, Any]:
         "broken": nonfinite(store, run_id),
         "found": findings(store.verdicts(run_id)),
         "events": store.events(run_id)[-_EVENTS:],
+        "ended": store.run(run_id).ended_at is not None,
         "order": values[ROWS.id],
         "pattern": values[FILTER.id] or "",
         "opened": listed(values[OPENED.id] or ""),
@@ -150,6 +151,7 @@ def _draw(
     broken: Grid,
     found: Any,
     events: Sequence[Event],
+    ended: bool,
     order: Order,
     pattern: str,
     opened: Sequence[str],
@@ -157,7 +159,7 @@ def _draw(
 ) -> Drawing:
     lines: list[Finding] = [*found.now, *found.earlier]
     if not grid.values.size:
-        figure = health_map(scalars, None, theme, log=log, found=lines, events=events, **_nothing(shown, grid))
+        figure = health_map(scalars, None, theme, log=log, found=lines, events=events, **_nothing(shown, grid, ended))
         return Drawing(figure, title=_title(shown), hint=shown.definition)
     grid = shares(grid) if shown.name in _SHARES else grid
     bad = broken_cells(grid, broken, severe=shown.name == SEVERITY)
@@ -168,7 +170,7 @@ def _draw(
         sick={place for finding in found.now for one in finding.all if (place := one.layer) is not None},
     )  # fmt: skip
     if not chosen.rows:
-        sentence = _nothing(shown, grid) if not has.any() else {"sentence": _no_row(order, pattern)}
+        sentence = _nothing(shown, grid, ended) if not has.any() else {"sentence": _no_row(order, pattern)}
         figure = health_map(scalars, None, theme, log=log, found=lines, events=events, **sentence)
         return Drawing(figure, title=_title(shown), hint=shown.definition)
     cells = cells_of(grid, chosen.rows, colours, bad, zero=shown.log)
@@ -189,12 +191,12 @@ def _title(shown: Statistic) -> str:
     return "Health map" if shown.name == SEVERITY else shown.label[:1].upper() + shown.label[1:]
 
 
-def _nothing(shown: Statistic, grid: Grid) -> dict[str, str]:
+def _nothing(shown: Statistic, grid: Grid, ended: bool) -> dict[str, str]:
     """Return the sentence that says why there is no map."""
-    if not grid.values.size and not grid.layers:
-        return {}
+    if not grid.values.size and (shown.name == SEVERITY or not grid.layers):
+        return {"sentence": "Nothing was recorded before the run ended."} if ended else {}
     if shown.name == SEVERITY:
-        return {"sentence": "No frame of this run is judged yet. The other questions above show what was recorded."}
+        return {"sentence": "No frame of this run is judged. The other questions above show what was recorded."}
     if grid.values.size:
         return {"sentence": f"No layer has a value of “{shown.label}”."}
     return {"sentence": f"No layer has “{shown.label}” yet: watch() records it with the {shown.kind}."}

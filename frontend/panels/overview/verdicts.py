@@ -59,7 +59,9 @@ def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], found: Findings, 
 
 def words(run: Run, layers: int, found: Findings, *, judged: bool) -> tuple[str, str]:
     """Return the headline and the hint beside the headline."""
-    steps = f"{count(run.last_step)} steps" if run.last_step else "no step yet"
+    if not run.frames:
+        return ("Nothing was recorded", "the run has ended") if run.ended_at else ("Nothing recorded yet", "")
+    steps = plural(run.last_step or 0, "step")
     if not judged and not found.now:
         return (
             "This run is not judged yet",
