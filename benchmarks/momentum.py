@@ -1,11 +1,11 @@
-"""How far updates end from the polar factor while the demo trains: python benchmarks/momentum.py [--steps 1000]
+"""Measure the distance of updates from the polar factor while the demo trains: benchmarks/momentum.py [--steps 1000]
 
-The tiny preset is trained under ROOT with its defaults, the coefficients fitted online. At the first and every
-20th step the update that ROOT makes of each base is measured, and the base given to the others as well, as their users
-would run them: torch.optim.Muon's own function, and the paper's set and Polar Express in bfloat16, all
-divided by the Frobenius norm. The reference is the polar factor on the base's range by an SVD in float64. Written as
-JSON beside this file: the mean polar error per kind of layer, what it would be in exact arithmetic, and the largest
-singular value of all updates of the run.
+The tiny preset is trained under ROOT with its defaults and coefficients that are fitted online. At the first and every
+20th step the benchmark measures ROOT's update of each base, and the updates of other methods on the same base, run as
+their users run them: torch.optim.Muon's own function, and the paper's set and Polar Express in bfloat16, all divided by
+the Frobenius norm. The reference is the polar factor on the base's range by an SVD in float64. The JSON beside this
+file gets the mean polar error per kind of layer, the error in exact arithmetic, and the largest singular value of all
+updates of the run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Errors = dict[str, dict[str, list[float]]]
 
 
 class Watcher:
-    """What is kept of a run: errors by kind of layer and contender, changes of sets, and the largest σ."""
+    """An observer that keeps errors by kind of layer and contender, changes of sets, and the largest σ."""
 
     def __init__(self, model: GPT) -> None:
         self.kinds = {p: name.split(".")[-2] for name, p in model.named_parameters()}
@@ -69,19 +69,19 @@ class Watcher:
 
 
 def distance(update: Tensor, factor: Tensor) -> float:
-    """‖X − UVᵀ‖_F / ‖UVᵀ‖_F."""
+    """Return ‖X − UVᵀ‖_F / ‖UVᵀ‖_F."""
     return float((update.double() - factor).norm() / factor.norm())
 
 
 def other(name: str, base: Tensor, triples: tuple[Coefficients, ...]) -> Tensor:
-    """The update that another method makes of a base."""
+    """Return another method's update of a base."""
     if name == "muon":
         return _zeropower_via_newtonschulz(base, MUON, STEPS, 1e-7)
     return newton_schulz(base, triples, normalization="frobenius", dtype=torch.bfloat16).update
 
 
 def measure(steps: int) -> dict[str, Any]:
-    """The numbers of a run."""
+    """Train, and return the results."""
     torch.manual_seed(0)
     preset = PRESETS["tiny"]
     model = GPT(preset.shape)
@@ -103,7 +103,7 @@ def measure(steps: int) -> dict[str, Any]:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """Contenders by kinds of layer, and what ours is of Muon's."""
+    """Print the errors by contender and kind of layer, and the ratio of ours to Muon's."""
     errors = results["polar_error"]
     print(f"\n{'mean polar error':<18}" + "".join(f"{kind:>9}" for kind in errors))
     for name in ("ours", *OTHERS):

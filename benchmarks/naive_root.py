@@ -1,9 +1,9 @@
-"""ROOT as its paper states it, one parameter after the other and each formula by itself: the benchmarks' yardstick.
+"""ROOT by the formulas of its paper, a parameter at a time: the yardstick of the benchmarks.
 
 He et al., https://arxiv.org/abs/2511.20626: heavy-ball momentum with Nesterov's look-ahead, ε the quantile of |M| from
 two order statistics, outliers by soft thresholding, five Newton-Schulz steps with one (a, b, c) per shape after a
-division by the Frobenius norm, in the parameter's own dtype. For comparison only: its square set diverges beyond five
-steps. Nothing of it is compiled.
+division by the Frobenius norm, in the parameter's own dtype. For comparison only: the square set diverges beyond five
+steps. Nothing is compiled.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NaiveROOT(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient."""
+        """Step every parameter with a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -59,7 +59,7 @@ class NaiveROOT(torch.optim.Optimizer):
 
 
 def quantile(magnitude: Tensor, q: float) -> Tensor:
-    """The q-quantile of all entries, linear between the two order statistics around it."""
+    """Return the q-quantile of all entries, linear between the two nearest order statistics."""
     flat = magnitude.flatten()
     position = q * (flat.numel() - 1)
     rank = int(position)
@@ -69,12 +69,12 @@ def quantile(magnitude: Tensor, q: float) -> Tensor:
 
 
 def soft_threshold(matrix: Tensor, eps: Tensor) -> Tensor:
-    """T_ε[x] = sign(x) max(|x| - ε, 0)."""
+    """Return T_ε[x] = sign(x) max(|x| - ε, 0)."""
     return matrix.sign() * (matrix.abs() - eps).clamp(min=0)
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
-    """X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X, five times, from B / ‖B‖_F, with the published set nearest in shape."""
+    """Apply X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X five times to B / ‖B‖_F, with the published set nearest in shape."""
     tall = matrix.shape[0] > matrix.shape[1]
     X = matrix.mT if tall else matrix
     X = X / (X.norm() + 1e-7)

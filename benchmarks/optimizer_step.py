@@ -1,12 +1,12 @@
-"""How long a whole optimizer step takes: python benchmarks/optimizer_step.py [--models d32 gpt124m] [--device cuda]
+"""Time whole optimizer steps: python benchmarks/optimizer_step.py [--models d32 gpt124m] [--device cuda]
 
-Steps the parameters of four models with torch's AdamW (fused) and Muon, ROOT as its paper's formulas stand
-(naive_root.py), and ours with its defaults and without clipping. Prints medians, ratios, and what was aimed at beside
-what was measured, and writes the same as JSON beside this file. On CUDA it also shows that no step waits for the
-device, and times a step captured in a graph.
+The benchmark steps the parameters of four models with torch's AdamW (fused) and Muon, with ROOT by the formulas of its
+paper (naive_root.py), and with our ROOT with its defaults and without clipping. It prints medians, ratios, and the
+targets beside the measured ratios, and writes the results as JSON beside this file. On CUDA it also checks that no step
+waits for the device, and times a step captured in a graph.
 
-No network is trained: gradients are Student-t with two degrees of freedom, heavy-tailed as real ones, and are scaled
-from round to round. Every contender has its own weights and state, and all see the same gradients.
+No network is trained: gradients are Student-t with two degrees of freedom, with heavy tails as real gradients, and are
+scaled from round to round. Every contender has its own weights and state, and all see the same gradients.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from naive_root import NaiveROOT
-from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, ratio, seconds, summary, write_json
+from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, parsed, ratio, seconds, summary, write_json
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -28,15 +28,15 @@ from root_dash.optim import ROOT
 ADAMW, MUON, NAIVE, OURS, UNCLIPPED = "AdamW fused", "torch Muon", "naive ROOT", "ROOT", "ROOT unclipped"
 CALIBRATE_EVERY = 100  # ROOT's default
 
-# A contender whose warm-up step takes longer is left out, with a note: its times would be a benchmark of their own.
 LONGEST_STEP = 20.0
-# Seconds of a model's rounds after which, with three of them done, no more begin.
+"""Seconds of a warm-up step. A contender with a longer step is left out, with a note."""
 ENOUGH = 40.0
+"""Seconds after which no more rounds of a model begin, if three are done."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """The parameters of a model by shape, those for matrix optimizers and the rest, and the rounds that are timed."""
+    """The shapes of a model's parameters, for matrix optimizers and the rest, and the number of timed rounds."""
 
     matrices: tuple[tuple[int, int], ...]
     rest: tuple[tuple[int, ...], ...]
@@ -44,13 +44,13 @@ class Model:
 
 
 def transformer(d: int, blocks: int, rounds: int) -> Model:
-    """The seven matrices of each block of a gated transformer of width d: q, k, v, o, gate, up, down."""
+    """Return the seven matrices of each block of a gated transformer of width d: q, k, v, o, gate, up, down."""
     block = ((d, d),) * 4 + ((4 * d, d),) * 2 + ((d, 4 * d),)
     return Model(block * blocks, (), rounds)
 
 
 def gpt(d: int, blocks: int, vocabulary: int, positions: int, rounds: int) -> Model:
-    """GPT-2 without biases: q, k, v, o, up, down; the embedding that is also the head; positions; norms."""
+    """Return GPT-2 without biases: q, k, v, o, up, down; the embedding, which is also the head; positions; norms."""
     block = ((d, d),) * 4 + ((4 * d, d), (d, 4 * d))
     return Model(block * blocks, ((vocabulary, d), (positions, d), *(((d,),) * (2 * blocks + 1))), rounds)
 
@@ -65,7 +65,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Target:
-    """What one contender's time by another's should be at most, on some models and one kind of device."""
+    """The largest wanted ratio of two contenders' times, on some models and a kind of device."""
 
     device: str
     models: tuple[str, ...]
@@ -83,7 +83,7 @@ TARGETS = (
 
 
 class Arena:
-    """One model's gradients, and the contenders that step copies of its weights with them."""
+    """A model's gradients, and the contenders, each of which steps a copy of the weights."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(0)
@@ -93,7 +93,7 @@ class Arena:
         self._factor = 1.0
 
     def contenders(self) -> Iterator[tuple[str, list[Optimizer]]]:
-        """Each by name, with the optimizers that make up its step."""
+        """Yield the name of each contender, and the optimizers of its step."""
         matrices, rest = self.weights()
         yield ADAMW, [AdamW(matrices + rest, fused=True)]
         matrices, rest = self.weights()
@@ -104,7 +104,7 @@ class Arena:
         yield UNCLIPPED, [self.ours(outlier_quantile=1.0)]
 
     def ours(self, **options: Any) -> ROOT:
-        """ROOT with all of the model's parameters."""
+        """Return our ROOT with all of the model's parameters."""
         matrices, rest = self.weights()
         groups: list[dict[str, Any]] = [{"params": matrices}]
         if rest:
@@ -112,7 +112,7 @@ class Arena:
         return ROOT(groups, **options)
 
     def weights(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The matrices and the rest, fresh, with the gradients that all share."""
+        """Return new copies of the matrices and of the rest, with the shared gradients."""
         parameters: list[Tensor] = []
         for weight, gradient in zip(self._seed, self._gradients, strict=True):
             parameters.append(nn.Parameter(weight.clone()))
@@ -120,25 +120,25 @@ class Arena:
         return parameters[: self._matrices], parameters[self._matrices :]
 
     def scale_gradients(self, round_: int) -> None:
-        """Other gradients than those of the round before: of another size, the same in each such round."""
+        """Change the size of the gradients for a round; every fourth round has the same size."""
         factor = (1.0, 1.5, 0.75, 1.25)[round_ % 4]
         torch._foreach_mul_(self._gradients, factor / self._factor)
         self._factor = factor
 
 
 def beside(rest: list[Tensor]) -> list[Optimizer]:
-    """The AdamW that steps what a matrix optimizer leaves."""
+    """Return the AdamW for the parameters besides the matrices."""
     return [AdamW(rest, fused=True)] if rest else []
 
 
 def heavy_tailed(shape: torch.Size, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Student-t entries with two degrees of freedom, times 1e-3: a normal by the root of an exponential variable."""
+    """Return Student-t entries with two degrees of freedom, times 1e-3: a normal by the root of an exponential."""
     normal = torch.randn(shape, generator=generator, device=device)
     return normal.mul_(torch.empty_like(normal).exponential_(generator=generator).rsqrt_()).mul_(1e-3)
 
 
 def step_of(optimizers: list[Optimizer]) -> Callable[[], None]:
-    """One call for the steps of all of them."""
+    """Return a function that steps all optimizers."""
 
     def step() -> None:
         for optimizer in optimizers:
@@ -148,7 +148,7 @@ def step_of(optimizers: list[Optimizer]) -> Callable[[], None]:
 
 
 def measure(name: str, device: torch.device, rounds: int | None, clock: Clock) -> dict[str, Any]:
-    """Time and print one model."""
+    """Time a model, print the results and return them."""
     model = MODELS[name]
     arena = Arena(model, device)
     steps: dict[str, Callable[[], None]] = {}
@@ -181,7 +181,7 @@ def measure(name: str, device: torch.device, rounds: int | None, clock: Clock) -
 
 
 def table(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Print each contender's times, and its ratios to Muon and to the naive ROOT where these were measured."""
+    """Print each contender's times, and its ratios to Muon and to the naive ROOT if these were measured."""
     milliseconds: dict[str, dict[str, float]] = {}
     ratios: dict[str, dict[str, float]] = {}
     print(f"  {'':<16}{'ms':>10}{'quartiles':>20}{'/ Muon':>9}{'/ naive':>9}")
@@ -200,10 +200,10 @@ def table(times: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def calibration(optimizer: ROOT, device: torch.device, clock: Clock, step_ms: float) -> float:
-    """What calibrating the coefficients adds to a step: none of the timed steps is one that calibrates.
+    """Return the milliseconds that calibration adds to a step. No timed step calibrates.
 
-    A call waits for the fits that the one before began, and the first two have none or few to wait for. So this counts
-    all of the work, though in training it runs beside the steps.
+    A call of `calibrate` waits for the fits of the call before; the first two calls have few fits to wait for. So all
+    work is counted, though in training the work runs beside the steps.
     """
     optimizer.calibrate()
     optimizer.calibrate()
@@ -215,7 +215,7 @@ def calibration(optimizer: ROOT, device: torch.device, clock: Clock, step_ms: fl
 
 
 def verdicts(name: str, device: torch.device, times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """The targets that concern this model on this device, each beside what was measured."""
+    """Return the targets for this model on this device, each with the measured ratio."""
     found = []
     for target in TARGETS:
         if device.type != target.device or name not in target.models:
@@ -235,7 +235,7 @@ def verdicts(name: str, device: torch.device, times: dict[str, list[float]]) -> 
 
 
 def cuda_checks(name: str, device: torch.device) -> dict[str, Any]:
-    """That a step does not wait for the device, and that a captured one does as much in less time."""
+    """Check that no step waits for the device, and compare a captured step with an eager step."""
     arena = Arena(MODELS[name], device)
     eager = arena.ours()
     eager.step()  # allocates the state
@@ -287,20 +287,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, help="timed rounds per model; by default each has its own number")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; by default as many as it takes by itself")
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="on the CPU; cpu counts this process alone, so that with --threads 1 others on its cores matter little",
-    )
-    parser.add_argument("--no-json", action="store_true", help="leave the JSON beside the script as it is")
-    arguments = parser.parse_args()
+    parser.add_argument("--no-json", action="store_true", help="do not change the JSON beside the script")
+    arguments = parsed(parser)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch sees none")
     device = torch.device(arguments.device)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     content: dict[str, Any] = {**environment(device), "clock": arguments.clock}
     print(
         f"{content['device']}, {content['threads']} threads, torch {content['torch']}, load {content['load']}, "

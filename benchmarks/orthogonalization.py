@@ -1,10 +1,10 @@
-"""How close five steps of each coefficient set come to the polar factor: python benchmarks/orthogonalization.py
+"""Measure the distance of five steps of each set from the polar factor: python benchmarks/orthogonalization.py
 
-Per dtype of the products, spectrum and set, and for each shape, three numbers: the polar error ‖X − UVᵀ‖ / ‖UVᵀ‖, the
-orthogonality error ‖X Xᵀ − I‖ / √m and the largest singular value of X, against U and V of the matrix in float64.
-"fitted" is the set that `adanewton.fit` fits to the spectra of two other matrices of the same kind and shape. "default"
-is the dtype that ROOT chooses. Then the time of a step's matrices in small transformers, beside torch.optim.Muon's
-function. Prints tables and writes the numbers as JSON beside this file, in a section per device and number of threads.
+For each dtype of the products, spectrum, set and shape there are three numbers: the polar error ‖X − UVᵀ‖ / ‖UVᵀ‖, the
+orthogonality error ‖X Xᵀ − I‖ / √m and the largest singular value of X, with U and V of the matrix in float64. "fitted"
+is the set that `fit.fit` fits to the spectra of two other matrices of the same kind and shape. "default" is the dtype
+that ROOT chooses. Then the matrices of a step in small transformers are timed, beside torch.optim.Muon's function. The
+tables are also written as JSON beside this file, in a section per device and number of threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from timing import CAVEAT, CLOCKS, environment, interleaved, ratio, summary, write_json
+from timing import CAVEAT, CLOCKS, environment, interleaved, parsed, ratio, summary, write_json
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
@@ -29,9 +29,9 @@ Make: TypeAlias = Callable[[Shape, torch.Generator], Tensor]
 
 STEPS = 5
 SHAPES: tuple[Shape, ...] = ((512, 512), (512, 768), (512, 2048), (512, 4096))
-LARGE: Shape = (2048, 2048)  # in the default dtype and on two spectra alone, for the time it takes
+LARGE: Shape = (2048, 2048)  # in the default dtype and on two spectra alone, to save time
 SMALL: tuple[Shape, ...] = ((128, 128), (128, 256))  # for float16, which CPUs multiply slowly
-FEW: tuple[Shape, ...] = ((512, 512), (512, 2048))  # for float32 and bfloat16 as they are
+FEW: tuple[Shape, ...] = ((512, 512), (512, 2048))  # for pure float32 and bfloat16
 DTYPES: dict[str, torch.dtype | None] = {
     "default": None,
     "float32": torch.float32,
@@ -39,7 +39,7 @@ DTYPES: dict[str, torch.dtype | None] = {
     "float16": torch.float16,
 }
 SETS = ("cubic", "quintic", "muon", "paper", "polar_express", "robust", "fitted")
-# What one step of a transformer of this width orthogonalizes: (count, rows, columns).
+# The matrices of a step of a transformer of this width: (count, rows, columns).
 LISTS: dict[int, tuple[tuple[int, int, int], ...]] = {
     256: ((24, 256, 256), (18, 256, 1024)),
     512: ((8, 512, 512), (6, 512, 2048)),
@@ -49,28 +49,28 @@ PEAKS = {"A100": 312, "H100 PCIe": 756, "H100": 989, "H200": 989, "B200": 2250, 
 
 
 def gaussian(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Independent standard normal entries."""
+    """Return independent standard normal entries."""
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def log_uniform(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Singular values evenly spaced on a logarithmic scale from 1 to 1e-3, between random singular vectors."""
+    """Return singular values evenly spaced on a logarithmic scale from 1 to 1e-3, with random singular vectors."""
     return _with(10.0 ** -torch.linspace(0, 3, min(shape), dtype=torch.float64), shape, generator)
 
 
 def power_law(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Singular values 1, 1/2, 1/3, ..."""
+    """Return singular values 1, 1/2, 1/3, ..., with random singular vectors."""
     return _with(1 / torch.arange(1, min(shape) + 1, dtype=torch.float64), shape, generator)
 
 
 def student(shape: Shape, generator: torch.Generator) -> Tensor:
-    """Student-t entries with two degrees of freedom: a few of them are very large."""
+    """Return Student-t entries with two degrees of freedom, of which a few are very large."""
     exponential = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
     return gaussian(shape, generator) / exponential.sqrt()
 
 
 def student_clipped(shape: Shape, generator: torch.Generator) -> Tensor:
-    """The same, clipped at the 0.9-quantile of the absolute values, as ROOT does."""
+    """Return Student-t entries clipped at the 0.9-quantile of the absolute values, as ROOT clips."""
     matrix = student(shape, generator)
     limit = matrix.abs().quantile(0.9)
     return matrix.clamp(-limit, limit)
@@ -92,7 +92,7 @@ SPECTRA: dict[str, Make] = {
 
 
 def coefficients(name: str, shape: Shape, make: Make, fine: bool) -> tuple[tuple[Coefficients, ...], Normalization]:
-    """A set and the normalization that it is made for, in arithmetic that is fine (`plan.is_fine`) or not."""
+    """Return a set and its normalization, for arithmetic that is fine (`plan.is_fine`) or not."""
     if name == "cubic":
         return ((1.5, -0.5, 0.0),) * STEPS, "frobenius"
     if name == "quintic":
@@ -110,7 +110,7 @@ def coefficients(name: str, shape: Shape, make: Make, fine: bool) -> tuple[tuple
 
 
 def measures(update: Tensor, factor: Tensor) -> dict[str, float]:
-    """The three numbers of a cell."""
+    """Return the three numbers of a cell."""
     X = update.double()
     squares = torch.linalg.eigvalsh(X @ X.mT)
     return {
@@ -121,7 +121,7 @@ def measures(update: Tensor, factor: Tensor) -> dict[str, float]:
 
 
 def labels(shape: Shape) -> tuple[str, ...]:
-    """The dtypes in which a shape is measured."""
+    """Return the dtypes in which a shape is measured."""
     if shape in SMALL:
         return ("float16",)
     return ("default", "float32", "bfloat16") if shape in FEW else ("default",)
@@ -132,7 +132,7 @@ def _is_fine(shape: Shape, dtype: torch.dtype | None, device: torch.device) -> b
 
 
 def accuracy(device: torch.device) -> dict[str, Any]:
-    """The numbers by dtype, spectrum, set and shape."""
+    """Return the numbers by dtype, spectrum, set and shape."""
     results: dict[str, Any] = {}
     for spectrum, make in SPECTRA.items():
         shapes = SHAPES + SMALL + ((LARGE,) if spectrum in ("Gaussian", "1 to 1e-3") else ())
@@ -157,7 +157,7 @@ def accuracy(device: torch.device) -> dict[str, Any]:
 
 
 def print_accuracy(results: dict[str, Any]) -> None:
-    """One table per dtype."""
+    """Print a table per dtype."""
     for label, by_spectrum in results.items():
         columns = list(next(iter(by_spectrum.values()))["robust"])
         print(f"\n{label + ': polar / orthogonality error / largest σ':<54}" + "".join(f"{c:>20}" for c in columns))
@@ -178,7 +178,7 @@ def _short(number: float) -> str:
 
 
 def speed(device: torch.device, clock: str) -> dict[str, Any]:
-    """Seconds for the lists, ours in batches and torch.optim.Muon's function matrix by matrix, and their ratio."""
+    """Return the seconds for the lists, of ours in batches and of Muon's function for each matrix, and their ratio."""
     results: dict[str, Any] = {}
     for width, shapes in LISTS.items():
         batches = [torch.randn(shape, device=device) for shape in shapes]
@@ -193,19 +193,15 @@ def speed(device: torch.device, clock: str) -> dict[str, Any]:
         times = interleaved(contenders, 15, device, clock=CLOCKS[clock], enough=10)
         results[str(width)] = {name: summary(values) for name, values in times.items()}
         results[str(width)]["ours / muon"] = ratio(times, "ours", "muon")
-        peak = (
-            next((PEAKS[name] for name in PEAKS if name in torch.cuda.get_device_name(device)), None)
-            if (device.type == "cuda")
-            else None
-        )
-        if peak:
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        if peak := next((peak for name, peak in PEAKS.items() if name in device_name), None):
             flops = sum(L * STEPS * (4 * m * m * n + 2 * m**3) for L, m, n in shapes)
             results[str(width)]["share_of_peak"] = flops / results[str(width)]["ours"]["median"] / (peak * 1e12)
     return results
 
 
 def print_speed(results: dict[str, Any], clock: str) -> None:
-    """Milliseconds and ratios."""
+    """Print milliseconds and ratios."""
     print(f"\n{clock + ' time':<34}{'ours':>10}{'muon':>10}{'ours / muon':>13}")
     for width, row in results.items():
         shapes = ", ".join(f"{L} of {m}x{n}" for L, m, n in LISTS[int(width)])
@@ -218,12 +214,8 @@ def print_speed(results: dict[str, Any], clock: str) -> None:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Polar errors of the coefficient sets, and the time they take.")
-    parser.add_argument("--threads", type=int, help="of torch; as many as it chooses")
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of all threads, beside other work")
     parser.add_argument("--speed", action="store_true", help="the times alone")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     if not arguments.speed:

@@ -1,9 +1,9 @@
-"""How long each way to the 0.9-quantile of |M| takes, and how far from it each ends: python benchmarks/quantile.py
+"""Compare ways to the 0.9-quantile of |M| by time and error: python benchmarks/quantile.py
 
-All ways run in one process on the same Student-t entries with two degrees of freedom, on a CUDA device too where there
-is one. Times include taking |M| where a way needs it. "faster" is how many times faster than the authors' way, the
-median over the rounds; "error" is relative to its threshold, "none" where all bits are the same. Prints a table and
-writes the numbers as JSON beside this file, in a section per device, number of threads and clock.
+All ways run in the same process on the same Student-t entries with two degrees of freedom, also on a CUDA device if
+there is one. Times include the computation of |M| if a way needs |M|. "faster" is the speed relative to the authors'
+way, the median over the rounds. "error" is relative to the authors' threshold, and "none" if all bits are equal. The
+table is also written as JSON beside this file, in a section per device, number of threads and clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, ratio, seconds, summary, write_json
+from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, parsed, ratio, seconds, summary, write_json
 from torch import Tensor
 
 from root_dash.optim.outliers.threshold import threshold
@@ -31,13 +31,13 @@ SHAPES = (
     (18, 256, 1024),
     (84, 32, 64),
 )
-SLOW = 2.5  # seconds from which one call is enough of a way
+SLOW = 2.5  # seconds; a way whose call takes longer is called once
 
 Way: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def authors(M: Tensor) -> Tensor:
-    """Two selections and an interpolation, one matrix after the other, as the authors' script has it."""
+    """Select two entries and interpolate, a matrix at a time, as the authors' script does."""
     thresholds = []
     for matrix in M:
         flat = matrix.abs().flatten()
@@ -49,12 +49,12 @@ def authors(M: Tensor) -> Tensor:
 
 
 def torch_quantile(M: Tensor) -> Tensor:
-    """PyTorch's own, which sorts, and takes up to 2^24 entries."""
+    """Call PyTorch's own function, which sorts up to 2^24 entries."""
     return torch.quantile(M.abs().flatten(1), QUANTILE, dim=1)
 
 
 def topk(M: Tensor) -> Tensor:
-    """The ends of the largest tenth."""
+    """Select the largest tenth, and interpolate between its two smallest entries."""
     flat = M.abs().flatten(1)
     position = QUANTILE * (flat.shape[1] - 1)
     below = int(position)
@@ -75,14 +75,14 @@ WAYS: dict[str, Way] = {
 
 
 def student(shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Heavy tails, as momenta have them."""
+    """Return entries with heavy tails, as in momenta."""
     generator = torch.Generator().manual_seed(0)
     normal, one, other = (torch.randn(shape, generator=generator) for _ in range(3))
     return normal.div_(one.square_().add_(other.square_()).div_(2).sqrt_()).to(device)
 
 
 def compare(M: Tensor, clock: Clock) -> dict[str, dict[str, Any]]:
-    """Time, ratio and error of every way."""
+    """Return time, ratio and error of every way."""
     results = {name: way(M) for name, way in WAYS.items()}
     calls = {name: partial(way, M) for name, way in WAYS.items()}
     once = seconds(calls["torch.quantile"], M.device, clock)
@@ -105,16 +105,7 @@ def compare(M: Tensor, clock: Clock) -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description="Ways to a quantile, side by side.")
-    parser.add_argument("--threads", type=int, help="of torch on the CPU; by default as many as it takes by itself")
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="on the CPU; cpu counts this process alone, so that with --threads 1 others on its cores matter little",
-    )
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         device = torch.device(kind)
         about = environment(device)

@@ -1,12 +1,12 @@
-"""What recording costs: python benchmarks/recording.py [--frames 500] [--steps 1000] [--device cuda]
+"""Measure the cost of recording: python benchmarks/recording.py [--frames 500] [--steps 1000] [--device cuda]
 
-Three questions, each answered by what a user would do, and written as JSON beside this file:
+The benchmark answers three questions by what a user would do, and writes the answers as JSON beside this file:
 
-- How long is the trainer blocked by a frame of 100 layers, one histogram and all statistics each, already reduced? Side
-  by side with TensorBoard's event files, trackio and wandb offline where they are installed (the `bench` extra).
-- How much longer does the demo's tiny model train when it is watched? With and without a recorder it is trained a few
-  steps in turns, on the same batches. On CUDA it is a model of more than 100 million parameters, in a loop that reads
-  nothing back, and whether any of its steps waits for the device is asked first.
+- How long is the trainer blocked by a frame of 100 layers, each with a histogram and all statistics, already reduced?
+  TensorBoard's event files, trackio and wandb offline are measured too if they are installed (the `bench` extra).
+- How much longer does a watched training take? The demo's tiny model is trained with and without a recorder, a few
+  steps in turns, on the same batches. On CUDA the model has more than 100 million parameters, in a loop that reads
+  nothing back, and the benchmark first checks whether any step waits for the device.
 - How many bytes does a layer take for a step?
 """
 
@@ -36,11 +36,12 @@ from root_dash.demo.model import GPT
 from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, Preset, build_optimizers, train
 from root_dash.monitor.frames import Assembler, LayerGroup
+from root_dash.monitor.limits.budget import MAX_OVERHEAD, MAX_OVERHEAD_CPU
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.measure import measure
 from root_dash.monitor.optimizers.adapter import outliers_of
 from root_dash.monitor.quantities.quantity import LayerBatch
-from root_dash.monitor.recorder import MAX_OVERHEAD, MAX_OVERHEAD_CPU, Recorder
+from root_dash.monitor.recorder import Recorder
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, Sent, SentArray
 from root_dash.monitor.writing.transfer import send
 from root_dash.monitor.writing.writer import Writer
@@ -55,17 +56,17 @@ PAUSE = 0.03  # seconds between frames, as a step would take
 CPU = torch.device("cpu")
 
 TURN = 10
-"""Steps that one training takes before the next."""
+"""Number of steps that a training takes in its turn."""
 
 DISTINCT = 24
-"""Steps that differ; a longer run goes through them again."""
+"""Number of different steps. A longer run repeats them."""
 
 Log = Callable[[int, "Reduced"], object]
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """What a device would have reduced a step to: our tensors, and for the others what follows from them."""
+    """A step as a device reduces it: our tensors, and for the other tools arrays that follow from the tensors."""
 
     tensors: dict[Sent, torch.Tensor]
     statistics: np.ndarray  # (layers, names)
@@ -73,7 +74,7 @@ class Reduced:
 
 
 def reduced_steps() -> list[Reduced]:
-    """Heavy-tailed gradients of drifting scale, their momenta and updates, measured as the recorder does."""
+    """Return heavy-tailed gradients of drifting scale, their momenta and updates, measured as by the recorder."""
     generator = torch.Generator().manual_seed(0)
     momentum = torch.zeros(LAYERS, *SHAPE)
     steps = []
@@ -108,7 +109,7 @@ def reduced_steps() -> list[Reduced]:
 
 @contextmanager
 def ours(folder: Path) -> Iterator[Log]:
-    """A frame as the recorder hands it over."""
+    """Log frames as the recorder does."""
     layers = tuple(Layer(f"blocks.{i}.weight", SHAPE, "root", i) for i in range(LAYERS))
     store = Store.create(folder / "runs.db")
     writer = Writer(store.begin(Run("benchmark", "benchmark", time.time()), layers))
@@ -122,13 +123,13 @@ def ours(folder: Path) -> Iterator[Log]:
     if writer.lost or writer.failures.count:
         raise RuntimeError(f"{writer.lost} frames were lost")
     if len(store.history(1, "grad_norm").steps) != writer.stored:
-        raise RuntimeError("what was handed over is not there")
+        raise RuntimeError("frames are missing in the database")
     store.close()
 
 
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[Log]:
-    """A scalar for each statistic and a histogram of the same counts; its open outermost bins are closed."""
+    """Log a scalar for each statistic and a histogram of the same counts, with closed outermost bins."""
     writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
     names, edges = statistic_names("statistics"), closed_edges()
 
@@ -148,7 +149,7 @@ def tensorboard(folder: Path) -> Iterator[Log]:
 
 @contextmanager
 def wandb(folder: Path) -> Iterator[Log]:
-    """One call a step, offline; of the 515 bins the 511 that it has room for."""
+    """Log a step by one call, offline. wandb has room for 511 of the 515 bins."""
     module = importlib.import_module("wandb")
     run = module.init(mode="offline", dir=str(folder), settings=module.Settings(silent=True))
 
@@ -161,7 +162,7 @@ def wandb(folder: Path) -> Iterator[Log]:
 
 @contextmanager
 def trackio(folder: Path) -> Iterator[Log]:
-    """One call a step; it keeps histograms as a list of values, so the counts are given as such."""
+    """Log a step by one call. trackio keeps a histogram as a list of values, so the counts are such a list."""
     os.environ["TRACKIO_DIR"] = str(folder)
     module = importlib.import_module("trackio")
     module.init(project="benchmark", embed=False)
@@ -174,7 +175,7 @@ def trackio(folder: Path) -> Iterator[Log]:
 
 
 def flat(reduced: Reduced, histogram: Callable[[tuple[Any, Any]], object]) -> dict[str, object]:
-    """A step as one mapping of names to numbers and histograms."""
+    """Return a step as a mapping of names to numbers and histograms."""
     names, edges = statistic_names("statistics"), closed_edges()
     logged: dict[str, object] = {}
     for layer, (values, counts) in enumerate(zip(reduced.statistics.tolist(), reduced.counts, strict=True)):
@@ -184,7 +185,7 @@ def flat(reduced: Reduced, histogram: Callable[[tuple[Any, Any]], object]) -> di
 
 
 def closed_edges() -> np.ndarray:
-    """The edges of our histograms, the two infinite ones replaced."""
+    """Return the edges of our histograms with finite outermost edges."""
     edges = histogram_edges().copy()
     edges[0], edges[-1] = 2 * edges[1], 2 * edges[-2]
     return edges
@@ -196,7 +197,7 @@ WAYS: Mapping[str, Callable[[Path], Any]] = {
 
 
 def blocked(frames: int) -> dict[str, Any]:
-    """Milliseconds of the trainer by frame and bytes by layer and step, for each way that can be imported."""
+    """Return the trainer's milliseconds per frame and the bytes per layer and step, for each way that is installed."""
     steps = reduced_steps()
     results: dict[str, Any] = {}
     for name, way in WAYS.items():
@@ -222,11 +223,11 @@ def blocked(frames: int) -> dict[str, Any]:
 
 
 def overhead(steps: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of the same training, unwatched and watched, and the ratios.
+    """Return the seconds of the same training, unwatched and watched, and the ratios.
 
-    All go on at once, `TURN` steps of one and then of the next: what slows the machine for a minute slows all of them.
-    A turn ends when the device has done it, when the calibrations that it began are done, which one thread of the
-    process does for all, and where it is watched, when its last frame is stored.
+    The trainings take turns of `TURN` steps, so that what slows the machine for a minute slows all of them. A turn ends
+    when the device is idle, when the calibrations are done, which a single thread does for all trainings, and if the
+    training is watched, when its last frame is stored.
     """
     limit = MAX_OVERHEAD_CPU if device.type == "cpu" else MAX_OVERHEAD
     ways: dict[str, float | None] = {"unwatched": None, "watched, no budget": math.inf, "watched": limit}
@@ -242,7 +243,7 @@ def overhead(steps: int, device: torch.device) -> dict[str, Any]:
                 path = Path(folder) / f"{len(recorders)}.db"
                 recorder = root_dash.watch(model, optimizers, db=path, cadence=Cadence(), max_overhead=budget)
                 recorders[name], log = recorder, recorder.log
-            # Validation is none of the question: the last step of `train` has one, and is not made.
+            # The benchmark leaves out the last step of `train`, which validates.
             trainings[name] = (
                 train(model, optimizers, standard_library(), preset, steps + 3, log, device)
                 if device.type == "cpu"
@@ -251,7 +252,7 @@ def overhead(steps: int, device: torch.device) -> dict[str, Any]:
             for _ in range(2):
                 next(trainings[name])  # warm-up
         settle(device)
-        gc.collect()  # or what the imports left would be gone through in one of the first turns: 0.15 s
+        gc.collect()  # otherwise the garbage of the imports would cost one of the first turns 0.15 s
         for turn in range(steps // TURN):
             order = list(ways)
             for name in order[turn % len(order) :] + order[: turn % len(order)]:
@@ -286,7 +287,7 @@ def overhead(steps: int, device: torch.device) -> dict[str, Any]:
 
 
 def training(device: torch.device) -> tuple[Preset, GPT, list[Optimizer]]:
-    """The tiny model and its optimizer, or on CUDA one of 106 million parameters."""
+    """Return the tiny model and its optimizers, or on CUDA a model of 106 million parameters."""
     preset = PRESETS["tiny"]
     if device.type == "cuda":
         preset = replace(PRESETS["gpu"], shape=replace(PRESETS["gpu"].shape, depth=15))
@@ -298,7 +299,7 @@ def training(device: torch.device) -> tuple[Preset, GPT, list[Optimizer]]:
 def unread(
     model: GPT, optimizers: Sequence[Optimizer], preset: Preset, log: Callable[..., None], device: torch.device
 ) -> Iterator[None]:
-    """Steps of which nothing is read back: the processor runs ahead of the device, as fast loops let it."""
+    """Yield after each step of a loop that reads nothing back, so that the processor can run ahead of the device."""
     generator = torch.Generator().manual_seed(1)
     text = standard_library()
     batches = [
@@ -325,7 +326,7 @@ def settle(device: torch.device) -> None:
 
 
 def waits(device: torch.device) -> dict[str, int]:
-    """How many of a watched training's steps waited for the device, by cadence: where one does, an error is raised."""
+    """Return the number of watched steps that waited for the device, by cadence. Such a step raises an error."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, cadence in (("default cadence", Cadence()), ("every kind in every step", Cadence(1, 1, 1, 1, 1))):
@@ -341,7 +342,7 @@ def waits(device: torch.device) -> dict[str, int]:
                         next(steps)
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
-                found[name] = recorder.failures  # what is raised in the hook is counted there
+                found[name] = recorder.failures  # errors in the hook are counted as failures
             print(f"{name}: {found[name]} failures in 12 steps that may not wait, {recorder.stored} stored")
     return found
 

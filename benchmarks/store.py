@@ -1,12 +1,12 @@
-"""The store at size: how fast frames go in beside four readers, how long views take, and what a layer's step costs.
+"""Measure the store at size: the rate of frames beside four readers, the time of views, and bytes per layer and step.
 
     python benchmarks/store.py                       # about a minute: 1,000 and 10,000 steps
     python benchmarks/store.py --steps 100000        # ten times as long, 3.6 GB
     python benchmarks/store.py --db FOLDER           # where the databases are made; on the disk that counts
-    python benchmarks/store.py --engine postgresql   # on a server that it starts, as the tests do, with fsync; or both
+    python benchmarks/store.py --engine postgresql   # on a server of its own, as in the tests, with fsync; or both
 
-Every frame holds all statistics of every layer; the insert rates also with one histogram of each, drawn from layers of
-256 x 256. Readers are processes that ask for the views of the dashboard, one after the other, ten times a second.
+Every frame holds all statistics of every layer. Insert rates are also measured with a histogram of each layer, drawn
+from 256 x 256 entries. Readers are processes that ask for all views of the dashboard ten times a second.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from root_dash.store import Recording, Store
 
 READERS = 4
 PAUSE = 0.1
-"""Seconds between a reader's rounds: as often as the dashboard asks."""
+"""Seconds between a reader's rounds, as in the dashboard."""
 
 TARGETS = {
     "bytes per layer and step": 450,
@@ -44,27 +44,27 @@ TARGETS = {
     "history, histograms": 60,
     "grid": 100,
 }
-"""What the store promises; times in milliseconds, at 10,000 steps, on an idle machine."""
+"""The promises of the store. Times are in milliseconds, at 10,000 steps, on an idle machine."""
 
 ROWS_PER_SECOND = {"sqlite": 15_000, "postgresql": 12_000}
 
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """Where the databases of one engine are made."""
+    """A maker of an engine's databases."""
 
     engine: str
     version: str
     make: Callable[[str], Path | str]
-    """A new database of that name, by its path or its URL."""
+    """Make a database with this name, and return its path or URL."""
     size: Callable[[Path | str], int]
-    """Its bytes."""
+    """Return the size of a database in bytes."""
     remove: Callable[[Path | str], None]
 
 
 @contextmanager
 def databases(engine: str, folder: Path) -> Iterator[Databases]:
-    """Those of an engine. PostgreSQL is a server of our own, on a machine's defaults, until the block ends."""
+    """Yield the maker of an engine's databases. For PostgreSQL a server with defaults runs until the block ends."""
     if engine == "sqlite":
 
         def size(place: Path | str) -> int:
@@ -83,7 +83,7 @@ def databases(engine: str, folder: Path) -> Iterator[Databases]:
         if server is None:
             raise SystemExit(1)
         try:
-            # Without what every database with our tables holds: the server's own catalogues take most of that.
+            # The size of an empty database, mostly the server's own catalogues, does not count.
             made = server.create()
             Store.create(made).close()
             [(empty,)] = server.execute("SELECT pg_database_size(current_database())", _name(made))
@@ -104,7 +104,7 @@ def _name(place: Path | str) -> str:
 
 
 def frames(layers: int, histograms: bool, start: int = 0) -> Iterator[Frame]:
-    """Frames of plausible numbers without an end, made from a few that were drawn beforehand."""
+    """Yield frames of plausible numbers without an end, made from some numbers that are drawn beforehand."""
     rng = np.random.default_rng(0)
     names = statistic_names("statistics")
     drawn = np.exp(rng.normal(0, 0.2, (64, layers, len(names)))).astype(np.float32)
@@ -117,20 +117,20 @@ def frames(layers: int, histograms: bool, start: int = 0) -> Iterator[Frame]:
     positions, step = np.arange(layers), start
     while True:
         held = {at: {"gradient": Histogram(counts[(7 * step + at) % 32])} for at in range(layers if histograms else 0)}
-        # Every step its own numbers: repeated ones would be packed to nothing.
+        # Every step has its own numbers: repeated numbers would be packed to nothing.
         values = drawn[step % 64] * np.float32(1 + step % 4099 / 8192)
         yield Frame(step - start, step, 1.7e9 + step, positions, values, held, scalars={"loss": 3 / (1 + step)})
         step += 1
 
 
 def begin(store: Store, layers: int, name: str) -> Recording:
-    """A run of so many layers, open for appending."""
+    """Return a new run of so many layers, open for appending."""
     run = Run(name, name, time.time(), cadence={"statistics": 1, "histograms": 1, "scalars": 1})
     return store.begin(run, [Layer(f"blocks.{at}.weight", (256, 256), "root", at) for at in range(layers)])
 
 
 def views(store: Store, layer: int) -> dict[str, Callable[[], object]]:
-    """What the dashboard asks for."""
+    """Return the views of the dashboard by name."""
     run = store.run_of(layer)
     return {
         "grid": lambda: store.grid(run, "grad_norm", 512),
@@ -141,7 +141,7 @@ def views(store: Store, layer: int) -> dict[str, Callable[[], object]]:
 
 
 def read(path: Path | str, stop: Event, answers: multiprocessing.Queue[list[float]]) -> None:
-    """Ask for the views until told to stop; then say how long each answer took."""
+    """Ask for the views until the event `stop`; then put the seconds of each answer into `answers`."""
     took = []
     with Store.open(path) as store:
         layer = store.layers(store.runs()[0].id)[0].id
@@ -155,7 +155,7 @@ def read(path: Path | str, stop: Event, answers: multiprocessing.Queue[list[floa
 
 
 def insert_rate(where: Databases, layers: int, seconds: float, histograms: bool) -> dict[str, float]:
-    """Frames appended for so long, one transaction each, beside the readers."""
+    """Append frames for so many seconds, a transaction each, beside the readers; return the measures."""
     path = where.make(f"insert-{int(histograms)}")
     context = multiprocessing.get_context("spawn")
     stop, answers = context.Event(), context.Queue()
@@ -167,7 +167,7 @@ def insert_rate(where: Databases, layers: int, seconds: float, histograms: bool)
         readers = [context.Process(target=read, args=(path, stop, answers)) for _ in range(READERS)]
         for reader in readers:
             reader.start()
-        time.sleep(2)  # they import NumPy and SQLAlchemy first
+        time.sleep(2)  # the readers import NumPy and SQLAlchemy first
         started, used = time.perf_counter(), time.process_time()
         while time.perf_counter() - started < seconds:
             frame = next(source)
@@ -194,13 +194,13 @@ def insert_rate(where: Databases, layers: int, seconds: float, histograms: bool)
 
 
 def read_latencies(where: Databases, layers: int, steps: int, rounds: int = 7) -> dict[str, float]:
-    """The median time of each view of a run of so many steps."""
+    """Return the median milliseconds of each view of a run of so many steps."""
     path = where.make(f"read-{steps}")
     with Store.create(path) as store:
         recording = begin(store, layers, "read")
         for _, frame in zip(range(steps), frames(layers, False), strict=False):
             recording.append(frame)
-        recording.close()  # without an end, as a run that still trains: its newest rows are not folded yet
+        recording.close()  # without an end, as a run that still trains, whose newest rows are not folded yet
         narrow = begin(store, 1, "narrow")
         for _, frame in zip(range(min(steps, 10_000)), frames(1, True), strict=False):
             narrow.append(frame)
@@ -213,7 +213,7 @@ def read_latencies(where: Databases, layers: int, steps: int, rounds: int = 7) -
             "history, histograms": lambda: store.histograms(store.layers(2)[0].id, max_points=10**6),
         }
         for name, view in asked.items():
-            view()  # the first finds cold caches and compiles its statement
+            view()  # the first call finds cold caches and compiles its statement
             took = []
             for _ in range(rounds):
                 start = time.perf_counter()
@@ -225,7 +225,7 @@ def read_latencies(where: Databases, layers: int, steps: int, rounds: int = 7) -
 
 
 def table(title: str, columns: dict[str, dict[str, float]], targets: dict[str, int]) -> None:
-    """Print one row for each measure, one column for each case."""
+    """Print a row for each measure and a column for each case."""
     width = max(len(name) for found in columns.values() for name in found)
     print(f"\n{title:<{width}}" + "".join(f"{name:>22}" for name in columns) + f"{'target':>10}")
     for name in next(iter(columns.values())):
@@ -234,7 +234,7 @@ def table(title: str, columns: dict[str, dict[str, float]], targets: dict[str, i
 
 
 def measure(where: Databases, layers: int, seconds: float, steps: list[int]) -> dict[str, Any]:
-    """Both measurements of one engine, printed; what is kept of them."""
+    """Print both measurements of an engine, and return what the JSON keeps."""
     targets = TARGETS | {"rows per second": ROWS_PER_SECOND[where.engine]}
     load = os.getloadavg()[0]
     inserted = {
@@ -256,7 +256,7 @@ def measure(where: Databases, layers: int, seconds: float, steps: list[int]) -> 
 
 
 def main() -> None:
-    """Measure, print the tables, write the JSON; what it holds of another engine stays."""
+    """Measure, print the tables, and write the JSON, which keeps the results of other engines."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=["sqlite", "postgresql", "both"], default="sqlite")
     parser.add_argument("--layers", type=int, default=150)

@@ -1,11 +1,12 @@
-"""Timing contenders side by side: what the benchmarks share.
+"""Timing of contenders side by side, for all benchmarks.
 
-The contenders of a benchmark take turns, one call each per round, and each round begins with the next of them: whatever
-slows the machine down for some seconds slows all of them, and no one always finds the caches as the same one left them.
+The contenders of a benchmark take turns, a call each per round, and each round begins with another contender. So what
+slows the machine for some seconds slows all contenders, and no contender always finds the caches of the same other.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -28,11 +29,26 @@ CAVEAT = (
 Clock: TypeAlias = Callable[[], float]
 
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""What time is taken from off CUDA. The CPU's counts all threads of the process, those that spin for others too."""
+"""The clocks for devices other than CUDA. The CPU's clock counts all threads of the process, also spinning threads."""
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return the command's arguments, with `--threads`, which are set, and `--clock`."""
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; by default torch chooses")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="on the CPU; cpu counts this process alone: with --threads 1, other work on the cores matters little",
+    )
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return arguments
 
 
 def seconds(call: Callable[[], object], device: torch.device, clock: Clock = time.perf_counter) -> float:
-    """How long a call takes; on CUDA by its events, from an idle device to the end of what was launched."""
+    """Return the seconds of a call; on CUDA by events, from an idle device to the end of the launched work."""
     if device.type != "cuda":
         start = clock()
         call()
@@ -55,9 +71,9 @@ def interleaved(
     *,
     enough: float = math.inf,
 ) -> dict[str, list[float]]:
-    """The seconds of every call, by contender; the n-th of each are of one round. What comes before is not timed.
+    """Return the seconds of every call by contender, a call per round. The call of `before_round` is not timed.
 
-    After `enough` seconds the rounds end early, though not before the third.
+    After `enough` seconds the rounds end early, but not before the third.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -73,7 +89,7 @@ def interleaved(
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """The median and the quartiles, which say how noisy it was."""
+    """Return the median and the quartiles."""
     if len(values) < 2:
         return {"median": values[0], "low": values[0], "high": values[0]}
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -81,12 +97,12 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def ratio(times: Mapping[str, list[float]], numerator: str, denominator: str) -> dict[str, float]:
-    """The median and the quartiles over the rounds of one contender's time by another's."""
+    """Return the median and the quartiles of the ratio of two contenders' times over the rounds."""
     return summary([above / below for above, below in zip(times[numerator], times[denominator], strict=True)])
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a reader of the numbers has to know of where they come from."""
+    """Return date, versions, device, threads and load of a measurement."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
@@ -97,7 +113,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The name that the device's maker gave it, as far as the system tells."""
+    """Return the maker's name of the device, if the system tells the name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
@@ -110,7 +126,7 @@ def device_name(device: torch.device) -> str:
 
 
 def write_json(script: str, section: str, content: Mapping[str, Any]) -> Path:
-    """Put the content into the JSON beside a script, in place of the section of that name; other sections stay."""
+    """Replace a section in the JSON beside a script. Other sections stay."""
     path = Path(script).with_suffix(".json")
     sections = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**sections, section: content}, indent=1) + "\n")

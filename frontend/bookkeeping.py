@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,11 @@ HEADER = {"words": Output(ids.BOOKKEEPING, "children"), "title": Output(ids.BOOK
 """The outputs that `header` fills, by name."""
 
 
-def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
-    """Return a sentence: layers by optimizer, cadence, whether the budget thinned the cadence, frames kept and lost."""
+def summary(run: Run, layers: Sequence[Layer], *, kept: Mapping[str, int] | None = None) -> str:
+    """Return a sentence: layers by optimizer, the cadence that is kept, frames kept and lost.
+
+    `kept` is the interval in steps of each kind that the budget thinned, if it thinned any at any time.
+    """
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         groups.setdefault(layer.algorithm, []).append(layer)
@@ -31,8 +35,11 @@ def summary(run: Run, layers: Sequence[Layer], *, thinned: bool = False) -> str:
     ordered = sorted(groups, key=lambda algorithm: traits[algorithm].orthogonalizes is None)
     who = " and ".join(f"{_number(groups[algorithm])} under {traits[algorithm].label}" for algorithm in ordered)
     lost = "none lost" if run.lost == 0 else f"{count(run.lost)} lost"
-    rarer = "at times less often, to keep the budget" if thinned else ""
-    parts = [who or "no layers", cadence(run), rarer, f"{plural(run.frames, 'frame')}, {lost}"]
+    rarer = ""
+    if kept is not None:
+        asked = cadence(run, {})
+        rarer = "at times less often, to keep the budget" if cadence(run, kept) == asked else f"asked for: {asked}"
+    parts = [who or "no layers", cadence(run, kept or {}), rarer, f"{plural(run.frames, 'frame')}, {lost}"]
     return "; ".join(part for part in parts if part) + "."
 
 
@@ -42,15 +49,24 @@ def _number(layers: Sequence[Layer]) -> str:
     return plural(len(layers), "tensor")
 
 
-def cadence(run: Run) -> str:
-    """Return how often each kind is recorded, kinds of the same cadence together: spectra and masks every 25."""
+def cadence(run: Run, kept: Mapping[str, int]) -> str:
+    """Return how often each kind is recorded, kinds of the same cadence together: spectra and masks every 25.
+
+    `kept` has the intervals of kinds that are not those of the run.
+    """
     kinds_by_steps: dict[int, list[str]] = {}
     for kind in KINDS:
-        steps = run.cadence.get(kind)
+        steps = run.cadence.get(kind) and kept.get(kind, run.cadence[kind])
         # Scalars come when the user logs them, and quantiles come with the histograms.
         if steps and kind not in ("scalars", "quantiles"):
             kinds_by_steps.setdefault(int(steps), []).append(kind)
     return ", ".join(f"{' and '.join(kinds)} {every(steps)}" for steps, kinds in kinds_by_steps.items())
+
+
+def intervals(texts: Iterable[str]) -> dict[str, int]:
+    """Return the interval of each kind after changes of the cadence, which events tell in these words."""
+    found = (re.findall(r"(\w+) every (\d+) steps \(before", text) for text in texts)
+    return {kind: int(steps) for changes in found for kind, steps in changes}
 
 
 def share(cost: History, frames: Sequence[Notice]) -> float:
@@ -84,8 +100,9 @@ def header(store: Store, view: Mapping[str, Any] | None, cursor: Any = None) -> 
     if run_id is None:
         return {"words": [], "title": ""}
     run = store.run(int(run_id))
-    thinned = any(event.kind == "cadence" for event in store.events(run.id))
-    return {"words": words(run, _share(store, run.id)), "title": summary(run, store.layers(run.id), thinned=thinned)}
+    texts = [event.text for event in store.events(run.id) if event.kind == "cadence"]
+    said = summary(run, store.layers(run.id), kept=intervals(texts) if texts else None)
+    return {"words": words(run, _share(store, run.id)), "title": said}
 
 
 _EVERY_STEP = 10_000_000

@@ -25,7 +25,7 @@ _QUESTIONS = (
     Question("sick", "Which layer left its own range?", (SEVERITY,)),
     Question("size", "How large are gradient, momentum, update and weight?", (
         "grad_norm", "update_to_weight", "update_norm", "momentum_norm", "weight_norm", "grad_abs_max", "grad_std",
-        "grad_mean", "norm_peak", "norm_trough", "entry_peak", "changed_share",
+        "grad_mean", "scaled_lr", "norm_peak", "norm_trough", "entry_peak", "changed_share",
     )),
     Question("shape", "How many directions carry the momentum?", (
         "stable_rank", "effective_rank", "condition", "sigma_max", "sigma_min", "alignment", "weight_stable_rank",

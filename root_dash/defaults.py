@@ -45,6 +45,17 @@ def default_spool(given: str | os.PathLike[str] | None) -> Path:
     return Path(given or os.environ.get("ROOT_DASH_SPOOL") or DEFAULT_SPOOL)
 
 
+def default_webhook(given: str | None) -> str | None:
+    """Return the address that verdicts are posted to: the argument, else ROOT_DASH_WEBHOOK, else None.
+
+    Raises:
+        TypeError: `given` is not a text. The message shows only its type.
+    """
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"webhook must be a str, got {type(given)}")
+    return given or os.environ.get("ROOT_DASH_WEBHOOK") or None
+
+
 def default_token(given: str | None) -> str:
     """Return the write token of a server: the argument, else ROOT_DASH_WRITE_TOKEN.
 

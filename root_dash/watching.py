@@ -1,4 +1,7 @@
-"""Recording: `root_dash.watch` records every step of an optimizer."""
+"""The way into a recording: `root_dash.watch` records the steps of an optimizer.
+
+The module cannot be called `watch.py`: once imported, it would hide the function `root_dash.watch` behind its own name.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ import reprlib
 import socket
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from root_dash.defaults import default_place, default_spool, is_path
+from root_dash.alerts import AlertingSink, Alerts
+from root_dash.defaults import default_place, default_spool, default_webhook, is_path
 from root_dash.exceptions import missing_extra
 from root_dash.health import Health
 from root_dash.records import Layer, Run
+from root_dash.records.verdict import Verdict
 from root_dash.sending import remote_sink
 from root_dash.store.backends.location import Location
 from root_dash.store.failover import FailoverRecording
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from root_dash.delivery.webhook import Webhook
     from root_dash.monitor.limits.cadence import Cadence
     from root_dash.monitor.ranks.role import RecordingRanks
     from root_dash.monitor.recorder import Recorder
@@ -48,8 +55,10 @@ def watch(
     server: str | None = None,
     token: str | None = None,
     spool: str | os.PathLike[str] | None = None,
+    on_verdict: Callable[[Verdict], object] | None = None,
+    webhook: str | None = None,
 ) -> Recorder:
-    """Record every step of an optimizer into a database until the returned recorder is closed.
+    """Record the steps of an optimizer into a database until the returned recorder is closed.
 
     ```python
     with watch(model, optimizer, db="runs.db", name="gpt-124m") as run:
@@ -96,9 +105,10 @@ def watch(
         exclude: a glob, or globs, over the names of the layers not to watch.
         outlier_quantile: quantile of |M| beyond which an entry counts as an outlier, if the optimizer itself has no
             threshold.
-        max_overhead: share of a step's time that recording may add. If recording adds more, the costly kinds are
-            recorded less often than `cadence` says, and an event of kind "cadence" says so. If None, 0.01 on a GPU and
-            0.03 on a CPU. `math.inf` keeps to the cadence at any cost.
+        max_overhead: share of a step's time that recording may add. If recording adds more, the costly kinds and what
+            is logged are recorded less often than `cadence` says, and an event of kind "cadence" says so. Sentinels
+            come before the budget. If None, 0.01 on a GPU and 0.03 on a CPU. `math.inf` keeps to the cadence at any
+            cost.
         ranks: `"first"`, or `"all"` to record a run for each process. With `"all"`, every process has to call `watch`,
             and no parameter may be sharded.
         server: address of a `root-dash serve` on another machine that records instead, such as `http://host:8050`.
@@ -107,6 +117,10 @@ def watch(
         token: write token of the server. If None, ROOT_DASH_WRITE_TOKEN.
         spool: folder in which frames wait. A missing folder is made. If None, ROOT_DASH_SPOOL, else `root-dash-spool`.
             Frames that an earlier run left in the folder are sent, too.
+        on_verdict: a function that is called with every verdict of the diagnosis when it begins, gets worse or ends, in
+            a thread of its own. What it raises is counted and shown once.
+        webhook: address that is sent a message when a verdict begins, in the form of Slack, Mattermost and Discord. If
+            None, ROOT_DASH_WEBHOOK.
 
     Returns:
         The recorder, a context manager that closes itself.
@@ -147,6 +161,8 @@ def watch(
         ("token", type(token), token is None or isinstance(token, str), "a str"),
         ("max_overhead", max_overhead, max_overhead is None or _is_number(max_overhead), "a number"),
         ("spool", spool, spool is None or is_path(spool), "a path"),
+        ("on_verdict", on_verdict, on_verdict is None or callable(on_verdict), "a function"),
+        ("webhook", type(webhook), webhook is None or isinstance(webhook, str), "a str"),
         ("db", type(db), db is None or is_path(db), "a path or the URL of a PostgreSQL database"),
     ):
         if not fits:
@@ -158,6 +174,7 @@ def watch(
         raise ValueError(f"outlier_quantile must be in (0, 1], got {outlier_quantile}")
     if max_overhead is not None and not max_overhead > 0.0:
         raise ValueError(f"max_overhead must be greater than 0, got {max_overhead}")
+    hook = _webhook(default_webhook(webhook))
     place = default_place(db) if server is None else None  # refuses a wrong db before anything is made
     layers, positions = watched_layers(model, optimizers, include, exclude)
     role = role_of_this_process(ranks, layers, positions)
@@ -178,14 +195,17 @@ def watch(
     )
     new_layers = NewLayerFinder(optimizers, layers, lambda: watched_layers(model, optimizers, include, exclude))
 
+    alerts = Alerts(run, on_verdict, hook)
+
     def begin() -> Sink:
         if not role.stores:
             return NullSink()
         if server is None:
             assert place is not None
-            return _local_sink(run, layers, place)
+            return AlertingSink(_local_sink(run, layers, place, alerts), alerts)
         # An absolute path, because the process may have changed its working folder when a connection is opened.
-        return remote_sink(run, layers, server, token, default_spool(spool).absolute())
+        sink = remote_sink(run, layers, server, token, default_spool(spool).absolute())
+        return AlertingSink(sink, alerts, layers)
 
     return Recorder(
         optimizers,
@@ -197,6 +217,9 @@ def watch(
         link=role.link,
         forwards=not role.stores,
         new_layers=new_layers if role.link is None else None,
+        alerts=alerts,
+        seed=zlib.crc32(uid.encode()) if role.seed is None else role.seed,
+        names=[layer.name for layer in layers],
     )
 
 
@@ -210,13 +233,22 @@ def _is_number(given: object) -> bool:
     return isinstance(given, float | int) and not isinstance(given, bool)
 
 
-def _local_sink(run: Run, layers: Sequence[Layer], location: Location) -> Sink:
-    """Return a sink that stores the run in a database."""
+def _webhook(address: str | None) -> Webhook | None:
+    """Return the webhook at an address. Who has none pays for no HTTP client."""
+    if address is None:
+        return None
+    from root_dash.delivery.webhook import Webhook
+
+    return Webhook(address)
+
+
+def _local_sink(run: Run, layers: Sequence[Layer], location: Location, alerts: Alerts) -> Sink:
+    """Return a sink that stores the run in a database. If the run cannot begin, the database is closed again."""
     from root_dash.monitor.failures import print_to_stderr
 
     store = Store.create(location, judge=Health)
     try:
-        return FailoverRecording(store, run, layers, print_to_stderr)
+        return FailoverRecording(store, run, layers, print_to_stderr, alerts.tell)
     except BaseException:
         store.close()
         raise

@@ -225,7 +225,10 @@ def pack_frame(frame: records.Frame) -> bytes:
             histograms={at: _by_tensor(_Histogram, held) for at, held in frame.histograms.items()},
             quantiles={at: _by_tensor(_Quantiles, held) for at, held in frame.quantiles.items()},
             spectra={at: _struct(_Spectrum, one, statistics=named) for at, (one, named) in frame.spectra.items()},
-            masks={at: _packed_mask(one, named) for at, (one, named) in frame.masks.items()},
+            masks={
+                at: _struct(_Mask, one, map_rows=len(one.pooled), map_cols=one.pooled.shape[1], statistics=named)
+                for at, (one, named) in frame.masks.items()
+            },
             scalars=dict(frame.scalars),
             events=tuple(_struct(_Event, event) for event in frame.events),
         )
@@ -313,11 +316,6 @@ def _struct(form: type[_Part], record: Any, **given: Any) -> _Part:
 
 def _by_tensor(form: type[_Part], held: Mapping[TensorName, Any]) -> dict[TensorName, _Part]:
     return {tensor: _struct(form, record) for tensor, record in held.items()}
-
-
-def _packed_mask(mask: records.Mask, statistics: Mapping[str, float]) -> _Mask:
-    rows, cols = mask.pooled.shape
-    return _struct(_Mask, mask, map_rows=rows, map_cols=cols, statistics=statistics)
 
 
 def _to_frame(frame: _Frame) -> records.Frame:

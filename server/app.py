@@ -16,6 +16,7 @@ from root_dash.store import Store
 from root_dash.version import __version__
 
 from . import ingest, layers, liveness, problems, runs, stream
+from .judging import Replays
 from .responses import ANYWHERE, BEHIND_TOKEN
 from .responses import problems as describe_problems
 
@@ -63,6 +64,7 @@ def create_app(
     app.state.store = store
     app.state.stopping = threading.Event() if stopping is None else stopping
     app.state.inbox = inbox
+    app.state.replays = Replays(store, app.state.stopping)
     problems.register(app)
     app.include_router(liveness.router, responses=describe_problems(*ANYWHERE))
     for router in (runs.router, layers.router, stream.router):

@@ -11,6 +11,8 @@ from pydantic import AfterValidator
 from root_dash.records import STATISTICS, TensorName
 from root_dash.store import Store
 
+from .judging import Replays
+
 _LARGEST = 2**63 - 1
 """Largest integer that a database stores."""
 
@@ -35,7 +37,14 @@ def _known(name: str) -> str:
     return name
 
 
+def _replays(request: Request) -> Replays:
+    replays = request.app.state.replays
+    assert isinstance(replays, Replays)
+    return replays
+
+
 StoreDep = Annotated[Store, Depends(_store)]
+ReplaysDep = Annotated[Replays, Depends(_replays)]
 StoppingDep = Annotated[threading.Event, Depends(_stopping)]
 
 RunId = Annotated[int, Path(alias="run", ge=0, le=_LARGEST, description="The number of the run.")]
@@ -43,7 +52,7 @@ LayerId = Annotated[int, Path(alias="layer", ge=0, le=_LARGEST, description="The
 AttemptUid = Annotated[
     str, Path(alias="attempt", pattern="^[0-9a-f]{32}$", description="The unique name that the trainer chose.")
 ]
-Cursor = Annotated[int, Query(ge=0, le=_LARGEST, description="The id of the last frame or event seen.")]
+Cursor = Annotated[int, Query(ge=0, le=_LARGEST, description="The id of the last frame, event or verdict seen.")]
 LastEventId = Annotated[int | None, Header(ge=0, le=_LARGEST, description="Sent by a client that resumes the stream.")]
 Limit = Annotated[int, Query(ge=1, le=5000, description="Largest number of entries in the answer.")]
 Step = Annotated[

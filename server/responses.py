@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from root_dash.records import Kind
+from root_dash.records.verdict import Severity
 
 Number: TypeAlias = float | Literal["Infinity", "-Infinity"] | None
 """A recorded number. NaN, which also stands for a missing number, is null."""
@@ -84,6 +85,39 @@ class EventJson(_Answer):
     step: int
     time: Seconds
     id: int
+
+
+class MeasuredJson(_Answer):
+    """A number that a verdict rests on."""
+
+    value: Number
+    baseline: Number = Field(description="What the value is compared with; null if nothing is compared.")
+
+
+class VerdictJson(_Answer):
+    """What a rule says of a layer or of the whole run. A verdict replaces an earlier one of the same id."""
+
+    id: int = Field(description="Counts the verdicts of the run from 1.")
+    layer: int | None = Field(description="The number of the layer; null if the verdict is about the whole run.")
+    rule: str
+    severity: Severity
+    since: int = Field(description="The first sick step that was recorded.")
+    until: int | None = Field(description="The last sick step; null while the fault lasts.")
+    text: str = Field(description="A sentence with numbers, for people.")
+    evidence: dict[str, MeasuredJson]
+    under: int | None = Field(description="The id of the verdict that explains this one.")
+    candidates: list[int] = Field(description="Numbers of layers of which one is the cause.")
+    cursor: int = Field(description="The frame with which the verdict took its present form.")
+
+
+class VerdictsJson(_Answer):
+    """The verdicts of a run, and where they come from."""
+
+    state: Literal["stored", "replayed", "pending", "failed"] = Field(
+        description="stored: with the frames. The others are of a run that was recorded without diagnosis. replayed: "
+        "judged in this server's memory. pending: being judged, ask again. failed: the diagnosis failed."
+    )
+    verdicts: list[VerdictJson]
 
 
 class GridJson(_Answer):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from .json_records import RecordResponse
-from .parameters import Buckets, Cursor, Limit, Points, RunId, ScalarName, StatisticName, StoreDep
-from .responses import EventJson, GridJson, HistoryJson, LayerJson, NoticeJson, RunJson, problems
+from .judging import as_json
+from .parameters import Buckets, Cursor, Limit, Points, ReplaysDep, RunId, ScalarName, StatisticName, StoreDep
+from .responses import EventJson, GridJson, HistoryJson, LayerJson, NoticeJson, RunJson, VerdictsJson, problems
 
 router = APIRouter(prefix="/api/v1/runs", tags=["runs"], default_response_class=RecordResponse)
 
@@ -41,6 +42,19 @@ def frames(store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Limit = 100
 def events(store: StoreDep, run_id: RunId, after: Cursor = 0, limit: Limit = 1000) -> RecordResponse:
     """Return the run's events beyond a cursor, such as a new coefficient set."""
     return RecordResponse(store.events(run_id, after, limit))
+
+
+@router.get("/{run}/verdicts", response_model=VerdictsJson, responses=MISSING)
+def verdicts(
+    store: StoreDep, replays: ReplaysDep, run_id: RunId, after: Cursor = 0, limit: Limit = 1000
+) -> RecordResponse:
+    """Return what the diagnosis says of the run: the verdicts beyond an id, in the order in which they began."""
+    layers = store.layers(run_id)
+    if store.is_judged(run_id):
+        return RecordResponse({"state": "stored", "verdicts": as_json(store.verdicts(run_id, after, limit), layers)})
+    state, judged = replays.verdicts(run_id)
+    found = [verdict for verdict in judged if verdict.id > after][:limit]
+    return RecordResponse({"state": state, "verdicts": as_json(found, store.layers(run_id))})
 
 
 @router.get("/{run}/grid", response_model=GridJson, responses=MISSING)

@@ -17,6 +17,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VEC
     os.environ.setdefault(_name, os.environ.get("OMP_NUM_THREADS", "1"))
 
 from root_dash.store import Store  # noqa: E402
+from tests import zygote  # noqa: E402
 from tests.postgresql import Server, find, started  # noqa: E402
 
 # Hypothesis times examples, and how long it takes to draw them. On a busy machine either may take any time: a test that
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_settings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("ROOT_DASH_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _zygote() -> Iterator[None]:
+    yield
+    zygote.stop()
 
 
 @pytest.fixture(scope="session")

@@ -158,9 +158,9 @@ class _Bindings(TorchFunctionMode):
             return _copy(first, *args[1:], **kwargs)
         if name in _READS and isinstance(first, Tensor) and first.is_cuda:
             raise HostWaited(f"{name}() of a tensor on the device")
-        if name == "numpy" and isinstance(first, FakeTensor):
+        if name == "numpy":
             with unset_fake_temporarily():
-                return torch.zeros(first.shape, dtype=first.dtype).numpy()
+                return (torch.zeros(first.shape, dtype=first.dtype) if isinstance(first, FakeTensor) else first).numpy()
         if func is torch.tensor and kwargs.pop("pin_memory", False):
             return func(*args, **kwargs)
         if kwargs.get("pin_memory"):

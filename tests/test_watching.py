@@ -25,6 +25,8 @@ WRONG_TYPES: dict[str, Any] = {
     "server": 1,
     "token": 1,
     "spool": 1,
+    "on_verdict": 1,
+    "webhook": 1,
 }
 WRONG_VALUES: dict[str, Any] = {
     "include": "no such layer",
@@ -33,6 +35,7 @@ WRONG_VALUES: dict[str, Any] = {
     "max_overhead": 0.0,
     "ranks": "second",
     "db": "mysql://host/runs",
+    "webhook": "ftp://host/",
 }
 
 

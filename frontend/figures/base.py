@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,12 +35,7 @@ def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
 
 def wrap(sentence: str, width: int = 44) -> str:
     """Break a sentence into lines for an annotation."""
-    lines = [""]
-    for word in sentence.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "<br>".join(lines)
+    return "<br>".join(textwrap.wrap(sentence, width, break_long_words=False, break_on_hyphens=False))
 
 
 def plain(text: str) -> str:

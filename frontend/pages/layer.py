@@ -1,4 +1,4 @@
-"""The page of one layer at one step: its head, and the panels in rows."""
+"""The page of a layer at a step: its head, and the panels in rows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def page(panels: Sequence[Panel], query: Mapping[str, str]) -> Any:
 
 
 def _head() -> Any:
-    """Return the head: the layer's name and neighbours, the shown step, the switch that follows the newest step."""
+    """Return the head: the layer's name and neighbours, the shown step, the switch for the newest step."""
     return html.Div(
         className="layer-head",
         children=[
@@ -87,7 +87,7 @@ def position(layers: Sequence[Layer], run_id: int, layer_id: int) -> int:
 
 
 def head(store: Store, view: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answers of `HEAD`: the layer, its neighbours, and the slider at the step that the address names."""
+    """Return the answers of `HEAD`: the layer, its neighbours, and the slider at the step of the address."""
     run_id, layer_id = int(view["run"]), int(view["layer"])
     layers = store.layers(run_id)
     at = position(layers, run_id, layer_id)

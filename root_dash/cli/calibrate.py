@@ -7,9 +7,9 @@ module needs no torch.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +36,7 @@ PUBLISHED: tuple[tuple[Name, Normalization], ...] = (
 """Published coefficient sets to compare with the fitted sets, each with the norm for which the set is made."""
 
 _SHARED_LIMIT = 1.3
-"""Largest output of one triple for all steps. No such triple is both steep at zero and within 1.06."""
+"""Largest output of a single triple for all steps. No such triple is both steep at zero and within 1.06."""
 
 _MOST_SPECTRA = 64
 """Largest number of spectra to fit to, evenly spread over the steps. More spectra of the same run change nothing."""
@@ -44,7 +44,7 @@ _MOST_SPECTRA = 64
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The coefficient sets of one shape, (m, n) with m <= n, and their mean polar errors on the run's spectra."""
+    """The coefficient sets of a shape, (m, n) with m <= n, and their mean polar errors on the run's spectra."""
 
     shape: tuple[int, int]
     layers: int
@@ -53,9 +53,9 @@ class Row:
     judged_on: int
     """Number of spectra, all from the later half, over which the errors are averaged."""
     adaptive: tuple[Coefficients, ...]
-    """The set that was fitted with one triple per iteration and the Schatten-8 norm."""
+    """The set with a triple per iteration and the Schatten-8 norm."""
     adanewton: tuple[Coefficients, ...]
-    """The set that was fitted in the paper's form: one triple for all iterations and the Frobenius norm."""
+    """The set in the paper's form: a single triple for all iterations and the Frobenius norm."""
     errors: dict[str, float]
     """The mean polar error of each set by its name. The fitted sets come last."""
 
@@ -120,7 +120,7 @@ def _row(
     shape: tuple[int, int], layers: int, earlier: Sequence[NDArray[np.float64]], later: Sequence[NDArray[np.float64]]
 ) -> Row:
     chosen = [earlier[i] for i in sorted({round(x) for x in np.linspace(0, len(earlier) - 1, _MOST_SPECTRA)})]
-    # Each spectrum is weighted by the error of the set that the fit starts from. Otherwise the hardest would dominate.
+    # Each spectrum is weighted by the error of the starting set. Otherwise the hardest spectrum would dominate.
     adaptive = fit(chosen, steps=STEPS, weights=_weights(chosen, "robust", "schatten8")).coefficients
     adanewton = fit(
         chosen,
@@ -131,23 +131,18 @@ def _row(
         weights=_weights(chosen, "muon", "frobenius"),
     ).coefficients
     errors: dict[str, float] = {
-        name: _mean(polar_error(resolve(name, STEPS, shape), base, normalization) for base in later)
+        name: fmean(polar_error(resolve(name, STEPS, shape), base, normalization) for base in later)
         for name, normalization in PUBLISHED
     }
-    errors["adanewton"] = _mean(polar_error(adanewton, base, "frobenius") for base in later)
-    errors["adaptive"] = _mean(polar_error(adaptive, base) for base in later)
+    errors["adanewton"] = fmean(polar_error(adanewton, base, "frobenius") for base in later)
+    errors["adaptive"] = fmean(polar_error(adaptive, base) for base in later)
     return Row(shape, layers, len(chosen), len(later), adaptive, adanewton, errors)
 
 
 def _weights(spectra: Sequence[NDArray[np.float64]], name: Name, normalization: Normalization) -> list[float]:
-    """Return a weight for each spectrum: the inverse square of the error that the named set leaves on it."""
+    """Return a weight for each spectrum: the inverse square of the named set's error on the spectrum."""
     start = resolve(name, STEPS)
     return [1 / max(polar_error(start, base, normalization), 1e-3) ** 2 for base in spectra]
-
-
-def _mean(errors: Iterable[float]) -> float:
-    values = list(errors)
-    return math.fsum(values) / len(values)
 
 
 def _shape_text(shape: tuple[int, int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from root_dash.cli.app import printable
-from root_dash.health import SEVERITIES, Severity, Verdict, replay, to_json
-from root_dash.records import Frame, Layer, Run
-from root_dash.store import Store
+from root_dash.health import SEVERITIES, Health, Severity, Verdict, to_json
+from root_dash.records import Layer, Run
+from root_dash.store import Replay, Store
 
 PAGE = 1000
-"""Frames that are listed at a time."""
+"""Verdicts that are read at a time."""
 
 _STYLES: dict[Severity, str] = {"note": "dim", "warning": "yellow", "critical": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A run, its layers by position, and its verdicts: the worst first, then the earliest."""
+    """A run, its layers in the model's order, and its verdicts: the worst first, then the earliest."""
 
     run: Run
     layers: tuple[Layer, ...]
@@ -40,25 +40,32 @@ class Diagnosis:
         return any(SEVERITIES.index(verdict.severity) >= least for verdict in self.verdicts)
 
 
-def diagnose(store: Store, run_id: int) -> Diagnosis:
-    """Judge a recorded run anew, from its first frame to its newest.
+def diagnose(store: Store, run_id: int, *, replay: bool = False) -> Diagnosis:
+    """Return the stored verdicts of a run; judge the run anew if it has none, or with `replay`.
 
     Raises:
         NotRecorded: there is no such run.
     """
     run, layers = store.run(run_id), tuple(store.layers(run_id))
-    verdicts = replay(layers, frames_of(store, run_id))
+    verdicts = judged_anew(store, run_id) if replay or not store.is_judged(run_id) else stored(store, run_id)
     ordered = sorted(verdicts, key=lambda v: (-SEVERITIES.index(v.severity), v.since, v.id))
     return Diagnosis(run, layers, tuple(ordered))
 
 
-def frames_of(store: Store, run_id: int) -> Iterator[Frame]:
-    """Yield a run's frames in the order in which they were stored."""
-    after = 0
-    while notices := store.frames(run_id, after, PAGE):
-        for notice in notices:
-            yield store.frame(notice.id)
-        after = notices[-1].id
+def stored(store: Store, run_id: int) -> list[Verdict]:
+    """Return all verdicts that are stored of a run."""
+    found: list[Verdict] = []
+    while page := store.verdicts(run_id, found[-1].id if found else 0, PAGE):
+        found += page
+    return found
+
+
+def judged_anew(store: Store, run_id: int) -> list[Verdict]:
+    """Judge a run from its first frame to its newest."""
+    replay = Replay(store, run_id, Health)
+    while replay.advance():
+        pass
+    return replay.verdicts
 
 
 def as_json(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def export(
         "root-dash.csv"
     ),
     what: Annotated[
-        str, typer.Option(help="statistics, scalars, events, spectra, histograms or quantiles.")
+        str, typer.Option(help="statistics, scalars, events, verdicts, spectra, histograms or quantiles.")
     ] = "statistics",
     run: Annotated[int | None, typer.Option(help="Only this run.")] = None,
 ) -> None:
@@ -222,6 +222,7 @@ def diagnose(
         Literal["note", "warning", "critical"] | None,
         typer.Option(help="Exit with 1 if a verdict is at least this severe."),
     ] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Judge the run anew, whatever verdicts are stored.")] = False,
 ) -> None:
     """Say which layers of a recorded run need a look, since which step, and why."""
     settings = database_settings(db)
@@ -233,7 +234,7 @@ def diagnose(
     from root_dash.store import Store
 
     with Store.open(settings.db) as store:
-        judged = diagnosis.diagnose(store, chosen_run(store, run))
+        judged = diagnosis.diagnose(store, chosen_run(store, run), replay=replay)
     if json_:
         typer.echo(json.dumps(diagnosis.as_json(judged), indent=2, allow_nan=False))
     else:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from root_dash.checks import whole_number
+from root_dash.checks import one_of, whole_number
 from root_dash.coefficients.spectra import (
     Array,
     alive,
@@ -33,9 +33,9 @@ from root_dash.coefficients.spectra import (
 from root_dash.coefficients.tables import (
     CONTRACTING,
     MUON,
+    NORMALIZATIONS,
     Coefficients,
     Normalization,
-    check_normalization,
     evaluate,
     normalize_spectrum,
     resolve,
@@ -83,8 +83,6 @@ class Fit:
     """The largest |p| on (0, 1.01] in exact arithmetic."""
     noisy_supremum: float
     """The largest |p| on (0, 1.01] over every error of relative size `noise` between the steps."""
-    iterations: int
-    """Number of accepted steps of the least-squares solver."""
 
 
 def fit(
@@ -118,7 +116,7 @@ def fit(
     """
     horizon = (2 * steps if shared else steps) if horizon is None else horizon
     _check(steps, limit, noise, anchor, horizon, shared)
-    check_normalization(normalization)
+    one_of("normalization", normalization, NORMALIZATIONS)
     cleaned = [alive(spectrum) for spectrum in spectra]
     shares = _weights(weights, len(cleaned))
     kept = [(values, share) for values, share in zip(cleaned, shares, strict=True) if len(values) and share > 0]
@@ -136,15 +134,9 @@ def fit(
         masses.append(np.full(_ANCHORS, anchor / _ANCHORS))
     x, mass = pool(np.concatenate(points), np.concatenate(masses))
     problem = _Problem(x, np.sqrt(mass), steps, shared, limit, noise, horizon)
-    theta, iterations = problem.solve(_starts(start, steps, shared))
-    coefficients = _triples(theta, steps)
-    return Fit(
-        coefficients,
-        float(np.mean([root_mean_square(evaluate(coefficients, values) - 1) for values in scaled])),
-        supremum(coefficients),
-        supremum(coefficients, noise=noise),
-        iterations,
-    )
+    coefficients = _triples(problem.solve(_starts(start, steps, shared)), steps)
+    error = float(np.mean([root_mean_square(evaluate(coefficients, values) - 1) for values in scaled]))
+    return Fit(coefficients, error, supremum(coefficients), supremum(coefficients, noise=noise))
 
 
 def supremum(coefficients: Sequence[Coefficients], top: float = TOP, noise: float = 0.0) -> float:
@@ -187,23 +179,20 @@ class _Problem:
         self.x, self.root_weights = x, root_weights
         self.steps, self.shared, self.limit, self.noise, self.horizon = steps, shared, limit, noise, horizon
 
-    def solve(self, starts: Sequence[tuple[Array, float]]) -> tuple[Array, int]:
-        """Return the best of the minima found from the starts and their first penalties, and the number of steps."""
+    def solve(self, starts: Sequence[tuple[Array, float]]) -> Array:
+        """Return the best of the minima found from the starts and their first penalties."""
         with np.errstate(over="ignore", invalid="ignore"):
-            found = [self._solve(theta, penalty) for theta, penalty in starts]
-            return min(found, key=lambda result: self._rank(result[0]))
+            return min((self._solve(theta, penalty) for theta, penalty in starts), key=self._rank)
 
     def _rank(self, theta: Array) -> tuple[bool, float]:
         error = self.root_weights * (self._compose(theta)[0] - 1)
         return not self._reach(theta) <= self.limit * (1 + 1e-9), float(error @ error)
 
-    def _solve(self, theta: Array, penalty: float) -> tuple[Array, int]:
+    def _solve(self, theta: Array, penalty: float) -> Array:
         """Run Levenberg-Marquardt, again with a heavier penalty until the supremum is within the limit."""
-        accepted = 0
         aim = self.limit - (_SLACK if penalty == _FIRM and not self.shared else 0.0)
         for _ in range(_ROUNDS):
-            theta, count = self._descend(theta, aim, penalty)
-            accepted += count
+            theta = self._descend(theta, aim, penalty)
             excess = self._reach(theta) - self.limit
             if excess <= 0:
                 break
@@ -211,10 +200,10 @@ class _Problem:
         if not self.shared and self._reach(theta) > self.limit:
             theta = theta.copy()
             theta[-3:] *= self.limit / self._reach(theta)  # the reach is proportional to the last triple
-        return theta, accepted
+        return theta
 
-    def _descend(self, theta: Array, aim: float, penalty: float) -> tuple[Array, int]:
-        damping, accepted, idle = 1e-3, 0, 0
+    def _descend(self, theta: Array, aim: float, penalty: float) -> Array:
+        damping, idle = 1e-3, 0
         residuals, jacobian = self._linearize(theta, aim, penalty)
         cost = float((residuals * residuals).sum())
         for _ in range(_ITERATIONS):
@@ -231,11 +220,11 @@ class _Problem:
                 break
             gain = 1 - ahead_cost / cost
             theta, residuals, jacobian, cost = proposed, ahead, ahead_jacobian, ahead_cost
-            damping, accepted = max(damping / 8, 1e-12), accepted + 1
+            damping = max(damping / 8, 1e-12)
             idle = idle + 1 if gain < 1e-4 else 0
             if idle == 5 or cost < 1e-14:
                 break
-        return theta, accepted
+        return theta
 
     def _linearize(self, theta: Array, aim: float, penalty: float) -> tuple[Array, Array]:
         """Return the residuals of the spectra and of the exceeded bounds, and their derivatives by the coefficients."""

@@ -153,12 +153,9 @@ def _resolve_name(name: str, ns_steps: int, shape: tuple[int, int] | None, fine:
         )
     if shape is None:
         raise ValueError("shape must be given with ns_coefficients='paper', got None: its sets depend on the shape")
-    return (_nearest_paper_set(shape),) * PAPER_STEPS
-
-
-def _nearest_paper_set(shape: tuple[int, int]) -> Coefficients:
     aspect = _log_aspect(shape)
-    return PAPER[min(PAPER, key=lambda published: abs(_log_aspect(published) - aspect))]
+    nearest = min(PAPER, key=lambda published: abs(_log_aspect(published) - aspect))
+    return (PAPER[nearest],) * PAPER_STEPS
 
 
 def _log_aspect(shape: tuple[int, int]) -> float:
@@ -195,7 +192,7 @@ def normalize_spectrum(sigma: Any, normalization: str = "schatten8") -> Any:
     Raises:
         ValueError: an unknown normalization.
     """
-    check_normalization(normalization)
+    one_of("normalization", normalization, NORMALIZATIONS)
     power, margin = (8, SCHATTEN8_MARGIN) if normalization == "schatten8" else (2, 1.0)
     top = max(sigma, default=0.0)
     if not top > 0:
@@ -206,13 +203,3 @@ def normalize_spectrum(sigma: Any, normalization: str = "schatten8") -> Any:
         return [value / norm for value in scaled]
     relative = sigma / top
     return relative / (margin * (relative**power).sum() ** (1 / power))
-
-
-def check_normalization(normalization: str) -> None:
-    """Check that a normalization has a known name.
-
-    Raises:
-        TypeError: not a string.
-        ValueError: an unknown name.
-    """
-    one_of("normalization", normalization, NORMALIZATIONS)

@@ -238,7 +238,7 @@ class PaperSquareSet(Fault):
 
 class Bfloat16Weights(Fault):
     name = "bf16-weights"
-    text = "The layer's weight is kept in bfloat16 at a tenth of the step size: most updates are rounded away."
+    text = "The layer's weight is kept in bfloat16 at a hundredth of the step size: most updates are rounded away."
     slow = True
 
     def before_step(self, patient: Patient, gradient: Tensor | None) -> None:
@@ -248,7 +248,7 @@ class Bfloat16Weights(Fault):
     def after_step(self, patient: Patient) -> None:
         if patient.age >= 0:
             before = patient.memory.pop("weight")
-            moved = before + 0.1 * (patient.target - before)
+            moved = before + 0.01 * (patient.target - before)
             patient.target.copy_(moved.to(torch.bfloat16).to(moved.dtype))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -40,7 +42,17 @@ orthogonality error of an update without any singular value above 1 is at most 1
 FAR_TOO_LARGE = 10.0
 """The same beyond which a single sample is enough: the next step may not be finite."""
 
-_RULES = ("dead-layer", "no-gradient", "update-too-large", "weight-overwritten")
+RESOLVED = 1e-5
+"""Update-to-weight that single precision, whose half unit is 6e-8, takes in nearly all entries."""
+
+SURVIVING = 0.25
+"""Share of the entries with a gradient below which a weight's updates count as rounded away."""
+
+BY_CHANCE = 1e-6
+"""Chance below which so many samples of zeros in a row are none, for layers of a kind that is zero at times."""
+
+_NUMBER = re.compile(r"\d+")
+_RULES = ("dead-layer", "no-gradient", "update-too-large", "weight-overwritten", "updates-rounded-away")
 
 
 class AbsoluteRules:
@@ -53,6 +65,9 @@ class AbsoluteRules:
 
     def _describe(self, layers: Sequence[Layer]) -> None:
         self._sizes = np.array([layer.size for layer in layers], np.float64)
+        kinds = [(_NUMBER.sub("*", layer.name), layer.shape) for layer in layers]
+        places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
+        self._kinds = np.array([places[kind] for kind in kinds], np.int64)
         self._root_rank = np.array([min(layer.rows, layer.cols) ** 0.5 for layer in layers])
         self._orthogonalized = np.array([layer.algorithm in ORTHOGONALIZED for layer in layers], bool)
 
@@ -60,6 +75,7 @@ class AbsoluteRules:
     def _empty(count: int) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {
             "seen": np.zeros(count, np.int64),
+            "zeros": np.zeros(count, np.int64),
             "longest_zero": np.zeros(count, np.int64),
             "longest_absence": np.zeros(count, np.int64),
             "weight": np.full(count, np.nan),
@@ -86,17 +102,25 @@ class AbsoluteRules:
         zero = present & ((columns["grad_zero"] >= self._sizes) | (columns["grad_norm"] == 0.0))
         seen = self._int("seen")
         streak = self._int("dead-layer.streak")
-        longest = self._int("longest_zero")
+        longest, zeros = self._int("longest_zero"), self._int("zeros")
         # A mixture of experts leaves experts without tokens: what has been zero before may be zero as long again.
         longest[:] = np.where(present & ~zero, np.maximum(longest, streak), longest)
         absence = self._int("longest_absence")
         absence[:] = np.where(recorded, np.maximum(absence, self._int("no-gradient.streak")), absence)
         seen += present & ~zero
         known = seen >= SEEN
+        share = (zeros + 1) / (seen + zeros + 2)  # of samples in which the layer is zero, by Laplace's rule
+        by_chance = np.ceil(math.log(BY_CHANCE) / np.log(share)).astype(np.int64)
+        sparse = np.bincount(self._kinds, zeros > 0)[self._kinds] - (zeros > 0) > 0
+        zeros += zero & known & (streak == 0)
         yield from self._hold(
-            step, "dead-layer", zero & known, present, np.maximum(HOLD, 3 * longest),
-            lambda i: ("gradient is exactly 0 in all entries", {"grad_zero": Measured(float(self._sizes[i]), 0.0)}),
-            "warning",
+            step, "dead-layer", zero & known, present,
+            np.maximum(np.maximum(HOLD, 3 * longest), np.where(sparse | (zeros > 1), by_chance, HOLD)),
+            lambda i: (
+                "gradient is exactly 0 in all entries" + (", as it was at times in layers of the same kind: an expert "
+                "that gets no example has this" if sparse[i] else ""),
+                {"grad_zero": Measured(float(self._sizes[i]), 0.0)},
+            ), lambda i: "note" if sparse[i] else "warning",
         )  # fmt: skip
         absent = ~recorded & known
         yield from self._hold(
@@ -107,9 +131,11 @@ class AbsoluteRules:
             size = columns["update_norm"] / self._root_rank
             error = columns["orthogonality_error"]
             too_large = self._orthogonalized & present & ((size > TOO_LARGE) | (error > TOO_LARGE))
+        hold = np.where((size > FAR_TOO_LARGE) | (error > FAR_TOO_LARGE), 1, HOLD)
+        if (too_large & (self._int("update-too-large.streak") + 1 >= hold)).any():
+            hold[:] = 1  # a coefficient set is shared: once one layer is sick, one sample of another is enough
         yield from self._hold(
-            step, "update-too-large", too_large, present,
-            np.where((size > FAR_TOO_LARGE) | (error > FAR_TOO_LARGE), 1, HOLD),
+            step, "update-too-large", too_large, present, hold,
             lambda i: (
                 f"orthogonalized update has a root mean square singular value of {size[i]:.3g} and an orthogonality "
                 f"error of {error[i]:.3g}, and both should be at most about 1",
@@ -117,7 +143,25 @@ class AbsoluteRules:
                  "orthogonality_error": Measured(float(error[i]), 1.0)},
             ), "critical",
         )  # fmt: skip
+        yield from self._rounding(step, present, columns)
         yield from self._weights(step, present, columns)
+
+    def _rounding(self, step: int, present: NDArray[np.bool_], columns: Columns) -> Iterator[Finding | Ending]:
+        """Find weights that are stored too coarsely for their updates: most of these are rounded away."""
+        changed = columns["changed_share"]
+        with np.errstate(invalid="ignore"):
+            possible = 1.0 - columns["grad_zero"] / self._sizes
+            judged = present & np.isfinite(changed) & (columns["update_to_weight"] > RESOLVED) & (possible > 0)
+            lost = judged & (changed < SURVIVING * possible)
+        yield from self._hold(
+            step, "updates-rounded-away", lost, judged, HOLD,
+            lambda i: (
+                f"{changed[i]:.0%} of the weight's entries change in a step, although the update is "
+                f"{columns['update_to_weight'][i]:.2g} of the weight: its data type is too coarse for its updates",
+                {"changed_share": Measured(float(changed[i]), float(possible[i])),
+                 "update_to_weight": Measured(float(columns["update_to_weight"][i]))},
+            ), "warning",
+        )  # fmt: skip
 
     def _weights(self, step: int, present: NDArray[np.bool_], columns: Columns) -> Iterator[Finding | Ending]:
         """Find weights that something else than their optimizer has changed."""
@@ -156,12 +200,18 @@ class AbsoluteRules:
         judged: NDArray[np.bool_],
         hold: NDArray[np.int64] | int,
         describe: Callable[[int], tuple[str, Mapping[str, Measured]]],
-        severity: Severity,
+        severity: Severity | Callable[[int], Severity],
     ) -> Iterator[Finding | Ending]:
         """Yield the findings and endings of one rule, given in which layers the sample is sick, (L,)."""
         streak, calm = self._int(f"{rule}.streak"), self._int(f"{rule}.calm")
         first, last = self._int(f"{rule}.first"), self._int(f"{rule}.last")
         open_ = self._bool(f"{rule}.open")
+        if not sick.any():  # nearly always: a frame has little time
+            streak[judged] = 0
+            calm += judged
+            if open_.any():
+                yield from self._end(rule)
+            return
         first[:] = np.where(sick & (streak == 0), step, first)
         last[:] = np.where(sick, step, last)
         streak[:] = np.where(sick, streak + 1, np.where(judged, 0, streak))
@@ -169,10 +219,16 @@ class AbsoluteRules:
         for i in np.flatnonzero((streak >= hold) & ~open_ & sick).tolist():
             open_[i] = True
             what, evidence = describe(i)
-            yield Finding(i, rule, severity, int(first[i]), what, evidence, float("inf"))
-        for i in np.flatnonzero(open_ & (calm >= CALM)).tolist():
+            one = severity(i) if callable(severity) else severity
+            yield Finding(i, rule, one, int(first[i]), what, evidence, float("inf"))
+        yield from self._end(rule)
+
+    def _end(self, rule: str) -> Iterator[Ending]:
+        """End a rule's faults in layers that have been calm for long enough."""
+        open_ = self._bool(f"{rule}.open")
+        for i in np.flatnonzero(open_ & (self._int(f"{rule}.calm") >= CALM)).tolist():
             open_[i] = False
-            yield Ending(i, rule, int(last[i]))
+            yield Ending(i, rule, int(self._int(f"{rule}.last")[i]))
 
     def sick(self) -> NDArray[np.bool_]:
         """Return which layers have a fault by a rule of this module that is more than a note, (L,)."""

@@ -66,6 +66,9 @@ Without the level each row's median would follow a common shift by itself, half 
 little later than most would look sick.
 """
 
+TRACKING = 1.0 / 16.0
+"""Share of what is left that a row's own trend follows in each healthy sample."""
+
 FEWEST_PEERS = 4
 """Layers with a sample, below which layers are not compared with each other."""
 
@@ -103,6 +106,7 @@ class Baselines:
         smoothing: int = SMOOTHING,
         joint: bool = False,
         hold: NDArray[np.int64] | int = HOLD,
+        tracking: float = TRACKING,
     ) -> None:
         """Begin without any sample.
 
@@ -117,12 +121,14 @@ class Baselines:
         self.direction = direction
         self.caution = np.broadcast_to(np.asarray(caution, np.float64), (columns,))
         self._opening, self._smoothing, self._joint = opening, smoothing, joint
+        self._tracking = tracking
         self._hold = np.broadcast_to(np.asarray(hold, np.int64), (columns,))
         self._ring = np.full((WINDOW, *shape), np.inf, np.float32)
         self._recent = np.zeros((smoothing, *shape))
         self._steps = np.full((smoothing, *shape), -1, np.int64)
         self._count = np.zeros(shape, np.int64)
         self._level = np.zeros(columns)
+        self._track = np.zeros(shape)
         self.median = np.full(shape, np.nan)
         self.sigma = np.full(shape, np.nan)
         self._extreme = np.zeros(shape)
@@ -140,7 +146,7 @@ class Baselines:
     @property
     def usual(self) -> Float64Array:
         """Usual values, (R, C); NaN before they are known."""
-        return self.median + self._level
+        return self.median + self._level + self._track
 
     @property
     def streak(self) -> NDArray[np.int64]:
@@ -158,7 +164,9 @@ class Baselines:
         values = values - self._level
         sampled = np.isfinite(values)
         known = sampled & (self._count >= self._opening)
-        deviation, peers = self._deviation(values, known)
+        self._track = np.where(sampled & (self._count == 0), values, self._track)
+        values -= self._track
+        deviation, peers, common = self._deviation(values, known)
         count = np.maximum(self._count, 1)
         bound = (
             self.caution
@@ -181,7 +189,11 @@ class Baselines:
         relearned = self.open & (self._violations >= RELEARN)
         ended |= relearned
         self.open &= ~ended
-        self._learn(values, sampled & ~beyond & ~self.open, size, known, bound)
+        learned = sampled & ~beyond & ~self.open
+        self._learn(values, learned, size, known, bound)
+        if self._tracking:
+            share = np.maximum(self._tracking, 1.0 / np.maximum(self._count, 1))
+            self._track = np.where(learned, self._track + share * (values - common), self._track)
         self._reset(relearned)
         return Judgement(score, deviation, begun, ended)
 
@@ -196,10 +208,10 @@ class Baselines:
         ordered = np.sort(self._recent, axis=0)
         return np.where(full, ordered[self._smoothing // 2], np.nan), self._steps[self._smoothing // 2]
 
-    def _deviation(self, values: Float64Array, known: Bools) -> tuple[Float64Array, Float64Array]:
-        """Return the signed deviations (R, C), and the typical size of a deviation in the sample, (C,)."""
+    def _deviation(self, values: Float64Array, known: Bools) -> tuple[Float64Array, Float64Array, Float64Array]:
+        """Return the signed deviations (R, C), their typical size in the sample (C,), and what all rows did, (C,)."""
         own = np.where(known, values - np.where(known, self.median, 0.0), 0.0)
-        peers = np.zeros(values.shape[1])
+        peers = common = np.zeros(values.shape[1])
         enough = known.sum(0) >= FEWEST_PEERS
         if enough.any():
             common = np.where(enough, _middle(own, known), 0.0)
@@ -208,7 +220,7 @@ class Baselines:
             peers = np.where(enough, _middle(np.abs(relative), known), 0.0)
             own = np.where(np.abs(relative) < np.abs(own), relative, own)
         own = np.where(known, own, 0.0)
-        return np.where(self.direction * own < 0, 0.0, own), peers
+        return np.where(self.direction * own < 0, 0.0, own), peers, common
 
     def _follow(
         self,
@@ -284,6 +296,7 @@ class Baselines:
             smoothing=self._smoothing,
             joint=self._joint,
             hold=self._hold,
+            tracking=self._tracking,
         )
         for name, array in self.state().items():
             if name not in ("tick", "level"):
@@ -314,6 +327,7 @@ _ATTRIBUTES = {
     "steps": "_steps",
     "count": "_count",
     "level": "_level",
+    "track": "_track",
     "median": "median",
     "sigma": "sigma",
     "extreme": "_extreme",

@@ -1,4 +1,4 @@
-"""Causes: findings of one frame become verdicts, and what follows from another verdict hangs below it."""
+"""Causes: the findings of a frame become verdicts, and the consequence of a verdict is placed under the verdict."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from root_dash.health.findings import Ending, Finding
 from root_dash.records.verdict import Changes, Measured, Verdict, from_json, to_json
 
 MANY_SHARE, MANY_LEAST = 0.25, 3
-"""Share and least number of layers that have to be beyond their bounds at once for the run to be blamed."""
+"""Share and least number of layers beyond their bounds at once from which on the run is to blame, and no layer."""
 
 AFTERMATH = 30
-"""Samples after the beginning or the end of a verdict within which new findings are taken to follow from it."""
+"""Number of samples after the beginning or the end of a verdict within which new findings count as its consequences."""
 
 MANY_RULE, FROZEN_RULE = "many-layers", "no-gradient"
 
@@ -26,28 +26,29 @@ _TOGETHER = {
     FROZEN_RULE: "have no gradient any more, as if a schedule had frozen them",
     "update-too-large": "have an orthogonalized update with singular values far above 1, as of a coefficient set that "
     "diverges",
+    "updates-rounded-away": "have a weight whose data type is too coarse for its updates",
     "weight-overwritten": "have a weight that something else than their optimizer wrote, as a loaded checkpoint",
 }
-"""Rules whose findings in several layers at once are one verdict about the run, and what the layers have in common."""
+"""Rules whose findings in several layers at once become a single verdict about the run, with the words for it."""
 
 _RUN_ORDER = (
     nonfinite.RULE, nonfinite.LOSS_RULE, run_rules.RATE_RULE, run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE,
-    run_rules.DIVERGENCE_RULE,
+    run_rules.BATCHES_RULE, run_rules.DIVERGENCE_RULE,
 )  # fmt: skip
 _ALONE = (FROZEN_RULE, DRIFT_RULE)
-"""Rules whose verdicts are notes, and explain nothing else."""
+"""Rules whose verdicts are notes, which are no cause of other verdicts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the causes of a frame's findings are told from."""
+    """The state of the run at a frame, from which the causes of findings are inferred."""
 
     sample: int
-    """Number of the frame among those with statistics, from 0."""
+    """Number of the frame among the frames with statistics, from 0."""
     beyond: NDArray[np.bool_]
     """Which layers are beyond a bound, (L,)."""
     rise: NDArray[np.int64]
-    """Step since which they have been rising, (L,)."""
+    """Step since which each layer has been rising, (L,)."""
     count: int
     """Number of layers in the frame."""
     rate_jumped: bool
@@ -56,7 +57,7 @@ class Scene:
 
 @dataclass(slots=True)
 class _Root:
-    """A verdict that others may hang below, with the samples at which it began and ended."""
+    """A verdict that may be the cause of others, with the samples of its beginning and end."""
 
     id: int
     layer: int | None
@@ -67,7 +68,7 @@ class _Root:
 
 
 class Causes:
-    """Numbers the verdicts of a run and keeps those that are open, at most one per layer and rule."""
+    """The verdicts of a run: a number for each, and the open verdicts, at most one per layer and rule."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
@@ -76,7 +77,7 @@ class Causes:
         self._count = 0
 
     def settle(self, findings: Sequence[Finding], endings: Sequence[Ending], scene: Scene) -> Changes:
-        """Return what a frame's findings and endings make of the verdicts."""
+        """Return the changes of the verdicts by a frame's findings and endings."""
         ended = [verdict for ending in endings if (verdict := self._end(ending, scene)) is not None]
         above = {verdict.under for verdict in self.open.values()}
         self._roots = [
@@ -96,6 +97,8 @@ class Causes:
                 worse = replace(spike, severity="critical", text=f"{spike.text} {_sentence(one.what)}")
                 self.open[None, run_rules.LOSS_RULE] = worse
                 changed.append(worse)
+                continue
+            if one.rule == run_rules.BATCHES_RULE and self._told_of_batches():
                 continue
             begun.append(self._begin(one, self._above_run(one), scene))
         for rule, words in _TOGETHER.items():
@@ -121,14 +124,18 @@ class Causes:
         many_ended = self._end_many(scene)
         return Changes(tuple(begun), tuple(changed), (*ended, *many_ended))
 
+    def _told_of_batches(self) -> bool:
+        """Whether an open verdict says of loss or gradients what bad batches would say."""
+        return any((None, rule) in self.open for rule in (run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE))
+
     def note(self, one: Finding, scene: Scene) -> Verdict:
-        """Return a verdict about something that happened once and is over."""
+        """Return a verdict about a single event that is over."""
         verdict = self._begin(one, None, scene)
         self._roots.pop()
         return self.open.pop((one.layer, one.rule), verdict).ended(one.since)
 
     def _many(self, one: Finding, scene: Scene) -> bool:
-        """Whether so many layers are beyond their bounds that no single one is to blame, but for an earlier one."""
+        """Return whether so many layers are beyond their bounds that a layer is no cause, unless it was the first."""
         beyond = int(scene.beyond.sum())
         if beyond < max(MANY_LEAST, MANY_SHARE * scene.count):
             return False
@@ -143,7 +150,7 @@ class Causes:
         return Finding(None, MANY_RULE, "warning", one.since, what, evidence, one.score, tuple(beyond.tolist()[:8]))
 
     def _above_run(self, one: Finding) -> _Root | None:
-        """Return the verdict that explains a finding about the run: the earliest that began before it."""
+        """Return the cause of a finding about the run: the earliest verdict that began before the finding."""
         if one.rule == nonfinite.RULE:
             return None
         known = [root for root in self._roots if root.rule not in (*_ALONE, MANY_RULE)]
@@ -152,7 +159,7 @@ class Causes:
         return next(iter(not_finite or sorted(earlier, key=lambda root: root.since)), None)
 
     def _above_layer(self, one: Finding, scene: Scene) -> _Root | None:
-        """Return the verdict that explains a finding about a layer."""
+        """Return the cause of a finding about a layer: a verdict, or None."""
         if one.rule == FROZEN_RULE:
             return None
         near = [root for root in self._roots if root.rule not in _ALONE]
@@ -200,7 +207,7 @@ class Causes:
         verdict = self.open.pop((ending.layer, ending.rule), None)
         if verdict is None:
             return None
-        if verdict in self.open.values():  # one verdict for several layers ends with the last of them
+        if verdict in self.open.values():  # a verdict about several layers ends with the last layer
             if ending.layer is not None and verdict.layer is None:
                 rest = [key for key, other in self.open.items() if other == verdict and key[0] is not None]
                 if rest:
@@ -212,7 +219,7 @@ class Causes:
         return verdict.ended(ending.until)
 
     def _end_many(self, scene: Scene) -> tuple[Verdict, ...]:
-        """End the verdict about many layers once none is open below it."""
+        """End the verdict about many layers when no verdict under it is open."""
         verdict = self.open.get((None, MANY_RULE))
         if verdict is None or any(other.under == verdict.id for other in self.open.values()):
             return ()
@@ -231,14 +238,14 @@ class Causes:
         if one.layer is not None and one.rule not in (nonfinite.RULE, FROZEN_RULE):
             others = int(scene.beyond.sum()) - bool(scene.beyond[one.layer])
             ruled_out.append(f"{scene.count - 1 - others} of {scene.count - 1} other layers are as usual")
-        if one.rule in (run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE):
+        if one.rule in (run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE, run_rules.BATCHES_RULE):
             ruled_out.append("no layer was ill before: a bad batch is the likeliest cause")
         elif not scene.loss_rises and one.rule not in (run_rules.RATE_RULE, FROZEN_RULE, nonfinite.RULE):
             ruled_out.append("the loss is as usual")
         return f"{text}, since step {one.since:,}" + (f"; {', '.join(ruled_out)}." if ruled_out else ".")
 
     def state(self) -> dict[str, Any]:
-        """Return what the future depends on as JSON values."""
+        """Return the state as JSON values."""
         return {
             "count": self._count,
             "open": [[layer, rule, to_json(verdict)] for (layer, rule), verdict in self.open.items()],
@@ -246,7 +253,7 @@ class Causes:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore a state that `state` returned."""
         self._count = state["count"]
         self.open = {(layer, rule): from_json(verdict) for layer, rule, verdict in state["open"]}
         self._roots = [_Root(*root) for root in state["roots"]]

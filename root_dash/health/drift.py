@@ -45,7 +45,7 @@ class Drift:
         count = len(layers)
         self._large = _large(layers)
         self._baselines = Baselines(
-            count, _floors(layers), np.zeros(2, np.int64), 0.85, opening=OPENING, smoothing=1
+            count, _floors(layers), np.zeros(2, np.int64), 0.85, opening=OPENING, smoothing=1, tracking=0.0
         )  # fmt: skip
         self._block = np.full((BLOCK, count), np.nan)
         self._filled = np.zeros(2, np.int64)  # samples in the block, and the step of its first one

@@ -1,4 +1,4 @@
-"""The rule of numbers that are not finite: where the first one was, and everything that followed from it."""
+"""The rule of numbers that are not finite: the layer of the first such number, and the layers that followed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from root_dash.health.signals import Columns
 from root_dash.records.verdict import Measured
 
 CALM = 8
-"""Samples with finite numbers only before the fault has ended."""
+"""Number of finite samples after which the fault has ended."""
 
 RULE, LOSS_RULE = "non-finite-gradient", "non-finite-loss"
 
 
 class NonFinite:
-    """Finds gradients, weights and losses that are NaN or infinite, and names the layer from which they spread."""
+    """The judge of gradients, weights and losses that are not finite. The judge names the layer of origin."""
 
     def __init__(self) -> None:
         self.origin: list[int] = []
-        """Positions of the layers of which one is the origin; empty while all is finite."""
+        """Positions of the layers that may be the origin; empty while all numbers are finite."""
         self.spread: set[int] = set()
-        """Positions of all layers that were not finite since the fault began."""
+        """Positions of all layers that the fault has reached."""
         self._open = False
         self._loss_open = False
         self._calm = self._loss_calm = 0
@@ -36,19 +36,24 @@ class NonFinite:
         self, step: int, present: NDArray[np.bool_], columns: Columns, loss: float | None
     ) -> Iterator[Finding | Ending]:
         """Yield what begins and ends in a frame. Layers that follow the first ones are findings of their own."""
-        bad = self.bad(present, columns)
+        now = self.bad(present, columns)
+        with np.errstate(invalid="ignore"):
+            between = present & (columns["nonfinite_steps"] > 0)
+        bad = now | between
         if bad.any():
             sick = np.flatnonzero(bad).tolist()
+            steps = np.where(between, columns["nonfinite_step"], step)
+            first = int(steps[bad].min())
             self._last, self._calm = step, 0
             new = [i for i in sick if i not in self.spread]
             if not self._open:
                 self._open = True
-                self.origin = _origin(bad, present, columns)
-                yield self._first(step, sick, columns, int(present.sum()))
+                self.origin = _origin(bad & (steps == first), present, columns, first == step)
+                yield self._first(first, sick, columns, int(present.sum()))
                 new = [i for i in new if self.origin != [i]]
             self.spread.update(sick)
             for i in new:
-                yield Finding(i, RULE, "note", step, _counts(columns, i), _evidence(columns, i), math.inf)
+                yield Finding(i, RULE, "note", int(steps[i]), _counts(columns, i), _evidence(columns, i), math.inf)
         elif present.any() and self._open:
             self._calm += 1
             if self._calm >= CALM:
@@ -57,7 +62,7 @@ class NonFinite:
         yield from self._judge_loss(step, loss)
 
     def bad(self, present: NDArray[np.bool_], columns: Columns) -> NDArray[np.bool_]:
-        """Return which layers have a gradient or a weight that is not finite, (L,)."""
+        """Return which layers have NaN or infinity in gradient or weight, (L,)."""
         with np.errstate(invalid="ignore"):
             gradient = columns["grad_nan"] + columns["grad_inf"] > 0
         bad: NDArray[np.bool_] = present & (gradient | ~np.isfinite(columns["weight_norm"]))
@@ -94,7 +99,7 @@ class NonFinite:
                 yield Ending(None, LOSS_RULE, self._loss_last)
 
     def state(self) -> dict[str, Any]:
-        """Return what the future depends on as JSON values."""
+        """Return the state as JSON values."""
         return {
             "origin": self.origin,
             "spread": sorted(self.spread),
@@ -104,22 +109,23 @@ class NonFinite:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore a state that `state` returned."""
         self.origin, self.spread = list(state["origin"]), set(state["spread"])
         self._open, self._loss_open = state["open"]
         self._calm, self._loss_calm = state["calm"]
         self._last, self._loss_last = state["last"]
 
 
-def _origin(bad: NDArray[np.bool_], present: NDArray[np.bool_], columns: Columns) -> list[int]:
+def _origin(bad: NDArray[np.bool_], present: NDArray[np.bool_], columns: Columns, now: bool) -> list[int]:
     """Return the layers of which one is the origin of what is not finite within one step.
 
     A weight that was not finite before the step explains every gradient. Else the backward pass tells: it goes from the
     last layer to the first, so if some last layers are finite, the fault began at the last layer that is not. If all
-    layers are reached, the forward pass was, and the step does not tell where.
+    layers are reached, the forward pass was, and the step does not tell where. `now` says that the step is the frame's:
+    else nothing is known of the weights before it.
     """
     weights = np.flatnonzero(bad & ~np.isfinite(columns["weight_norm"])).tolist()
-    if weights and len(weights) < bad.sum():
+    if now and weights and len(weights) < bad.sum():
         return weights
     sick = np.flatnonzero(bad).tolist()
     later = np.flatnonzero(present & ~bad)
@@ -133,8 +139,11 @@ def _counts(columns: Columns, i: int) -> str:
     if nan + inf > 0:
         parts = [f"{count:,.0f} {name}" for count, name in ((nan, "NaN"), (inf, "infinite")) if count > 0]
         return f"gradient has {' and '.join(parts)} {'entry' if nan + inf == 1 else 'entries'}"
+    if columns["nonfinite_steps"][i] > 0:
+        return f"gradient was not finite in {columns['nonfinite_steps'][i]:,.0f} of the steps since the frame before"
     return "weight is not finite"
 
 
 def _evidence(columns: Columns, i: int) -> dict[str, Measured]:
-    return {name: Measured(float(columns[name][i]), 0.0) for name in ("grad_nan", "grad_inf")}
+    names = ("grad_nan", "grad_inf", *(("nonfinite_steps",) if columns["nonfinite_steps"][i] > 0 else ()))
+    return {name: Measured(float(columns[name][i]), 0.0) for name in names}

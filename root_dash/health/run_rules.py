@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.health.baseline import Baselines
+from root_dash.health.baseline import CALM, MAD_TO_SIGMA, Baselines
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns
 from root_dash.records import Float64Array
@@ -17,8 +17,8 @@ from root_dash.records.verdict import Measured
 LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss")
 """Names of scalars under which the training loss is looked for, the first one first."""
 
-RATE_RULE, LOSS_RULE, DIVERGENCE_RULE, GRADIENTS_RULE = (
-    "learning-rate-jump", "loss-spike", "divergence", "gradients-jump",
+RATE_RULE, LOSS_RULE, DIVERGENCE_RULE, GRADIENTS_RULE, BATCHES_RULE = (
+    "learning-rate-jump", "loss-spike", "divergence", "gradients-jump", "bad-batches",
 )  # fmt: skip
 
 RATE_JUMP = math.log(3.0)
@@ -27,6 +27,9 @@ RATE_JUMP = math.log(3.0)
 RATE_SAMPLES = 8
 """Samples before a learning rate is judged: a warm-up may begin steeply."""
 
+FEWEST = 3
+"""Layers below which the middle one may be the sick one: what all gradients do is not known."""
+
 RATE_CALM = 2
 """Samples with an ordinary learning rate before a jump has ended."""
 
@@ -34,14 +37,31 @@ DIVERGED = 1.5
 """Multiple of the loss at the beginning of the run above which a loss has diverged."""
 
 
+BATCH_WINDOW, BATCH_OPENING, BATCH_RUN = 64, 24, 4
+"""Samples that loss and gradients are compared with, the fewest of them, and samples in a row that make a fault."""
+
+BATCH_CENTRE = 16
+"""Samples whose median is subtracted first: a loss that falls is compared with its latest values before the run."""
+
+BATCH_NOISE = 1e-3
+"""Deviation that is added to the usual one: a loss that hardly changes is not exact."""
+
+BATCH_MARGIN, BATCH_LEAST = 0.1, 2.5
+"""Share of the window's range above its middle by which all of the samples in a row pass its largest, and the least
+sum of both deviations, in standard deviations."""
+
+
 class RunRules:
     """The rules of this module. The learning rate is the one that the layers' updates were really scaled by."""
 
     def __init__(self, count: int) -> None:
         # Columns: log loss, middle of the layers' log gradient norms less their usual ones.
-        self._baselines = Baselines(
-            1, np.array([math.log(1.3) / 0.7, math.log(2.0)]), np.array([1, 1]), np.array([0.7, 1.0])
-        )
+        self._baselines = Baselines(1, np.array([math.log(1.3), math.log(2.0)]), np.array([1, 1]))
+        self._past = np.full((BATCH_CENTRE + BATCH_RUN - 1, 2), np.nan)
+        self._residuals = np.full((BATCH_WINDOW, 2), np.nan)
+        self._sums = np.full(BATCH_WINDOW + BATCH_RUN, np.nan)
+        self._sum_steps = np.full(BATCH_RUN, -1, np.int64)
+        self._batches = np.array([0, 0, -1])  # whether bad batches last, calm samples, last bad step
         self._rate_highest = np.full(count, -np.inf)
         self._rate_seen = np.zeros(count, np.int64)
         self._numbers = np.array([np.nan, 0.0, 0.0, -1.0, 0.0, 0.0])
@@ -68,12 +88,13 @@ class RunRules:
             moved = np.log(columns["grad_norm"]) - usual_norm
             moved = moved[np.isfinite(moved)]
             logs = np.array(
-                [[math.nan if loss is None else np.log(loss), np.median(moved) if len(moved) else math.nan]]
+                [[math.nan if loss is None else np.log(loss), np.median(moved) if len(moved) >= FEWEST else math.nan]]
             )
         logs[~np.isfinite(logs)] = np.nan
         values = np.exp(logs)
         self._note_beginning(loss)
-        usual = np.exp(self._baselines.median[0])
+        yield from self._judge_batches(step, logs[0])
+        usual = np.exp(self._baselines.usual[0])
         judged = self._baselines.judge(step, logs)
         names = (
             ("loss", LOSS_RULE, "loss"),
@@ -88,6 +109,50 @@ class RunRules:
             if judged.ended[0, column]:
                 yield Ending(None, rule, int(self._baselines.last[0, column]))
         yield from self._judge_divergence(step, loss)
+
+    def _judge_batches(self, step: int, logs: Float64Array) -> Iterator[Finding | Ending]:
+        """Find batches whose losses and gradients together lie above all of the samples before.
+
+        Of n + k exchangeable samples the last k are the largest with a chance of 1 / C(n + k, k): 1 in 814,385 for
+        n = 64 and k = 4, whatever the distribution (Wilcoxon, 1945).
+        """
+        if not np.isfinite(logs).any():
+            return
+        middle = _medians(self._past[:BATCH_CENTRE])
+        spread = MAD_TO_SIGMA * _medians(np.abs(self._residuals))
+        known = np.isfinite(self._residuals).sum(0) >= BATCH_OPENING
+        scores = np.where(known, (logs - middle) / (spread + BATCH_NOISE), np.nan)
+        self._residuals = np.concatenate([self._residuals[1:], (logs - middle)[None]])
+        self._past = np.concatenate([self._past[1:], logs[None]])
+        if not np.isfinite(scores).any():
+            return
+        self._sums = np.append(self._sums[1:], np.nansum(scores))
+        self._sum_steps = np.append(self._sum_steps[1:], step)
+        before, last = self._sums[:-BATCH_RUN], self._sums[-BATCH_RUN:]
+        before = before[np.isfinite(before)]
+        lasts = bool(self._batches[0])
+        if lasts:
+            bad = self._sums[-1] > BATCH_LEAST
+            self._batches[1] = 0 if bad else self._batches[1] + 1
+            self._batches[2] = step if bad else self._batches[2]
+            if self._batches[1] >= CALM:
+                self._batches[0] = 0
+                yield Ending(None, BATCHES_RULE, int(self._batches[2]))
+        elif len(before) >= BATCH_OPENING:
+            highest = before.max()
+            bound = max(highest + BATCH_MARGIN * (highest - np.median(before)), BATCH_LEAST)
+            if last.min() > bound:
+                self._batches[:] = 1, 0, step
+                rises = np.exp(logs - middle)
+                named = [(name, rise) for name, rise in zip(("loss", "gradients"), rises, strict=True) if rise > 1]
+                what = (
+                    f"{' and '.join(f'{name} {rise:.3g} times' for name, rise in named)} the usual, and above all of "
+                )
+                what += f"the last {len(before)} samples, for {BATCH_RUN} in a row"
+                evidence = {name: Measured(float(rise), 1.0) for name, rise in named}
+                yield Finding(
+                    None, BATCHES_RULE, "warning", int(self._sum_steps[0]), what, evidence, float(last.min() / bound)
+                )
 
     def _note_beginning(self, loss: float | None) -> None:
         """Keep the largest of the first finite losses, the beginning from which a divergence is told."""
@@ -147,6 +212,8 @@ class RunRules:
         """Return the arrays that the future depends on, by name."""
         own: dict[str, NDArray[np.generic]] = {
             "rate_highest": self._rate_highest, "rate_seen": self._rate_seen, "numbers": self._numbers,
+            "past": self._past, "residuals": self._residuals, "sums": self._sums, "sum_steps": self._sum_steps,
+            "batches": self._batches,
         }  # fmt: skip
         return own | {f"baselines.{name}": array for name, array in self._baselines.state().items()}
 
@@ -155,10 +222,22 @@ class RunRules:
         self._rate_highest = state["rate_highest"].astype(np.float64)
         self._rate_seen = state["rate_seen"].astype(np.int64)
         self._numbers = state["numbers"].astype(np.float64)
+        self._past, self._sums = state["past"].astype(np.float64), state["sums"].astype(np.float64)
+        self._residuals = state["residuals"].astype(np.float64)
+        self._sum_steps, self._batches = state["sum_steps"].astype(np.int64), state["batches"].astype(np.int64)
         prefix = "baselines."
         self._baselines.restore(
             {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
         )
+
+
+def _medians(values: Float64Array) -> Float64Array:
+    """Return the medians of the columns of (n, C), (C,): of what is no NaN, and NaN if nothing is."""
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    counts = len(values) - np.isnan(ordered).sum(0)
+    columns = np.arange(values.shape[1])
+    medians: Float64Array = 0.5 * (ordered[(counts - 1) // 2, columns] + ordered[counts // 2, columns])
+    return np.where(counts > 0, medians, np.nan)
 
 
 def loss_of(scalars: Mapping[str, float]) -> float | None:

@@ -1,4 +1,4 @@
-"""Signals: the numbers that are judged, made of recorded statistics on scales on which differences compare."""
+"""Signals: the judged numbers, computed from recorded statistics on scales with comparable differences."""
 
 from __future__ import annotations
 
@@ -20,42 +20,48 @@ ORTHOGONALIZED = ("root", "muon")
 """`Layer.algorithm` of layers whose update is an orthogonalized matrix."""
 
 FEWEST_ENTRIES = 256
-"""Entries below which a layer's outlier energy is not judged: a tenth of them are too few to be a distribution."""
+"""Fewest entries of a layer whose outlier energy is judged. A tenth of fewer entries are no distribution."""
+
+LATER = (
+    "changed_share", "nonfinite_steps", "nonfinite_step", "norm_peak", "norm_peak_step", "norm_trough",
+    "norm_trough_step", "entry_peak", "entry_peak_step",
+)  # fmt: skip
+"""Statistics that databases of older versions lack: NaN there."""
 
 _STATISTICS = {name: column for column, name in enumerate(statistic_names("statistics"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A number per layer and sample, the rule that it feeds, and the words for it."""
+    """A number per layer and sample, and the rules that judge the number."""
 
     statistic: str
-    """Name of the recorded statistic that verdicts quote."""
+    """Name of the recorded statistic, as quoted in verdicts."""
     value: Callable[[Columns, Float64Array], Float64Array]
-    """The signal (L,) of the statistics and of the layers' numbers of entries (L,)."""
+    """The signal (L,), computed from the statistics and the layers' numbers of entries (L,)."""
     floor: float
-    """Least bound of the deviation, in the signal's own unit."""
+    """Least bound of the deviation, in the unit of the signal."""
     up: str = ""
-    """Rule that a rise feeds; empty if a rise is no fault."""
+    """Rule for a rise; empty if a rise is no fault."""
     down: str = ""
-    """Rule that a fall feeds; empty if a fall is no fault."""
+    """Rule for a fall; empty if a fall is no fault."""
     caution: float = 1.0
-    """Factor of all bounds, for statistics with heavier tails than most."""
+    """Factor of all bounds. Statistics with heavy tails need more than 1."""
     hold: int = HOLD
-    """Smoothed samples in a row that make a fault."""
+    """Number of smoothed samples in a row beyond a bound that make a fault."""
     log: bool = True
     """Whether the signal is a logarithm, so that a deviation is a factor."""
 
     @property
     def direction(self) -> Literal[-1, 0, 1]:
-        """1 if only rises count, -1 if only falls do, 0 if both do."""
+        """1 if only rises count, -1 if only falls count, 0 if both count."""
         if self.up and self.down:
             return 0
         return 1 if self.up else -1
 
 
 def _log(values: Float64Array) -> Float64Array:
-    """Return logarithms; NaN where a value is not positive."""
+    """Return logarithms; NaN for a value that is not positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(values > 0, np.log(values), np.nan)
 
@@ -66,7 +72,7 @@ def _peak(columns: Columns, sizes: Float64Array) -> Float64Array:
 
 
 def _outlier_energy(columns: Columns, sizes: Float64Array) -> Float64Array:
-    """Return log(outlier energy + 1 %) of layers with enough entries for outliers to be counted."""
+    """Return log(outlier energy + 1 %) of layers with at least `FEWEST_ENTRIES` entries."""
     return np.where(sizes >= FEWEST_ENTRIES, _log(columns["outlier_energy"] + 0.01), np.nan)
 
 
@@ -78,25 +84,26 @@ SIGNALS: tuple[Signal, ...] = (
     Signal("grad_zero", lambda c, n: _log(1.0 - c["grad_zero"] / n), math.log(1.5), down="dead-rows", hold=16),
     Signal("update_norm", lambda c, n: _log(c["update_norm"]), math.log(2.5), "update-jump", "update-collapse", 1.2),
 )
-"""Signals of the statistics, which come with nearly every frame."""
+"""Signals of the statistics, which nearly every frame has."""
 
 SPARSE_SIGNALS: tuple[Signal, ...] = (
     Signal("polar_error", lambda c, n: _log(c["polar_error"]), math.log(2.5), "polar-error", caution=1.3),
-    Signal("outlier_row_share", lambda c, n: c["outlier_row_share"], 0.15, "outlier-rows", log=False),
-    Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.15, "outlier-columns", log=False),
+    Signal("outlier_row_share", lambda c, n: c["outlier_row_share"], 0.2, "outlier-rows", caution=1.3, log=False),
+    Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.2, "outlier-columns", caution=1.3, log=False),
 )
-"""Signals of spectra and masks, which come seldom."""
+"""Signals of spectra and masks, which few frames have."""
 
 
 def columns_of(layers: np.ndarray, statistics: np.ndarray, count: int) -> dict[str, Float64Array]:
-    """Return a frame's statistics by name, each (count,), NaN for layers that are not among `layers`."""
+    """Return a frame's statistics by name, each (count,), NaN for layers outside of `layers`."""
     table = np.full((len(_STATISTICS), count), np.nan)
     table[:, layers] = statistics.T
-    return {name: table[column] for name, column in _STATISTICS.items()}
+    columns = {name: table[column] for name, column in _STATISTICS.items()}
+    return columns | {name: np.full(count, np.nan) for name in LATER if name not in columns}
 
 
 def signals_of(signals: Sequence[Signal], columns: Columns, sizes: Float64Array) -> Float64Array:
-    """Return the signals of all layers as (L, S), NaN where a statistic is missing."""
+    """Return the signals of all layers as (L, S), NaN if a statistic is missing."""
     with np.errstate(invalid="ignore"):
         return np.stack([signal.value(columns, sizes) for signal in signals], -1)
 

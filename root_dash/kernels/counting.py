@@ -1,4 +1,4 @@
-"""The launch that the counting kernels share: each program adds one piece of a row to the counts of the row."""
+"""The launch of the counting kernels: each program adds a piece of a row to the counts of the row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from root_dash.kernels.loader import Kernel
 
 PIECE = 2**15
-"""Entries of a row that one program counts."""
+"""Entries of a row per program."""
 BLOCK = 2**12
-"""Entries that a program reads at a time."""
+"""Entries that a program reads at once."""
 WARPS = 8
 
 _COPIES = 16

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from root_dash.monitor.quantities.quantity import Arrays, Columns, HostBatch, HostResult, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES, leading, of_kind
+from root_dash.monitor.quantities.sentinels import SENTINELS
+from root_dash.monitor.skipped import SkipReporter
 from root_dash.records import Event, Frame, Kind, statistic_names
 
 
@@ -32,6 +34,7 @@ class Assembler:
     quantities: Sequence[Quantity] = QUANTITIES
     memory: dict[str, dict[int, Any]] = field(default_factory=dict)
     """What each quantity remembers, by its name and the layer's position: the last mask, for the overlap with it."""
+    skips: SkipReporter = field(default_factory=SkipReporter)
 
     def frame(
         self,
@@ -57,7 +60,7 @@ class Assembler:
             quantiles={position: record for position, record, _ in self._records(groups, "quantiles", step)},
             spectra={position: (record, values) for position, record, values in self._records(groups, "spectra", step)},
             masks={position: (record, values) for position, record, values in self._records(groups, "masks", step)},
-            scalars=dict(scalars),
+            scalars={**_totals(statistics), **scalars},
             events=events,
             lost=lost,
             cost=cost,
@@ -66,20 +69,21 @@ class Assembler:
     def _statistics(self, groups: Sequence[LayerGroup], step: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the layers with statistics, ascending, and their rows; NaN stands for what was not measured."""
         first = leading(self.quantities, "statistics")
-        measured = [group for group in groups if first is not None and first.name in group.arrays]
+        leaders = {SENTINELS.name} if first is None else {SENTINELS.name, first.name}
+        measured = [group for group in groups if leaders & group.arrays.keys()]
         names = statistic_names("statistics")
-        if not measured:
-            return np.empty(0, np.int64), np.empty((0, len(names)), np.float32)
-        layers = np.concatenate([np.array(group.positions, np.int64) for group in measured])
-        rows = []
+        layers = np.unique([position for group in measured for position in group.positions]).astype(np.int64)
+        statistics = np.full((len(layers), len(names)), np.nan, np.float32)
         for group in measured:
             columns, _ = self._on_host(group, "statistics", step)
-            missing = np.full(len(group.positions), np.nan)
-            rows.append(np.stack([columns.get(name, missing) for name in names], -1).astype(np.float32))
-        statistics = np.concatenate(rows)
-        # A layer that two optimizers step in turn was measured twice: the last measurement counts.
-        positions, last = np.unique(layers[::-1], return_index=True)
-        return positions, statistics[::-1][last]
+            rows = np.searchsorted(layers, group.positions)
+            # Of a layer that two optimizers step in turn the last measurement counts, with what it lacks. Sentinels,
+            # which come in groups of their own, stand beside what was measured.
+            apart = SENTINELS.name in group.arrays
+            for column, name in enumerate(names):
+                if apart == (name in SENTINELS.statistics):
+                    statistics[rows, column] = columns.get(name, np.nan)
+        return layers, statistics
 
     def _records(self, groups: Sequence[LayerGroup], kind: Kind, step: int) -> list[tuple[int, Any, dict[str, float]]]:
         """Return position, record and statistics of each layer that has a record of a kind."""
@@ -104,6 +108,18 @@ class Assembler:
                 columns |= _checked(quantity, made)
                 records = made.records or records
         return columns, records
+
+
+def _totals(statistics: NDArray[np.float32]) -> dict[str, float]:
+    """Return the norm of all gradients as `grad_norm/all`; NaN or infinite if an entry of a gradient is."""
+    if not len(statistics):
+        return {}
+    names = statistic_names("statistics")
+    norms, nan, inf = (
+        statistics[:, names.index(name)].astype(np.float64) for name in ("grad_norm", "grad_nan", "grad_inf")
+    )
+    broken = np.nan if (nan > 0).any() else np.inf if (inf > 0).any() else None
+    return {"grad_norm/all": float(np.linalg.norm(norms)) if broken is None else broken}
 
 
 def _checked(quantity: Quantity, made: HostResult) -> Columns:

@@ -33,7 +33,7 @@ def guarded(doing: str) -> Callable[[Guarded[Arguments]], Guarded[Arguments]]:
                 self._failures.add(doing, error)
             finally:
                 took = time.perf_counter() - started
-                self._cost += took
+                self._frame.cost += took
                 self._pace.spent += took
 
         return call

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity, Tensors
 from root_dash.monitor.quantities.registry import QUANTITIES, of_kind, with_one_pass
@@ -14,6 +15,9 @@ from root_dash.records import Kind
 
 Timed = Callable[[Kind], AbstractContextManager[object]]
 """Returns the context in which a kind is measured."""
+
+Memory = dict[str, dict[int, Tensor]]
+"""What each quantity keeps on the device of each layer, by the quantity's name and the layer's position."""
 
 OnShortage = Callable[[Kind, torch.OutOfMemoryError], object]
 """Is called with a kind for which the device had no memory left."""
@@ -45,20 +49,22 @@ def measure(
     *,
     limits: MeasureLimits = DEFAULT_LIMITS,
     quantities: Sequence[Quantity] = QUANTITIES,
+    memory: Memory | None = None,
 ) -> Measurement:
     """Measure all quantities of some kinds, each kind in the context that `timed` returns for it.
 
     Of shards only the quantities that can be merged are measured. The kinds are measured in the order of `quantities`,
     the lightest first. If the device has no memory for a kind, `on_shortage` is called, and the kind and all after it
-    are left out.
+    are left out. `memory` is what quantities keep from one recording to the next; None if nothing is kept.
     """
+    memory = {} if memory is None else memory
     measured: dict[str, Tensors] = {}
     for kind in dict.fromkeys(quantity.kind for quantity in quantities):
         taken = [one for one in of_kind(quantities, kind) if batch.shard_of is None or one.merge is not None]
         if kind in kinds and taken:
             try:
                 with timed(kind):
-                    measured |= _measure(replace(batch, limits=limits), kind, taken)
+                    measured |= _measure(replace(batch, limits=limits), kind, taken, memory)
             except torch.OutOfMemoryError as error:
                 on_shortage(kind, error)
                 break
@@ -68,7 +74,7 @@ def measure(
     return Measurement(batch.positions, (rows, cols), measured)
 
 
-def _measure(batch: LayerBatch, kind: Kind, quantities: Sequence[Quantity]) -> dict[str, Tensors]:
+def _measure(batch: LayerBatch, kind: Kind, quantities: Sequence[Quantity], memory: Memory) -> dict[str, Tensors]:
     seen = with_one_pass(batch) if kind == "statistics" else batch
-    measured = {quantity.name: quantity.on_device(seen) for quantity in quantities}
+    measured = {one.name: one.on_device(replace(seen, memory=memory.setdefault(one.name, {}))) for one in quantities}
     return {name: tensors for name, tensors in measured.items() if tensors}

@@ -13,31 +13,40 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from root_dash.monitor.changed_weights import ChangedWeights
 from root_dash.monitor.failures import Failures, print_to_stderr
+from root_dash.monitor.group_scalars import group_scalars
 from root_dash.monitor.guarded import guarded
+from root_dash.monitor.limits.budget import MAX_OVERHEAD, MAX_OVERHEAD_CPU
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
-from root_dash.monitor.logged import logged_number
-from root_dash.monitor.measure import Measurement, measure
+from root_dash.monitor.logged import Log
+from root_dash.monitor.lookout import Lookout
+from root_dash.monitor.measure import Memory, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
-from root_dash.monitor.optimizers.adapter import RecorderHooks
+from root_dash.monitor.open_frame import OpenFrame
+from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks
+from root_dash.monitor.optimizers.generic import has_closure
 from root_dash.monitor.optimizers.registry import adapter_for
+from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
-from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
+from root_dash.monitor.skipped import SkippedSteps
+from root_dash.monitor.writing.drain import Drain
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.sink import NullSink, Sink
-from root_dash.monitor.writing.transfer import send
 from root_dash.monitor.writing.writer import DEFAULT_LIMITS as DEFAULT_WRITER_LIMITS
 from root_dash.monitor.writing.writer import HEAVIEST_FIRST, RankLink, Writer, WriterLimits
 from root_dash.records import Event, Kind
+from root_dash.records.verdict import Verdict
 
 DRAIN_SECONDS = 60.0
 """How long `close` waits for frames to be stored before it reports how many are missing."""
@@ -45,15 +54,24 @@ DRAIN_SECONDS = 60.0
 INTERRUPTED_SECONDS = 5.0
 """How long `close` waits after Ctrl-C."""
 
-MAX_OVERHEAD = 0.01
-"""The share of a step's time that recording may add if the model trains on a device of its own."""
+STAGGERED_ENTRIES = 2**22
+"""Entries of a model from which on the kinds begin staggered: the first steps would be the dearest of the run."""
 
-MAX_OVERHEAD_CPU = 0.03
-"""The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
+
+class VerdictKeeper(Protocol):
+    """Keeps the verdicts of the run while it trains."""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The newest verdicts, by id."""
+
+    @property
+    def failures(self) -> int:
+        """How often a verdict could not be told."""
 
 
 class Recorder:
-    """What `watch` returns: records every step of the optimizers until it is closed.
+    """What `watch` returns: records the steps of the optimizers until it is closed, each kind at its cadence.
 
     Use the recorder as a context manager, or call `close` yourself; otherwise it is closed when the process exits. With
     several optimizers, each steps at most once in a step: a new step begins when one of them steps again. A step's
@@ -75,6 +93,9 @@ class Recorder:
         limits: MeasureLimits = DEFAULT_LIMITS,
         writer_limits: WriterLimits = DEFAULT_WRITER_LIMITS,
         quantities: Sequence[Quantity] = QUANTITIES,
+        alerts: VerdictKeeper | None = None,
+        seed: int = 0,
+        names: Sequence[str] = (),
     ) -> None:
         """Attach to the optimizers, and then begin the run: if anything before fails, nothing is begun or attached.
 
@@ -91,6 +112,9 @@ class Recorder:
             limits: how much is measured exactly, copied, and measured at a time.
             writer_limits: how much waits to be stored, and for how long.
             quantities: what is measured.
+            alerts: keeps the verdicts of the run; None if nobody judges it.
+            seed: chooses the steps that remain of a thinned cadence; all processes of a run have the same.
+            names: the layers' names by position, for events.
         """
         self.step = 0
         """The last step begun, from 1; 0 before the first."""
@@ -98,38 +122,48 @@ class Recorder:
         self._on_cpu = all(parameter.is_cpu for parameter in self._positions)
         if max_overhead is None:
             max_overhead = MAX_OVERHEAD_CPU if self._on_cpu else MAX_OVERHEAD
-        self._pace = Pace(cadence, max_overhead)
+        entries = sum(parameter.numel() for parameter in self._positions)
+        self._pace = Pace(cadence, max_overhead, seed, staggered=entries > STAGGERED_ENTRIES)
+        self._lookout = Lookout(names)
+        self._log = Log()
         self._outlier_quantile = outlier_quantile
         self._limits = limits
         self._quantities = quantities
+        self._alerts = alerts
         self._failures = Failures()
-        self._misused = Failures(limit=None)
         self._new_layers = new_layers
         self._writer = Writer(NullSink(), link, quantities, writer_limits)
-        self._joins = link is not None
+        self._frame = OpenFrame(
+            self._writer,
+            self._pace.meter,
+            self._lookout.kept,
+            joins=link is not None,
+            forwards=forwards,
+            charges_writer=self._on_cpu,
+        )
         self._forwards = forwards
         self._process = os.getpid()
         self._begun = False
         self._closed = False
         self._due: frozenset[Kind] = frozenset()
         self._asked: frozenset[Kind] = frozenset()
-        self._measured: list[Measurement] = []
-        self._events: list[Event] = []
-        self._unsealed = False
-        self._cost = 0.0
+        self._memory: Memory = {}
+        self._optimizers = optimizers
         self._handles: list[Any] = []
         self._stepped: set[int] = set()
+        self._late = False
         self._failures_before = 0
         # Neither keeps the recorder alive once its optimizers and the user have let go of it.
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
-        weakref.finalize(self, _release, self._writer).atexit = False
+        self._drain = Drain(self._writer, self._lookout.kept)
+        weakref.finalize(self, self._drain.release).atexit = False
         try:
             atexit.register(self._at_exit)
             for index, optimizer in enumerate(optimizers):
                 self._attach(optimizer, index)
             for optimizer in optimizers if forwards else ():
                 self._handles.append(optimizer.register_step_post_hook(lambda *_: self._seal_early(len(optimizers))))
-            drain_on_termination(self._writer)
+            drain_on_termination(self._drain)
             self._writer.sink = begin()
             self._begun = True
         except BaseException:
@@ -142,7 +176,7 @@ class Recorder:
         A value that is not a single number is counted as a failure of recording and left out. Never raises.
         """
         if self.active and not self._forwards:
-            self._log(scalars)
+            self._take_log(scalars)
 
     def capture_masks(self) -> None:
         """Record the exact outlier masks of the next step too, whatever the cadence says.
@@ -162,12 +196,13 @@ class Recorder:
         self._closed = True
         atexit.unregister(self._at_exit)
         self._new_layers = None  # it holds the model
+        self._lookout.detach()
         for handle in self._handles:
             handle.remove()
         try:
             stored = self._writer.close(timeout)
         finally:
-            forget(self._writer)
+            forget(self._drain)
         if self._writer.pending:
             print_to_stderr(f"root-dash: gave up on {self._writer.pending} frames that could not be stored in time")
         elif not stored:
@@ -178,7 +213,7 @@ class Recorder:
     @property
     def pending(self) -> int:
         """Frames taken and not yet stored, including the frame that is still open."""
-        return self._writer.pending + self._unsealed
+        return self._writer.pending + self._frame.unsealed
 
     @property
     def stored(self) -> int:
@@ -207,8 +242,14 @@ class Recorder:
 
     @property
     def failures(self) -> int:
-        """How often recording failed. The first failure was shown on stderr."""
-        return self._failures.count + self._misused.count + self._writer.failures.count
+        """How often recording failed, or telling a verdict. The first failure was shown on stderr."""
+        untold = 0 if self._alerts is None else self._alerts.failures
+        return self._failures.count + self._log.misused.count + self._writer.failures.count + untold
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the diagnosis says of the run so far: the newest 1,000 verdicts in their present form, by id."""
+        return () if self._alerts is None else self._alerts.verdicts
 
     @property
     def active(self) -> bool:
@@ -236,65 +277,108 @@ class Recorder:
         self.close(INTERRUPTED_SECONDS if kind is KeyboardInterrupt else DRAIN_SECONDS)
 
     def _attach(self, optimizer: Optimizer, index: int) -> None:
-        # The first of the hooks: it hands over the frame of the step before.
-        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._enter(index)))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._stepped.add(index)))
+        adapter = adapter_for(optimizer)
+        self._lookout.attach(adapter, self._positions)
+        # The first of the hooks: it hands over the frame of the step before, and reads the sentinels, which may fire.
+        self._handles.append(
+            optimizer.register_step_pre_hook(
+                lambda _, *given: self._enter(index, has_closure((None, *given[0][1:]), given[1]))
+            )
+        )
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._leave(index)))
         hooks = RecorderHooks(
             positions=self._positions,
             outlier_quantile=self._outlier_quantile,
             limits=self._limits,
             due=lambda: self._due,
-            prepare=self._prepare,
-            measure=self._measure,
+            prepare=lambda look, device: self._prepare(look, device) if self._due else None,
+            measure=lambda batches_of: self._measure(batches_of) if self._due else None,
             note=self._note,
+            step=lambda: self.step,
         )
-        self._handles.extend(adapter_for(optimizer).attach(hooks))
+        weights = ChangedWeights(adapter, self._positions)
+        skipped = SkippedSteps(optimizer, index)
+        self._frame.skipped.append(skipped)
+        # The weights are sampled before the adapter's hooks, and compared after its measurement.
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights)))
+        self._handles.extend(adapter.attach(hooks))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._look_back(weights, adapter, skipped)))
 
-    def _enter(self, index: int) -> None:
+    def _enter(self, index: int, makes_gradients: bool) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.
 
         An optimizer that entered its step and did not leave it has not stepped: the step failed and is tried again, or
         its `step` calls the `step` of its parent class, which has the same hooks.
         """
-        if self.step and index not in self._stepped:
-            return
-        self._stepped.clear()
-        if self.active:
-            self._begin()
-        elif self._is_open:
-            self._writer.count_lost()
+        begins = not self.step or index in self._stepped
+        if begins:
+            self._stepped.clear()
+            if not self.active and self._is_open:
+                self._writer.count_lost()
+        self._late = makes_gradients
+        self._begin_and_read(begins, None if makes_gradients else index)
 
-    @guarded("to log")
-    def _log(self, scalars: Mapping[str, Any]) -> None:
-        values: dict[str, float | Tensor] = {}
-        for name, value in scalars.items():
-            try:
-                values[name] = logged_number(name, value)
-            except Exception as error:
-                self._misused.add("to log", error)
-        self._seal(values)
+    def _leave(self, index: int) -> None:
+        """Note that an optimizer has stepped. If the step itself made the gradients, they are read now."""
+        self._stepped.add(index)
+        if self._late:
+            self._late = False
+            self._begin_and_read(False, index)
 
     @guarded("to begin a step")
+    def _begin_and_read(self, begins: bool, index: int | None) -> None:
+        """Begin a step, if a step begins, and read the gradients of an optimizer, if they are there."""
+        try:
+            if begins:
+                self._begin()
+        finally:
+            if index is not None and self._pace.budget.asked.statistics:
+                self._read(index)
+
+    def _read(self, index: int) -> None:
+        """Read the sentinels of an optimizer; if one fires, every step is recorded for a while."""
+        for reason in self._lookout.read(index, self.step, self._positions):
+            if self._pace.flight.fire(self.step, reason):
+                self._due |= self._pace.of_flight(self.step)
+                self._frame.unsealed = True
+
+    @guarded("to log")
+    def _take_log(self, scalars: Mapping[str, Any]) -> None:
+        started = time.perf_counter()
+        if not (self._log.breaks(scalars) or self._frame.measured or self._frame.flushes or self._pace.logs(self.step)):
+            return
+        values = self._log.numbers(scalars)
+        alone = not (self._frame.measured or self._frame.flushes)
+        self._frame.seal(values, self.step, self._due)
+        if alone:
+            self._pace.meter.charge("scalars", time.perf_counter() - started)
+
     def _begin(self) -> None:
+        entered = time.perf_counter()
         if self._failures.count == self._failures_before:
             self._failures.clear()
         self._failures_before = self._failures.count
         self.step += 1
         due = self._due
         try:
-            self._seal({}, self.step - 1)
+            self._frame.seal({}, self.step - 1, due)
         finally:
             self._due, events = self._pace.due(self.step, self._writer.fill)
             self._due |= self._asked
             self._asked = frozenset()
-            self._unsealed = bool(self._due) or self._forwards
-        self._events += [*events, *self._pace.settle(due, self.step)]
+            # Another process waits for what was read here, and takes it along with frames that it alone chooses.
+            self._frame.flushes = self._forwards or self._lookout.kept.wait_too_long
+            self._frame.unsealed = bool(self._due) or self._frame.flushes
+        events += self._pace.settle(due, self.step, entered)
+        self._frame.events += events
         if self._due and self._new_layers is not None:
             layers, places = self._new_layers.find(self._positions)
             self._positions |= places
+            if places:
+                self._lookout.extend(layers, self._positions)
             if layers:
                 self._writer.announce(layers)
-                self._events.append(Event("layers", describe_new_layers(layers), self.step, time.time()))
+                self._frame.events.append(Event("layers", describe_new_layers(layers), self.step, time.time()))
 
     @guarded("to read the gradients")
     def _prepare(self, look: Callable[[frozenset[Kind]], object], device: torch.device) -> None:
@@ -302,9 +386,25 @@ class Recorder:
             with self._pace.meter.timed(lightest(self._due), device):
                 look(self._due)
 
+    @guarded("to sample the weights")
+    def _sample(self, weights: ChangedWeights) -> None:
+        if CHANGES in self._quantities and "statistics" in self._due:
+            with self._pace.meter.timed("statistics", weights.device):
+                weights.before()
+
+    @guarded("to look back at a step")
+    def _look_back(self, weights: ChangedWeights, adapter: Adapter, skipped: SkippedSteps) -> None:
+        """Compare the weights, and read with which options the optimizer stepped, and whether it did."""
+        skipped.look()
+        if "statistics" in self._due:
+            with self._pace.meter.timed("statistics", weights.device):
+                weights.after(self._frame.measured)
+                before = takewhile(lambda one: one is not adapter.optimizer, self._optimizers)
+                self._frame.options |= group_scalars(adapter, sum(len(one.param_groups) for one in before))
+
     @guarded("to note what an optimizer tells")
     def _note(self, event: Callable[[], Event]) -> None:
-        self._events.append(event())
+        self._frame.events.append(event())
 
     @guarded("to measure a step")
     def _measure(self, batches_of: Callable[[], Iterator[LayerBatch]]) -> None:
@@ -314,9 +414,15 @@ class Recorder:
                 timed = functools.partial(self._pace.meter.timed, device=batch.seen.device)
                 # Under the user's autocast our matmuls would be done in half precision.
                 with torch.autocast(batch.seen.device.type, enabled=False):
-                    self._measured.append(
+                    self._frame.measured.append(
                         measure(
-                            batch, self._due, timed, self._give_up, limits=self._limits, quantities=self._quantities
+                            batch,
+                            self._due,
+                            timed,
+                            self._give_up,
+                            limits=self._limits,
+                            quantities=self._quantities,
+                            memory=self._memory,
                         )
                     )
                 del batch  # before the next is made
@@ -332,38 +438,13 @@ class Recorder:
     def _seal_early(self, optimizers: int) -> None:
         """Hand over the frame once all optimizers have stepped: another process waits for what was measured here."""
         if len(self._stepped) == optimizers:
-            self._seal({})
+            self._frame.seal({}, self.step, self._due)
 
     @guarded("to hand over the last frame")
     def _seal_safely(self) -> None:
-        self._seal({})
-
-    def _seal(self, scalars: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        """Hand over the open frame with these scalars, or a frame of the scalars alone; nothing if there are none."""
-        measured, self._measured = self._measured, []
-        events, self._events = () if self._forwards else tuple(self._events), []
-        cost, self._cost = self._cost, 0.0
-        joins, self._unsealed = self._joins and self._unsealed, False
-        if not measured and not scalars and not events and not joins:
-            return
-        try:
-            arrival = send(tensors_to_send(measured, scalars))
-        except Exception:
-            self._writer.count_lost()
-            raise
-        pending = PendingFrame(
-            step=self.step if step is None else step,
-            time=time.time(),
-            batches=tuple(BatchShape(one.positions, one.shape, one.entries) for one in measured),
-            arrival=arrival,
-            scalars={name: value for name, value in scalars.items() if not isinstance(value, Tensor)},
-            cost=cost,
-            events=events,
-            step_cost=self._pace.meter.current if measured and self._on_cpu else None,
-            joins=joins,
-        )
-        self._pace.meter.current.awaits_writer |= pending.step_cost is not None  # also if more is logged later
-        self._writer.put(pending)
+        self._frame.flushes = True
+        self._frame.events += self._pace.end(self.step)
+        self._frame.seal({}, self.step, self._due)
 
 
 def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
@@ -371,11 +452,6 @@ def _close_if_alive(recorder: weakref.ref[Recorder]) -> None:
     if alive is not None:
         interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
         alive.close(INTERRUPTED_SECONDS if interrupted else DRAIN_SECONDS)
-
-
-def _release(writer: Writer) -> None:
-    forget(writer)
-    writer.release()
 
 
 def closed_recorder() -> Recorder:

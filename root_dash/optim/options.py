@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from root_dash.checks import one_of, satisfies
-from root_dash.coefficients.tables import MUON, Coefficients, Normalization, check_normalization, resolve
+from root_dash.coefficients.tables import MUON, NORMALIZATIONS, Coefficients, Normalization, resolve
 from root_dash.optim.matrices.layout import Layout
 from root_dash.optim.matrices.nonfinite import NONFINITE
 from root_dash.optim.outliers.threshold import QUANTILE_METHODS
@@ -61,7 +61,7 @@ def check_group(group: Mapping[str, Any]) -> None:
         elif group["capturable"]:
             raise ValueError(f"{name} must be a number with capturable=True, got {group[name]!r}")
     one_of("quantile_method", group["quantile_method"], QUANTILE_METHODS)
-    check_normalization(group["normalization"])
+    one_of("normalization", group["normalization"], NORMALIZATIONS)
     one_of("nonfinite", group["nonfinite"], NONFINITE)
     if group["capturable"] and group["nonfinite"] == "raise":
         raise ValueError("nonfinite must not be 'raise' with capturable=True: to raise, a step has to wait")

@@ -38,7 +38,7 @@ Override: TypeAlias = Algorithm | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision on one parameter: algorithm, matrices and reason. A frozen parameter has no algorithm."""
+    """The decision on a parameter: algorithm, matrices and reason. A frozen parameter has no algorithm."""
 
     names: tuple[str, ...]
     """All names, if modules share the parameter. The first is its name in `model.named_parameters()`."""
@@ -46,11 +46,11 @@ class Decision:
     algorithm: Algorithm | None
     reason: str
     layout: Layout = PLAIN
-    """The matrices that the parameter consists of; plain for AdamW."""
+    """The matrices of the parameter; plain for AdamW."""
     override: str | None = None
-    """The glob of `overrides` that decided, or None."""
+    """The deciding glob of `overrides`, or None."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The options that the override sets besides algorithm and layout."""
+    """The options of the override besides algorithm and layout."""
 
 
 def param_groups(
@@ -98,7 +98,7 @@ def param_groups(
 
 
 def describe(model: nn.Module, *, split_qkv: bool = True, overrides: Mapping[str, Override] | None = None) -> str:
-    """Return the decision of `param_groups` on each parameter, and its reason, as one line per parameter."""
+    """Return the decision of `param_groups` on each parameter, and its reason, as a line per parameter."""
     return _table(decide(model, split_qkv=split_qkv, overrides=overrides))
 
 
@@ -218,7 +218,7 @@ def _is_qkv(use: _Use) -> bool:
 
 
 def _output_heads(model: nn.Module) -> dict[nn.Module, str]:
-    """Return the output layers, and how each was recognized: by its name, else by one output per token."""
+    """Return the output layers, and how each was recognized: by its name, else by an output per token."""
     # An adapter beside the head is not the head.
     linears = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.Linear) and "lora_" not in p]
     last = linears[-1][1] if linears else None

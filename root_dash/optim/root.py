@@ -182,6 +182,7 @@ class ROOT(Optimizer):
         check_group(_with_own_normalization(dict(defaults)))
         self._observers: OrderedDict[int, tuple[Observer, Callable[[], bool]]] = OrderedDict()
         self._shard_observers: OrderedDict[int, ShardObserver] = OrderedDict()
+        self._refusal_observers: OrderedDict[int, Callable[[FloatingPointError], object]] = OrderedDict()
         self._sets = CoefficientSets()
         self.process_group = process_group
         super().__init__(params, defaults)
@@ -231,6 +232,12 @@ class ROOT(Optimizer):
         """Call `observer` with a `Change` whenever a calibration replaces the set of a shape."""
         return self._sets.register_observer(observer)
 
+    def register_refusal_observer(self, observer: Callable[[FloatingPointError], object]) -> RemovableHandle:
+        """Call `observer` with the error before a step raises it because of `nonfinite="raise"`."""
+        handle = RemovableHandle(self._refusal_observers)
+        self._refusal_observers[handle.id] = observer
+        return handle
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -254,7 +261,12 @@ class ROOT(Optimizer):
             if group["nonfinite"] == "raise":
                 names = dict(zip(group["params"], group.get("param_names", ()), strict=False))
                 shown = [names.get(p, f"a parameter of shape {tuple(p.shape)}") for p in params]
-                refuse_nonfinite([p.grad for p in params], shown)
+                try:
+                    refuse_nonfinite([p.grad for p in params], shown)
+                except FloatingPointError as error:
+                    for observe in tuple(self._refusal_observers.values()):
+                        observe(error)
+                    raise
         for index, (group, params) in enumerate(zip(self.param_groups, stepped, strict=True)):
             self._step_group(index, group, params)
         return loss
@@ -339,6 +351,7 @@ class ROOT(Optimizer):
         self.defaults.pop("differentiable", None)  # torch adds this option, and every group would get it
         self.__dict__.setdefault("_observers", OrderedDict())
         self.__dict__.setdefault("_shard_observers", OrderedDict())
+        self.__dict__.setdefault("_refusal_observers", OrderedDict())
         self.__dict__.setdefault("_sets", CoefficientSets())
         self.__dict__.setdefault("process_group", None)
         for group in self.param_groups:

@@ -8,6 +8,7 @@ from root_dash.store.backends.sqlite_file import sqlite_has_wal_reset_bug
 from root_dash.store.judge import Fold, Judge
 from root_dash.store.limits import Limits, PyramidShape
 from root_dash.store.migrations import Migration, Revisions, migrate
+from root_dash.store.replay import Replay
 from root_dash.store.store import Store
 from root_dash.store.write.recording import Recording
 
@@ -22,6 +23,7 @@ __all__ = [
     "Pruned",
     "PyramidShape",
     "Recording",
+    "Replay",
     "Revisions",
     "Server",
     "Store",

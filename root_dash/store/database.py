@@ -107,8 +107,8 @@ class Database:
     ) -> Recording:
         """Begin an attempt at a run. A run with a new `uid` is stored, a run with a known `uid` is resumed.
 
-        An attempt with a known `uid` goes on. Without an attempt, this process begins a new attempt. `tell` gets the
-        changes of verdicts once they are stored, if the store has a judge; it must not raise.
+        An attempt with a known `uid` goes on. Without an attempt, this process begins a new attempt. If the store has
+        a judge, `tell` gets the changes of verdicts when they are stored; it must not raise.
 
         Raises:
             ValueError: two layers share a position, or a resumed run's layer has another shape.

@@ -8,7 +8,7 @@ import logging
 class LogRateLimit(logging.Filter):
     """A filter that lets each place in the code log a line without a traceback once per period.
 
-    The next line from the same place counts the lines that were left out. A line with a traceback always passes.
+    The next line from the same place counts the omitted lines. A line with a traceback always passes.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -17,7 +17,7 @@ class LogRateLimit(logging.Filter):
         self._logged: dict[tuple[str, int], tuple[float, int]] = {}  # place -> last time, lines left out since then
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the line is logged, and add the number of lines left out before it."""
+        """Return whether the line is logged, and add the number of omitted lines."""
         if record.exc_info:
             return True
         place = record.pathname, record.lineno

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Response, sync_playwright
 
 from tests.browser.chromium import ARGUMENTS, find
-from tests.waiting import LIMIT_SECONDS
+from tests.zygote import Forked
 
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 START_SECONDS = 60
@@ -87,24 +85,13 @@ def tab(
 def running(arguments: list[str], log: Path, token: str | None = None) -> Iterator[str]:
     """Run a `root-dash` command that serves, and yield the URL that the command prints; `token` is its token."""
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "root_dash.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, **({} if token is None else {"ROOT_DASH_TOKEN": token})},
-        )
+        environment = {**os.environ, **({} if token is None else {"ROOT_DASH_TOKEN": token})}
+        process = Forked("-m", "root_dash.cli", *arguments, stderr=output, env=environment)
         try:
             yield _url(process.stdout, log)
         finally:
             process.send_signal(signal.SIGINT)
-            try:
-                process.communicate(timeout=LIMIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
-                raise
+            process.communicate()
     # The server logs its faults there. uvicorn also logs a refused WebSocket of Dash, if the page has an old token.
     assert log.read_text().replace(_REFUSED, "") == ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,3 +124,22 @@ def test_names_do_not_steer_a_terminal(tmp_path: Path) -> None:
         console.print(render(diagnose(store, 1)))
     assert "\x1b[2J" not in captured.get()
     assert "evil\\x1b[2Jname" in captured.get()
+
+
+def test_stored_verdicts_are_shown_and_a_replay_judges_anew(sick: Path, tmp_path: Path) -> None:
+    """Both say the same of a run that nobody changed; only what is stored follows a change of the table."""
+    path = Path(shutil.copy(sick, tmp_path / "x.db"))
+    with Store.open(path) as store:
+        assert diagnose(store, 1).verdicts == diagnose(store, 1, replay=True).verdicts
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE verdicts SET text = 'changed'")
+    connection.commit()
+    with Store.open(path) as store:
+        assert {verdict.text for verdict in diagnose(store, 1).verdicts} == {"changed"}
+        assert "changed" not in {verdict.text for verdict in diagnose(store, 1, replay=True).verdicts}
+    connection.execute("DROP TABLE verdicts")
+    connection.execute("DROP TABLE judged")
+    connection.commit()
+    connection.close()
+    with Store.open(path) as store:
+        assert [verdict.layer for verdict in diagnose(store, 1).verdicts] != []

@@ -17,7 +17,7 @@ from root_dash.server.app import create_app
 from root_dash.server.guard import Guard
 from root_dash.server.ingest import Inbox
 from root_dash.settings import Settings
-from root_dash.store import Store
+from root_dash.store import Judge, Store
 from tests.waiting import until
 
 WRITE = "write-token"
@@ -48,7 +48,9 @@ class Held:
 
 
 @contextmanager
-def serving(path: Path, port: int | None = None, *, held: bool = False) -> Iterator[tuple[str, threading.Event, Held]]:
+def serving(
+    path: Path, port: int | None = None, *, held: bool = False, judge: Judge | None = None
+) -> Iterator[tuple[str, threading.Event, Held]]:
     """Run a server on a database; yield its address, the gate, and the application that counts requests."""
     port = free_port() if port is None else port
     gate = threading.Event()
@@ -56,7 +58,7 @@ def serving(path: Path, port: int | None = None, *, held: bool = False) -> Itera
         gate.set()
     Store.create(path).close()
     with Store.open(path) as store:
-        inbox = Inbox(lambda: Store.create(path))
+        inbox = Inbox(lambda: Store.create(path, judge=judge))
         settings = Settings(write_token=SecretStr(WRITE), port=port)
         app = Held(Guard(create_app(settings, store, inbox=inbox), settings), gate)
         config = uvicorn.Config(app, port=port, log_level="error", lifespan="off", timeout_graceful_shutdown=1)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -27,7 +25,9 @@ from tests.delivery.spools import LAYERS, RUN, arrived, left, remaining, send, s
 from tests.monitor.training import EVERY_STEP, Model, sgd, train
 from tests.store.read.test_frames import same_frames, trained
 from tests.store.recorded import unpacked
-from tests.waiting import LIMIT_SECONDS, until
+from tests.waiting import until
+from tests.zygote import Forked
+from tests.zygote import run as run_forked
 
 
 @pytest.mark.parametrize("batch", [1, 2**22])
@@ -123,14 +123,7 @@ def test_only_the_run_of_a_dead_trainer_is_ended(tmp_path: Path) -> None:
     )
     folder = tmp_path / "spool"
     with serving(tmp_path / "team.db") as (server, _, _):
-        trainer = subprocess.Popen(
-            [sys.executable, "-c", script, server, str(folder)],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        trainer = Forked("-c", script, server, folder, stdin=PIPE)
         assert trainer.stdout is not None
         assert trainer.stdout.readline() == "stored\n"
         until(lambda: len(arrived(tmp_path / "team.db")) == 5)
@@ -220,14 +213,7 @@ def test_unsent_frames_are_reported_and_sent_by_the_next_run(tmp_path: Path, cap
         "import sys; from pathlib import Path; from tests.delivery.spools import start;"
         "start(sys.argv[1], Path(sys.argv[2])).close()"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script, f"http://127.0.0.1:{port}", str(folder)],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-    )
+    result = run_forked("-c", script, f"http://127.0.0.1:{port}", folder)
     assert result.returncode == 0, result.stderr
     (spool,) = folder.glob("*.db")
     assert f"5 frames are not at http://127.0.0.1:{port} yet" in result.stderr

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from root_dash.demo.text import standard_library
 from root_dash.demo.train import PRESETS, OptimizerName, build_optimizers, schedule, train
 from root_dash.exceptions import RootDashError
 from root_dash.records import statistic_names
-from tests.waiting import LIMIT_SECONDS
+from tests.zygote import run
 
 MINI = replace(PRESETS["tiny"], shape=Shape(width=32, depth=1, heads=2, context=32), batch=8, validate_every=20)
 
@@ -72,8 +70,7 @@ def test_bad_arguments_are_refused_by_name(arguments: dict[str, str], words: str
 def demo_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database that `root-dash demo --steps 60 --no-serve` writes."""
     path = tmp_path_factory.mktemp("demo") / "demo.db"
-    command = [sys.executable, "-m", "root_dash.cli", "demo", "--steps", "60", "--no-serve", "--db", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    done = run("-m", "root_dash.cli", "demo", "--steps", "60", "--no-serve", "--db", path)
     assert done.returncode == 0, done.stderr
     assert "recorded 60 frames" in done.stdout
     return path

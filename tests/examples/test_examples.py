@@ -33,13 +33,9 @@ def _example(name: str, *arguments: str, folder: Path) -> str:
     return _run(str(EXAMPLES / name), *arguments, folder=folder)
 
 
-@pytest.mark.parametrize(
-    ("script", "steps"), [("minimal.py", 100), ("gradient_accumulation.py", 40), ("muon_and_adamw.py", 60)]
-)
-def test_an_example_records_each_of_its_steps(script: str, steps: int, tmp_path: Path) -> None:
-    """A run of the example is stored whole, with a falling loss."""
-    _example(script, "runs.db", folder=tmp_path)
-    with root_dash.open(tmp_path / "runs.db") as store:
+def _assert_recorded(path: Path, steps: int) -> None:
+    """Check that a run of so many steps is stored whole, with a falling loss."""
+    with root_dash.open(path) as store:
         (run,) = store.runs()
         loss = store.scalar(run.id, "loss").values
         assert run.ended_at is not None
@@ -47,15 +43,24 @@ def test_an_example_records_each_of_its_steps(script: str, steps: int, tmp_path:
         assert np.mean(loss[-10:]) < np.mean(loss[:10])
 
 
-def test_reading_back_prints_layers_and_spectra(tmp_path: Path) -> None:
-    """What the recording example stored, the reading example prints."""
+def test_the_smallest_example_records_what_the_reading_example_prints(tmp_path: Path) -> None:
+    """Each step of the one is stored; the other prints layers and spectra."""
     _example("minimal.py", "runs.db", folder=tmp_path)
+    _assert_recorded(tmp_path / "runs.db", 100)
     printed = _example("reading_back.py", "runs.db", folder=tmp_path)
     assert "minimal: 100 frames, newest step 100" in printed
     assert "2.weight" in printed
     assert "singular values of the update of" in printed
 
 
+@pytest.mark.parametrize(("script", "steps"), [("gradient_accumulation.py", 40), ("muon_and_adamw.py", 60)])
+def test_an_example_records_each_of_its_steps(script: str, steps: int, tmp_path: Path) -> None:
+    """A run of the example is stored whole, with a falling loss."""
+    _example(script, "runs.db", folder=tmp_path)
+    _assert_recorded(tmp_path / "runs.db", steps)
+
+
+@pytest.mark.long
 def test_the_sharded_example_is_one_run(tmp_path: Path) -> None:
     """Two processes under FSDP2 record one run with whole layers."""
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")

@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,23 +17,15 @@ import root_dash
 from root_dash.exceptions import NotRecorded, RootDashError
 from root_dash.store import Store, examine
 from tests.store.frames import record
-from tests.waiting import LIMIT_SECONDS, until
+from tests.waiting import until
+from tests.zygote import Forked
+from tests.zygote import run as forked
 
-ROOT = Path(__file__).parents[2]
 
-
-def run(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(code: str, *arguments: str | Path) -> None:
     """Run Python where the package and the tests can be imported; it has to succeed."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = forked("-c", code, *arguments)
     assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.fixture
@@ -85,14 +76,11 @@ def test_a_full_disk_is_waited_for(small_disk: Path) -> None:
     """Training goes on to the same bit; what waited is stored when there is room again, and the recording tells."""
     log = small_disk.with_name("log")
     with log.open("w") as stderr:
-        command = [sys.executable, "-c", FULL, str(small_disk)]
-        trainer = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-        )
+        trainer = Forked("-c", FULL, small_disk, stdin=subprocess.PIPE, stderr=stderr)
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == "trained\n", log.read_text()
     until(lambda: "recording waits" in log.read_text(), "a try to store that failed")
-    trainer.communicate("\n", timeout=LIMIT_SECONDS)
+    trainer.communicate("\n")
     assert trainer.returncode == 0, log.read_text()
     assert log.read_text().count("recording waits") == 1
     assert "full" in log.read_text()

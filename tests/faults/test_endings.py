@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import root_dash
 from root_dash.records import Run
-from tests.waiting import LIMIT_SECONDS
+from tests.zygote import Forked
 
 pytestmark = pytest.mark.heavy
-
-ROOT = Path(__file__).parents[2]
 
 TRAINER = """
 import os, signal, sys, time, root_dash
@@ -31,17 +26,11 @@ print("ready", flush=True)
 """
 
 
-def start(path: Path, before: str, after: str) -> subprocess.Popen[bytes]:
+def start(path: Path, before: str, after: str) -> Forked:
     """A training of seven steps; returns when they are done."""
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", TRAINER.format(before=before, after=after), str(path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    trainer = Forked("-c", TRAINER.format(before=before, after=after), path)
     assert trainer.stdout is not None
-    assert trainer.stdout.readline() == b"ready\n"
+    assert trainer.stdout.readline() == "ready\n"
     return trainer
 
 
@@ -62,7 +51,7 @@ def test_sigterm_stores_what_waits_and_ends_the_process_by_sigterm(tmp_path: Pat
     """As Slurm, Kubernetes and `kill` send it: six steps are complete, and the seventh is still open."""
     trainer = start(tmp_path / "runs.db", "", WAIT)
     trainer.terminate()
-    trainer.communicate(timeout=LIMIT_SECONDS)
+    trainer.communicate()
     assert trainer.returncode == -signal.SIGTERM
     run = recorded(tmp_path / "runs.db")
     assert run.frames >= 6
@@ -78,7 +67,7 @@ def test_a_handler_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         assert trainer.stdout is not None
         trainer.stdout.readline()
         trainer.terminate()
-        trainer.communicate(timeout=LIMIT_SECONDS)
+        trainer.communicate()
         assert trainer.returncode == 5
         assert recorded(path).frames == 7
 
@@ -91,8 +80,8 @@ def test_closing_takes_the_handler_away(tmp_path: Path) -> None:
         "run.close(); assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL; other.close()\n"
         "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL",
     )
-    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
-    assert (trainer.returncode, err) == (0, b"")
+    _, err = trainer.communicate()
+    assert (trainer.returncode, err) == (0, "")
 
 
 # A sink that is stuck: what cannot be stored must not keep the process.
@@ -120,17 +109,11 @@ with run:
 """
 
 
-def stuck() -> subprocess.Popen[bytes]:
+def stuck() -> Forked:
     """A trainer whose frames are taken and never stored."""
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", STUCK],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    trainer = Forked("-c", STUCK)
     assert trainer.stdout is not None
-    assert trainer.stdout.readline() == b"ready\n"
+    assert trainer.stdout.readline() == "ready\n"
     return trainer
 
 
@@ -140,35 +123,41 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     trainer = stuck()
     trainer.send_signal(number)
     assert trainer.stdout is not None
-    assert trainer.stdout.readline() == b"closing\n"
+    assert trainer.stdout.readline() == "closing\n"
     assert trainer.poll() is None
     trainer.send_signal(number)
-    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
+    _, err = trainer.communicate()
     assert trainer.returncode == -number
-    assert b"could not be stored in time" not in err  # as the first says when it has waited
+    assert "could not be stored in time" not in err  # as the first says when it has waited
 
 
 def test_ctrl_c_waits_no_longer_than_seconds_and_says_what_is_missing() -> None:
     """Where a sink is stuck: the frames that could not be stored are told on stderr."""
     trainer = stuck()
     trainer.send_signal(signal.SIGINT)
-    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
+    _, err = trainer.communicate()
     assert trainer.returncode == -signal.SIGINT
-    assert b"gave up on 3 frames that could not be stored in time" in err
+    assert "gave up on 3 frames that could not be stored in time" in err
 
 
 @pytest.mark.parametrize(
     ("end", "status"),
-    [("os._exit(3)", 3), ("os.abort()", -signal.SIGABRT), ("raise ValueError('mine')", 1)],
+    [
+        ("", 0),
+        ("raise SystemExit(3)", 3),
+        ("raise KeyboardInterrupt", -signal.SIGINT),
+        ("raise ValueError('mine')", 1),
+        ("os._exit(3)", 3),
+        ("os.abort()", -signal.SIGABRT),
+    ],
 )
 def test_other_endings_leave_whole_frames(end: str, status: int, tmp_path: Path) -> None:
-    """An exit past the interpreter loses the frames in flight at most; an error of the user's none."""
-    trainer = start(
-        tmp_path / "runs.db", "", f"while {'_exit' in end or 'abort' in end} and run.pending > 1: pass\n{end}"
-    )
-    _, err = trainer.communicate(timeout=LIMIT_SECONDS)
+    """An exit past the interpreter loses the frames in flight at most; any other, as an error of the user's, none."""
+    past = "_exit" in end or "abort" in end
+    trainer = start(tmp_path / "runs.db", "", f"while {past} and run.pending > 1: pass\n{end}")
+    _, err = trainer.communicate()
     assert trainer.returncode == status
-    assert (b"ValueError: mine" in err) == ("mine" in end)
+    assert ("ValueError: mine" in err) == ("mine" in end)
     run = recorded(tmp_path / "runs.db")
-    assert run.frames == (6 if "_exit" in end or "abort" in end else 7)
-    assert (run.ended_at is None) == (run.frames == 6)
+    assert (run.frames, run.last_step) == ((6, 6) if past else (7, 7))
+    assert (run.ended_at is None, run.lost) == (past, 0)

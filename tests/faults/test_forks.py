@@ -15,10 +15,10 @@ import torch
 import root_dash
 from tests.monitor.training import Model, root, train
 from tests.waiting import LIMIT_SECONDS
+from tests.zygote import TREE
+from tests.zygote import run as forked
 
 pytestmark = pytest.mark.heavy
-
-ROOT = Path(__file__).parents[2]
 
 # A dataset that logs with the run that it was given, as users do, under a DataLoader of worker processes.
 LOADER = """
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     model = Model(); optimizers = root(model)
     run = root_dash.watch(model, optimizers, db=sys.argv[1])
     train(model, optimizers, 2, run.log)
-    loader = DataLoader(Data(run), batch_size=1, num_workers=2, multiprocessing_context=sys.argv[2])
+    loader = DataLoader(Data(run), batch_size=1, num_workers=int(sys.argv[3]), multiprocessing_context=sys.argv[2])
     for batch in loader:
         assert batch[0, 1:].tolist() == [0, 0, 0], batch
         train(model, optimizers, 1, run.log)
@@ -48,17 +48,21 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("context", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)])
 def test_the_workers_of_a_loader_record_nothing_and_the_training_all(context: str, tmp_path: Path) -> None:
     """Forked ones inherit the recorder, the others get a copy: both are closed ones."""
     script, path = tmp_path / "loader.py", tmp_path / "runs.db"
     script.write_text(LOADER)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, path, context], check=True, timeout=LIMIT_SECONDS, env=environment)
+    environment = os.environ | {"PYTHONPATH": str(TREE)}
+    if context == "fork":
+        done = forked("-c", LOADER, path, context, "2")
+        assert done.returncode == 0, done.stderr
+    else:  # the workers import the script
+        subprocess.run([sys.executable, script, path, context, "1"], check=True, timeout=LIMIT_SECONDS, env=environment)
     with root_dash.open(path) as store:
         (run,) = store.runs()
         assert (run.frames, run.lost) == (10, 0)
-        assert store.scalar_names(run.id) == ["loss"]
+        assert [name for name in store.scalar_names(run.id) if "/" not in name] == ["loss"]
 
 
 # Threads of the parent hold the queue's lock nearly all the time: a child that waited for it would wait forever.
@@ -94,13 +98,8 @@ assert (run.stored, run.lost, run.failures) == (4, 0, 0)
 
 def test_a_child_never_waits_for_a_lock_that_was_held_at_the_fork(tmp_path: Path) -> None:
     """Six children train, log, close, collect their garbage and end, past the interpreter or through it."""
-    subprocess.run(
-        [sys.executable, "-c", BUSY, tmp_path / "runs.db"],
-        check=True,
-        cwd=ROOT,
-        timeout=LIMIT_SECONDS,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = forked("-c", BUSY, tmp_path / "runs.db")
+    assert done.returncode == 0, done.stderr
     with root_dash.open(tmp_path / "runs.db") as store:
         (run,) = store.runs()
         assert (run.frames, run.ended_at is not None) == (4, True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 import root_dash
 from root_dash.records import KINDS
 from tests.waiting import LIMIT_SECONDS
+from tests.zygote import run as forked
 
 pytestmark = pytest.mark.heavy
 
@@ -61,15 +61,9 @@ for index in range(int(sys.argv[2])):
 
 def run(script: str, *arguments: str) -> list[Any]:
     """The JSON lines that a script prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=LIMIT_SECONDS + 10 * KILLS,
-    )
-    return [json.loads(line) for line in done.stdout.decode().splitlines()]
+    done = forked("-c", script, *arguments, timeout=LIMIT_SECONDS + 10 * KILLS)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def whole(path: Path) -> None:

@@ -6,8 +6,6 @@ import os
 import resource
 import signal
 import sqlite3
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +20,14 @@ from tests.delivery.servers import free_port
 from tests.store.frames import make_layers
 from tests.store.read.test_frames import same_frames, trained
 from tests.waiting import LIMIT_SECONDS, until
+from tests.zygote import Forked, run
 
 pytestmark = pytest.mark.heavy
 
-ROOT = Path(__file__).parents[2]
 WRITE = "write-token"
 KILLS = 3
 FRAMES = 40 * KILLS
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ROOT_DASH_")} | {
-    "OMP_NUM_THREADS": "1",
-    "PYTHONUNBUFFERED": "1",
     "ROOT_DASH_WRITE_TOKEN": WRITE,
 }
 
@@ -73,20 +69,13 @@ while find_spools(Path(sys.argv[2])):
 """
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str) -> Forked:
     """A process of ours, its words kept."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Forked(*arguments, env=ENVIRONMENT)
 
 
 @contextmanager
-def serving(path: Path, port: int, *command: str) -> Iterator[subprocess.Popen[str]]:
+def serving(path: Path, port: int, *command: str) -> Iterator[Forked]:
     """A server that answers, without the dashboard where no command says so; killed at the end."""
     server = start(*(command or ("-c", SERVER)), str(path), *(() if command else (str(port),)))
     try:
@@ -94,10 +83,10 @@ def serving(path: Path, port: int, *command: str) -> Iterator[subprocess.Popen[s
         yield server
     finally:
         server.kill()
-        server.communicate(timeout=LIMIT_SECONDS)
+        server.communicate()
 
 
-def answers(server: subprocess.Popen[str], port: int) -> bool:
+def answers(server: Forked, port: int) -> bool:
     """Whether a server that runs answers already."""
     assert server.poll() is None, server.communicate()
     try:
@@ -156,7 +145,7 @@ def test_a_server_killed_amid_sending_gets_every_frame_once(tmp_path: Path) -> N
             until(lambda: frames_of(tmp_path / "team.db") >= enough)  # noqa: B023 (called within the turn)
             server.send_signal(signal.SIGKILL)
             kills += 1
-    output, errors = sender.communicate(timeout=LIMIT_SECONDS)
+    output, errors = sender.communicate()
     assert sender.returncode == 0, errors
     assert kills == KILLS
     check(tmp_path / "team.db", FRAMES)
@@ -176,7 +165,7 @@ def test_a_full_server_gets_everything_once_it_has_room(tmp_path: Path) -> None:
         assert "cannot take frames now" in said
         assert sender.poll() is None
         resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (hard, hard))
-        sender.communicate(timeout=LIMIT_SECONDS)
+        sender.communicate()
         assert sender.returncode == 0
     check(tmp_path / "team.db", FRAMES)
 
@@ -189,23 +178,21 @@ def test_what_a_killed_trainer_left_is_synced(tmp_path: Path) -> None:
     assert trainer.stdout is not None
     words = [trainer.stdout.readline() for _ in range(40)]
     trainer.send_signal(signal.SIGKILL)
-    rest, _ = trainer.communicate(timeout=LIMIT_SECONDS)
+    rest, _ = trainer.communicate()
     step, pending = map(int, (words + rest[: rest.rfind("\n") + 1].splitlines())[-1].split())
-    command = [sys.executable, "-m", "root_dash.cli", "sync", spool, "--server", server]
-    away = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    command = ("-m", "root_dash.cli", "sync", spool, "--server", server)
+    away = run(*command, env=ENVIRONMENT)
     assert away.returncode == 2
     assert away.stderr.startswith(f"root-dash: {server} cannot be reached")
     with serving(tmp_path / "team.db", port, "-m", "root_dash.cli", "serve", "--port", str(port)):
-        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        done = run(*command, env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("sent ")
-        again = subprocess.run(
-            command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_SECONDS
-        )
+        again = run(*command, env=ENVIRONMENT)
         assert again.stdout == f"nothing waits in {spool}\n"
     with Store.open(tmp_path / "team.db") as store:
-        (run,) = store.runs()
-        steps = [notice.step for notice in store.frames(run.id)]
+        (recorded,) = store.runs()
+        steps = [notice.step for notice in store.frames(recorded.id)]
         assert steps == list(range(1, len(steps) + 1))
         assert step - pending <= len(steps) <= step + 1
-        assert run.ended_at == run.last_time
+        assert recorded.ended_at == recorded.last_time

@@ -1,11 +1,9 @@
-"""Every figure, field by field, for hand-written records and without a record."""
+"""Every figure of a layer, field by field, for hand-written records and without a record."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,7 +20,6 @@ from root_dash.frontend.figures.qq import band, qq, standardized
 from root_dash.frontend.figures.spectrum import spectrum
 from root_dash.frontend.theme import BLUE, DARK, LIGHT, VERMILION, Theme
 from root_dash.records import (
-    Grid,
     Histogram,
     HistogramHistory,
     History,
@@ -34,37 +31,7 @@ from root_dash.records import (
     quantile_positions,
     statistic,
 )
-
-BOTH = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-
-
-def drawn(figure: go.Figure) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a figure's traces and layout as the server sends them."""
-    sent = plain(figure.to_plotly_json())
-    return sent["data"], sent["layout"]
-
-
-def plain(sent: Any) -> Any:
-    """Return sent JSON with base64 arrays decoded."""
-    if isinstance(sent, dict) and "bdata" in sent:
-        values = np.frombuffer(base64.b64decode(sent["bdata"]), np.dtype(sent["dtype"]))
-        return values.reshape([int(side) for side in str(sent.get("shape", len(values))).split(",")])
-    if isinstance(sent, dict):
-        return {key: plain(value) for key, value in sent.items()}
-    return [plain(value) for value in sent] if isinstance(sent, list | tuple) else sent
-
-
-def counted(values: Any) -> Histogram:
-    """Return the histogram of some values."""
-    return Histogram(np.histogram(values, histogram_edges())[0].astype(np.uint32))
-
-
-def gridded(values: Any, name: str = "grad_norm") -> Grid:
-    """Return a grid of hand-written values, with a column for each step."""
-    array = np.asarray(values, np.float64)
-    layers = tuple(Layer(f"blocks.{i}.weight", (4, 4), "root", i, id=10 + i) for i in range(array.shape[0]))
-    steps = np.arange(array.shape[1])
-    return Grid(name, layers, steps, steps, array, shown=len(steps), total=len(steps))
+from tests.frontend.figures import BOTH, NAN, counted, drawn
 
 
 @BOTH
@@ -260,9 +227,6 @@ def test_a_history_is_logarithmic_where_its_statistic_is() -> None:
     assert layout["shapes"][0]["visible"] is False
     _, linear = drawn(history(replace(recorded, name="alignment"), statistic("alignment"), LIGHT))
     assert "type" not in linear["yaxis"]
-
-
-NAN, INF = float("nan"), float("inf")
 
 
 def alike(value: float) -> Spectrum:

@@ -17,7 +17,7 @@ from root_dash.frontend.theme import DARK, LIGHT, Theme
 from root_dash.health import RULES, Verdict
 from root_dash.records import Event, Grid, History, Layer, statistic
 from root_dash.records.verdict import severity_rules
-from tests.frontend.test_figures import BOTH, drawn, gridded
+from tests.frontend.figures import BOTH, drawn, gridded
 
 NAN, INF = float("nan"), float("inf")
 NORM, SEVERITY = statistic("grad_norm"), statistic("severity")

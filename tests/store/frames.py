@@ -120,7 +120,7 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
     ]
     levels = np.exp(np.concatenate(drawn, 1)) * (1 + np.arange(len(names)) / 10)
     for column, name in enumerate(names):
-        if name in ("grad_nan", "grad_inf", "grad_zero"):
+        if name in ("grad_nan", "grad_inf", "grad_zero", "nonfinite_steps"):
             levels[:, column] = 0
         elif name in ("alignment", "base_alignment", "outlier_fraction", "outlier_energy"):
             levels[:, column] = np.clip(levels[:, column] / 10, 0, 1)
@@ -128,8 +128,8 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
             levels[:, column] = 0.3 / (1 + step / 30) * levels[:, column]
             # AdamW's layers have no orthogonalized update.
             levels[[layer.algorithm != "root" for layer in layers], column] = np.nan
-        elif statistic(name).judged:
-            levels[:, column] = np.nan  # no recorder makes it
+        elif statistic(name).judged or name == "nonfinite_step":
+            levels[:, column] = np.nan  # no recorder makes it, or there was no such step
     return levels.astype(np.float32)
 
 
@@ -155,6 +155,7 @@ def _spectrum(layer: Layer, step: int, rng: np.random.Generator) -> tuple[Spectr
     squares = values.astype(np.float64) ** 2
     shares = squares / squares.sum()
     statistics = {
+        **{name: 0.5 * len(name) for name in statistic_names("spectra")},
         "sigma_max": float(values[0]),
         "sigma_min": float(values[-1]),
         "stable_rank": float(squares.sum() / squares[0]),

@@ -21,7 +21,7 @@ from root_dash.store.tables.versions import BASE_VERSION, SCHEMA_VERSION, check_
 from tests.postgresql import Server
 from tests.store.admin.test_doctor import _bad
 from tests.store.frames import make_frame, make_layers, record
-from tests.store.recorded import answered, answers, restore, same_answers, unpacked
+from tests.store.recorded import answered, answers_then, restore, same_answers, unpacked
 
 REVISION = """
 import os, signal
@@ -88,11 +88,11 @@ def test_an_old_database_reads_equal(old: Path | str) -> None:
     """Every verb answers what it answered when the database was written, before and after it was opened for writing."""
     clock = isinstance(old, Path)
     with Store.open(old) as store:
-        assert same_answers(answers(store), answered(), clock=clock)
+        assert same_answers(answers_then(store), answered(), clock=clock)
     Store.create(old).close()
     assert migrate(old) is None
     with Store.open(old) as store:
-        assert same_answers(answers(store), answered(), clock=clock)
+        assert same_answers(answers_then(store), answered(), clock=clock)
     assert [found for found in _bad(examine(old)) if found[0] != "note"] == []
 
 
@@ -162,7 +162,7 @@ def test_a_migration_keeps_every_row(old: Path | str, revisions: Revisions, requ
         assert _file_rows(old, "PRAGMA integrity_check") == [("ok",)]
         assert done.backup == old.with_name("old.db.schema-3")
         with Store.open(done.backup) as store:
-            assert same_answers(answers(store), answered())
+            assert same_answers(answers_then(store), answered())
     else:
         assert server is not None
         name = old.rpartition("/")[2]
@@ -248,5 +248,5 @@ def test_kill_9_in_a_migration_leaves_the_old_file(tmp_path: Path, revisions: Re
     assert _file_rows(old, "PRAGMA user_version") == [(3,)]
     assert _file_rows(old, "PRAGMA integrity_check") == [("ok",)]
     with Store.open(old) as store:
-        assert same_answers(answers(store), answered())
+        assert same_answers(answers_then(store), answered())
     assert migrate(old, revisions) is not None

@@ -7,12 +7,23 @@ kind is doubled; while there is room, a doubling is taken back. So the steps tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
+from typing import Literal
 
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.records import Kind
+
+Charge = Kind | Literal["sentinels", "flushes"]
+"""What a cost is charged to: a kind, the sentinels and the recorder's own steps, or the frames of sentinels alone."""
+
+MAX_OVERHEAD = 0.01
+"""The share of a step's time that recording may add if the model trains on a device of its own."""
+
+MAX_OVERHEAD_CPU = 0.03
+"""The share of a step's time that recording may add on a CPU, whose cores the writer shares with the training."""
 
 PATIENCE = 12
 """Steps between two changes, and before the first: the measurements of these steps show what the last change did."""
@@ -23,8 +34,14 @@ THINNED: tuple[Kind, ...] = ("spectra", "masks", "quantiles", "histograms")
 LONGEST = 2**10
 """The largest factor by which an interval grows."""
 
-LONGEST_STATISTICS = 2**4
-"""The largest such factor for statistics: a map with fewer columns does not show since when a layer is sick."""
+LONGEST_SCALARS = 2**6
+"""The largest such factor for what is logged, which costs little: a loss with fewer points is no curve."""
+
+FLUSHED_SECONDS = 10.0
+"""Seconds after which the sentinels get a frame of their own if no other frame takes them along."""
+
+STAGGER = 4
+"""The factor by which the intervals of a large model are longer at first, until the costs are known."""
 
 _TARGET = 0.7
 """The share of the budget that thinning aims at, and that a doubling which is taken back must stay below.
@@ -55,14 +72,16 @@ class Budget:
     limit: float
     asked: Cadence
     cadence: Cadence
-    costs: Mapping[Kind, float] = field(default_factory=dict)
-    seen: Mapping[Kind, int] = field(default_factory=dict)
+    costs: Mapping[Charge, float] = field(default_factory=dict)
+    seen: Mapping[Charge, int] = field(default_factory=dict)
     """How often each kind was measured. Once is not enough: caches and libraries are cold the first time."""
     step_time: float = 0.0
     first: tuple[float, ...] = ()
     """The times of the first steps, whose median `step_time` is at first: some of these steps compile or load."""
     steps: int = 0
     since_change: int = 0
+    exhausted: bool = False
+    """Whether recording costs more than the limit, and nothing is left to thin."""
 
     @property
     def overhead(self) -> float:
@@ -70,12 +89,23 @@ class Budget:
         return _overhead(self, self.cadence)
 
 
-def next_cadence(state: Budget, cost: Mapping[Kind, float], step_time: float) -> Budget:
+def begun(limit: float, asked: Cadence, *, staggered: bool = False) -> Budget:
+    """Return the state before the first step. If the kinds begin `staggered`, each is rare until its cost is known."""
+    if not staggered or limit == math.inf:
+        return Budget(limit, asked, asked)
+    return Budget(
+        limit,
+        asked,
+        Cadence(**{kind: STAGGER * every for kind, every in asdict(asked).items()} | {"scalars": asked.scalars}),
+    )
+
+
+def next_cadence(state: Budget, cost: Mapping[Charge, float], step_time: float) -> Budget:
     """Return the state after one more step.
 
     Args:
         state: the state before the step.
-        cost: seconds by kind that was due in the step; `"scalars"` stands for what belongs to no kind.
+        cost: seconds by what they are charged to.
         step_time: seconds of the step, `cost` not included.
     """
     costs, seen = dict(state.costs), dict(state.seen)
@@ -97,12 +127,15 @@ def next_cadence(state: Budget, cost: Mapping[Kind, float], step_time: float) ->
         steps=state.steps + 1,
         since_change=state.since_change + 1,
     )
-    if state.since_change < PATIENCE:
+    if not state.since_change or state.since_change % PATIENCE:
         return state
     cadence = _thinned(state)
+    exhausted = _overhead(state, cadence) > state.limit
     if cadence == state.cadence:
         cadence = _relaxed(state)
-    return state if cadence == state.cadence else replace(state, cadence=cadence, since_change=0)
+    if cadence == state.cadence:
+        return state if exhausted == state.exhausted else replace(state, exhausted=exhausted)
+    return replace(state, cadence=cadence, since_change=0, exhausted=exhausted)
 
 
 def describe_cadence(before: Budget, after: Budget) -> str:
@@ -115,6 +148,15 @@ def describe_cadence(before: Budget, after: Budget) -> str:
     return f"{changes}: recording added {cost:.1%} to a step, the budget is {after.limit:.1%}"
 
 
+def describe_exhaustion(state: Budget) -> str:
+    """Return a sentence for people on a budget that cannot be kept."""
+    fixed = _shares(state, state.cadence).get("sentinels", 0.0)
+    return (
+        f"recording adds {state.overhead:.1%} to a step, more than the budget of {state.limit:.1%}: the sentinels of "
+        f"every step come before the budget and take {fixed:.1%}; all else is as rare as it gets"
+    )
+
+
 def _updated(old: float, new: float, cap: float, weight: float) -> float:
     return old + weight * (min(new, cap * old) - old)
 
@@ -123,15 +165,31 @@ def _overhead(state: Budget, cadence: Cadence) -> float:
     return sum(_shares(state, cadence).values())
 
 
-def _shares(state: Budget, cadence: Cadence) -> dict[Kind, float]:
+def _shares(state: Budget, cadence: Cadence) -> dict[Charge, float]:
     """Return the share of a step's time by kind; kinds that were measured only once are left out."""
     if not state.step_time:
         return {}
     return {
-        kind: seconds / every / state.step_time
-        for kind, seconds in state.costs.items()
-        if state.seen[kind] > 1 and (every := cadence.of(kind))
+        charge: seconds * rate / state.step_time
+        for charge, seconds in state.costs.items()
+        if state.seen[charge] > 1 and (rate := _rate(state, cadence, charge))
     }
+
+
+def _rate(state: Budget, cadence: Cadence, charge: Charge) -> float:
+    """Return how often a cost comes, in times a step."""
+    if charge == "sentinels":
+        return 1.0
+    if charge == "flushes":
+        return min(1.0, state.step_time / FLUSHED_SECONDS)
+    asked = state.asked
+    every = cadence.of(charge)
+    rate = 1.0 / every if every else 0.0
+    if charge == "statistics" and every > asked.statistics:
+        # They come along with the kinds that are not thinned: see `jitter.due`.
+        whole = [asked.of(kind) for kind in THINNED if asked.of(kind) and cadence.of(kind) == asked.of(kind)]
+        rate += (1.0 - rate) * max((1.0 / one for one in whole if one % asked.statistics == 0), default=0.0)
+    return rate
 
 
 def _thinned(state: Budget) -> Cadence:
@@ -140,7 +198,8 @@ def _thinned(state: Budget) -> Cadence:
         return cadence
     while _overhead(state, cadence) > _TARGET * state.limit:
         shares = _shares(state, cadence)
-        costly: list[Kind] = [kind for kind in THINNED if shares.get(kind, 0.0) > _NEGLIGIBLE * state.limit]
+        thinned: tuple[Kind, ...] = (*THINNED, "scalars")
+        costly: list[Kind] = [kind for kind in thinned if shares.get(kind, 0.0) > _NEGLIGIBLE * state.limit]
         longer = next(
             (
                 doubled
@@ -158,7 +217,8 @@ def _thinned(state: Budget) -> Cadence:
 def _relaxed(state: Budget) -> Cadence:
     """Return the cadence with one doubling less: of the statistics or, if none is left, of the cheapest kind."""
     shares = _shares(state, state.cadence)
-    for kind in ["statistics", *sorted(THINNED, key=lambda kind: shares.get(kind, 0.0))]:
+    rest: tuple[Kind, ...] = (*THINNED, "scalars")
+    for kind in ["statistics", *sorted(rest, key=lambda kind: shares.get(kind, 0.0))]:
         shorter = _scaled(state, state.cadence, kind, 0.5)
         if shorter is not None and _overhead(state, shorter) <= _TARGET * state.limit:
             return shorter
@@ -172,8 +232,7 @@ def _scaled(state: Budget, cadence: Cadence, kind: str, factor: float) -> Cadenc
     due, if its interval is at the end of its range, or if the kind itself were left to steps without statistics.
     """
     asked, interval = getattr(state.asked, kind), int(getattr(cadence, kind) * factor)
-    longest = LONGEST_STATISTICS if kind == "statistics" else LONGEST
-    if not asked or not asked <= interval <= asked * longest:
+    if not asked or not asked <= interval <= asked * (LONGEST_SCALARS if kind == "scalars" else LONGEST):
         return None
     scaled = replace(cadence, **{kind: interval})
     if factor < 1:

@@ -11,6 +11,8 @@ from root_dash.records import KINDS, Kind
 class Cadence:
     """The interval of each kind in steps; 0 stands for never. The first step is always recorded.
 
+    Sentinels are kept for every step and come with the statistics; without statistics there are none.
+
     Raises:
         ValueError: an interval is negative.
         TypeError: an interval is not a whole number.
@@ -21,6 +23,7 @@ class Cadence:
     quantiles: int = 10
     spectra: int = 100
     masks: int = 100
+    scalars: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -31,8 +34,8 @@ class Cadence:
                 raise ValueError(f"cadence.{field.name} must be 0 (never) or a number of steps, got {value}")
 
     def of(self, kind: Kind) -> int:
-        """Return a kind's interval; 1 for scalars, which are recorded whenever they are logged."""
-        return 1 if kind == "scalars" else int(getattr(self, kind))
+        """Return a kind's interval."""
+        return int(getattr(self, kind))
 
     def due(self, step: int) -> frozenset[Kind]:
         """Return the kinds that are due at a step; the first step is 1."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from root_dash.records import Kind
+from root_dash.monitor.limits.budget import Charge
 
 WAITING_STEPS = 64
 """Steps whose device times may be missing before they are settled without these times."""
@@ -24,11 +24,11 @@ class StepCost:
     are charged to the heaviest kind of the frame.
     """
 
-    host: dict[Kind, float] = field(default_factory=dict)
-    events: list[tuple[Kind, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    host: dict[Charge, float] = field(default_factory=dict)
+    events: list[tuple[Charge, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
     step_time: float = 0.0
     awaits_writer: bool = False
-    writer: tuple[Kind, float] | None = None
+    writer: tuple[Charge, float] | None = None
 
     @property
     def complete(self) -> bool:
@@ -36,9 +36,9 @@ class StepCost:
         written = self.writer is not None or not self.awaits_writer
         return written and all(end.query() for _, _, end in self.events)
 
-    def by_kind(self) -> dict[Kind, float]:
+    def by_kind(self) -> dict[Charge, float]:
         """Return seconds by kind: the larger of the thread's and the device's, since they run side by side."""
-        device: dict[Kind, float] = {}
+        device: dict[Charge, float] = {}
         for kind, begin, end in self.events if self.complete else ():
             device[kind] = device.get(kind, 0.0) + begin.elapsed_time(end) / 1e3
         costs = {kind: max(seconds, device.get(kind, 0.0)) for kind, seconds in self.host.items()}
@@ -57,7 +57,7 @@ class CostMeter:
         self._waiting: deque[StepCost] = deque()
 
     @contextmanager
-    def timed(self, kind: Kind, device: torch.device) -> Iterator[None]:
+    def timed(self, kind: Charge, device: torch.device) -> Iterator[None]:
         """Charge what is done in this context to a kind."""
         begin = _event(device)
         started = time.perf_counter()
@@ -69,9 +69,14 @@ class CostMeter:
             if begin is not None and end is not None:
                 self.current.events.append((kind, begin, end))
 
-    def charge(self, kind: Kind, seconds: float) -> None:
+    def charge(self, kind: Charge, seconds: float) -> None:
         """Charge the training thread's time to a kind."""
         self.current.host[kind] = self.current.host.get(kind, 0.0) + seconds
+
+    @property
+    def charged(self) -> bool:
+        """Whether anything was charged to the step that is under way, or will be."""
+        return bool(self.current.host) or self.current.awaits_writer
 
     def total(self) -> float:
         """Return the seconds of the training thread that were charged in this step."""

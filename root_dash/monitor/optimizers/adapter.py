@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from root_dash.monitor.quantities.quantity import LayerBatch, MeasureLimits
+from root_dash.optim.matrices.shards import local
 from root_dash.optim.outliers.threshold import split, threshold
 from root_dash.records import Event, Kind
 from root_dash.records.algorithms import AlgorithmTraits, Orthogonalized, Target, checked_target
@@ -31,6 +32,7 @@ class RecorderHooks:
             charged to the recording.
         measure: measures the batches that a function returns, if anything is due.
         note: records the event that a function returns.
+        step: returns the number of the current step, from 1.
     """
 
     positions: Mapping[Tensor, int]
@@ -40,6 +42,7 @@ class RecorderHooks:
     prepare: Callable[[Callable[[frozenset[Kind]], object], torch.device], None]
     measure: Callable[[Callable[[], Iterator[LayerBatch]]], None]
     note: Callable[[Callable[[], Event]], None]
+    step: Callable[[], int]
 
 
 class Adapter:
@@ -87,6 +90,22 @@ class Adapter:
     def matrices(self, parameter: Tensor, group: Mapping[str, Any]) -> Sequence[tuple[int, ...]]:
         """Return the shapes of the matrices that the optimizer takes a parameter apart into; none if it is one."""
         return ()
+
+    def scheduled(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the options of a parameter group that schedules change, under their common names, as far as known."""
+        momentum = group["momentum"] if "momentum" in group else next(iter(group.get("betas") or ()), None)
+        return {"lr": group.get("lr"), "weight_decay": group.get("weight_decay"), "momentum": momentum}
+
+    def held(self, parameter: Tensor, group: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """Yield what this process holds of each matrix of a parameter: the matrix's index, and a view of the weights.
+
+        A matrix of which the process holds nothing is left out, or has no entries.
+        """
+        yield 0, local(parameter).detach()
+
+    def cut(self, tensor: Tensor, group: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the matrices of a parameter's gradient, in the order of `matrices`."""
+        return (tensor,)
 
 
 def chunks(items: Sequence[Item], entries: int, limits: MeasureLimits) -> Iterator[Sequence[Item]]:

@@ -14,8 +14,8 @@ from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks, chunks,
 from root_dash.monitor.optimizers.displacement import Displacement, learning_rate, stacked
 from root_dash.monitor.quantities.norms import norms_apart
 from root_dash.monitor.quantities.quantity import LayerBatch
-from root_dash.optim.matrices.batches import matrix_shape
-from root_dash.optim.matrices.shards import is_dtensor, local
+from root_dash.optim.matrices.batches import as_matrix, matrix_shape
+from root_dash.optim.matrices.shards import cut_alike, is_dtensor, local
 from root_dash.records import Kind
 
 _Key = tuple[int, torch.Size, bool, torch.Size, torch.dtype, torch.device]
@@ -42,6 +42,8 @@ class GenericAdapter(Adapter):
         step = StepObserver(self, hooks)
 
         def before(_: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            if not hooks.due():
+                return
             closure = has_closure(args, kwargs)
             hooks.prepare(lambda due: step.before(due, closure=closure), step.device)
 
@@ -52,7 +54,7 @@ class GenericAdapter(Adapter):
         """Return a parameter's momentum after the step, if the optimizer's state has one of its shape."""
         state = self.optimizer.state.get(parameter, {})
         found = (state[key] for key in self.momentum_keys if isinstance(state.get(key), Tensor))
-        fits = (tensor for tensor in found if tensor.shape == parameter.shape and _cut_alike(parameter, tensor))
+        fits = (tensor for tensor in found if tensor.shape == parameter.shape and cut_alike(parameter, tensor))
         return next(fits, None)
 
     def corrected(self, momentum: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> Tensor:
@@ -197,7 +199,7 @@ class StepObserver:
                     parameter in self._hooks.positions
                     and parameter.grad is not None
                     and not parameter.grad.is_sparse
-                    and _cut_alike(parameter, parameter.grad)
+                    and cut_alike(parameter, parameter.grad)
                 ):
                     yield index, parameter, parameter.grad
 
@@ -210,6 +212,7 @@ class StepObserver:
             gradient=gradient,
             weight_norm=seen.weight_norm,
             shard_of=seen.shard_of,
+            weight=None if seen.shard_of else [as_matrix(parameter.detach()) for parameter in seen.parameters],
         )
         momenta = [self._adapter.momentum(p) for p in seen.parameters]
         if all(momentum is not None for momentum in momenta):
@@ -234,10 +237,3 @@ class StepObserver:
 def has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether a step was given a closure; the first of its arguments is the optimizer itself."""
     return any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
-
-
-def _cut_alike(parameter: Tensor, tensor: Tensor) -> bool:
-    """Return whether a process holds the same part of both: what lies elsewhere would need communication."""
-    if not is_dtensor(parameter) or not is_dtensor(tensor):
-        return is_dtensor(parameter) == is_dtensor(tensor)
-    return parameter.placements == tensor.placements

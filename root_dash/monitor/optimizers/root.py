@@ -14,8 +14,9 @@ from root_dash.monitor.optimizers.adapter import Adapter, RecorderHooks, chunks,
 from root_dash.monitor.quantities.norms import norms_apart
 from root_dash.monitor.quantities.quantity import LayerBatch
 from root_dash.optim.calibration.online import Change
-from root_dash.optim.matrices.layout import Layout
-from root_dash.optim.matrices.shards import counted_here, is_dtensor
+from root_dash.optim.distributed.schedule import overlap, piece_rows, shard_rows
+from root_dash.optim.matrices.layout import PLAIN, Layout, pieces
+from root_dash.optim.matrices.shards import counted_here, is_dtensor, local, row_group, sharded_dims
 from root_dash.optim.observation import Observation, ShardObservation
 from root_dash.optim.root import ROOT
 from root_dash.records import Event
@@ -47,6 +48,17 @@ class RootAdapter(Adapter):
             lambda shards: hooks.measure(lambda: batches_of_shards(shards, hooks))
         )
         yield self.optimizer.register_change_observer(lambda change: hooks.note(lambda: _event(change)))
+        refusals = 0
+
+        def refused(error: FloatingPointError) -> None:
+            nonlocal refusals
+            refusals += 1
+            # A program may catch the error and go on for ever: told are the 1st, the 2nd, the 4th, the 8th, ...
+            if refusals & (refusals - 1) == 0:
+                times = f" ({refusals} times so far)" if refusals > 1 else ""
+                hooks.note(lambda: Event("refused", f"no step was taken: {error}{times}", hooks.step(), time.time()))
+
+        yield self.optimizer.register_refusal_observer(refused)
 
     def traits(self, group: Mapping[str, Any]) -> AlgorithmTraits:
         """Return the traits of ROOT or, for its other groups, of AdamW."""
@@ -55,6 +67,34 @@ class RootAdapter(Adapter):
     def matrices(self, parameter: Tensor, group: Mapping[str, Any]) -> Sequence[tuple[int, ...]]:
         """Return the shapes of the experts, heads and fused projections that the group's layout names."""
         return Layout.of(group).shapes(parameter.shape) if self.algorithm(group) == ORTHOGONALIZED else ()
+
+    def scheduled(self, group: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return learning rate, weight decay and momentum; the first of AdamW's decay rates is its momentum."""
+        adamw = self.algorithm(group) != ORTHOGONALIZED
+        return dict(super().scheduled(group)) | ({"momentum": group["betas"][0]} if adamw else {})
+
+    def held(self, parameter: Tensor, group: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+        """Yield what this process holds of each expert, head and fused projection.
+
+        Nothing is yielded of a parameter whose blocks of rows are cut otherwise than along its first dimension.
+        """
+        layout = Layout.of(group) if self.algorithm(group) == ORTHOGONALIZED else PLAIN
+        here = local(parameter).detach()
+        whole = layout.batch_ndim + (layout.split_sizes is not None or layout.num_heads is not None)
+        if layout == PLAIN:
+            yield 0, here
+        elif all(dim >= whole for dim in sharded_dims(parameter)):
+            yield from enumerate(pieces(here, layout))
+        elif is_dtensor(parameter) and (ranks := row_group(parameter)) is not None and here.numel():
+            first, last = shard_rows(parameter.shape, layout, ranks.size())[ranks.rank()]
+            matrix = here.reshape(last - first, -1)
+            for piece, rows in enumerate(piece_rows(parameter.shape, layout)):
+                if shared := overlap(rows, (first, last)):
+                    yield piece, matrix[shared[0] - first : shared[1] - first]
+
+    def cut(self, tensor: Tensor, group: Mapping[str, Any]) -> Sequence[Tensor]:
+        """Return the experts, heads and fused projections of a gradient, in the order of `matrices`."""
+        return pieces(tensor, Layout.of(group)) if self.algorithm(group) == ORTHOGONALIZED else (tensor,)
 
 
 def batches_of(observation: Observation, hooks: RecorderHooks) -> Iterator[LayerBatch]:
@@ -120,6 +160,7 @@ def _batch(observation: Observation, rows: Sequence[int], hooks: RecorderHooks) 
         update=kept(observation.update),
         lr=observation.lr,
         orthogonalized=orthogonalized,
+        weight=None if weight is None else [weight[row] for row in rows],
     )
 
 

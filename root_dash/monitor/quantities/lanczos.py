@@ -39,18 +39,22 @@ _SEED = 1
 def bidiagonals(matrices: Tensor) -> Tensor:
     """Return diagonals and subdiagonals of L matrices (L, rows, cols): (L, starts, 2, k), in float32 or wider.
 
-    Every call takes the same starts, so that only the spectrum changes from step to step. Nothing is read back from
-    the device.
+    Every call takes the same starts, so that only the spectrum changes from step to step.
     """
-    short = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    A = short if short.dtype == torch.float64 else short.float()
-    steps = min(STEPS, A.shape[1])
-    generator = torch.Generator(A.device).manual_seed(_SEED)
-    signs = torch.randint(2, (1, STARTS, A.shape[1]), generator=generator, device=A.device)
-    u = (signs.to(A.dtype) * 2 - 1).expand(len(A), -1, -1) / A.shape[1] ** 0.5
-    U, V = (A.new_empty(len(A), STARTS, steps, side) for side in A.shape[1:])
-    numbers = A.new_zeros(len(A), STARTS, 2, steps)
-    largest = A.new_zeros(len(A), STARTS)
+    A = wide(matrices)
+    return bidiagonalized(A, random_starts(A, STARTS).expand(len(A), -1, -1), STEPS)[0]
+
+
+def bidiagonalized(A: Tensor, starts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return the bidiagonal matrices of L `wide` matrices (L, m, n), and the left vectors that make them so.
+
+    From each of the unit vectors `starts`, (L, s, m), k = min(steps, m) steps are taken. The diagonals and subdiagonals
+    are (L, s, 2, k), the vectors (L, s, k, m). Nothing is read back from the device.
+    """
+    steps, u = min(steps, A.shape[1]), starts
+    U, V = (A.new_empty(*starts.shape[:2], steps, side) for side in A.shape[1:])
+    numbers = A.new_zeros(*starts.shape[:2], 2, steps)
+    largest = A.new_zeros(starts.shape[:2])
     # The squares of 1e30, and of 1e-30, are out of float32's range.
     size: Tensor = torch.linalg.vector_norm(A, torch.inf, dim=(1, 2)).clamp(min=torch.finfo(A.dtype).tiny)
     size = size.view(-1, 1, 1)
@@ -62,7 +66,21 @@ def bidiagonals(matrices: Tensor) -> Tensor:
         if step + 1 < steps:
             norm, u = _unit(_without(v @ A.mT / size, U[:, :, : step + 1]), largest)
             numbers[:, :, 1, step], largest = norm, torch.maximum(largest, norm)
-    return numbers * size.unsqueeze(-1)
+    return numbers * size.unsqueeze(-1), U
+
+
+def wide(matrices: Tensor) -> Tensor:
+    """Return L matrices (L, rows, cols) in float32 or wider, transposed if they are tall."""
+    short = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    return short if short.dtype == torch.float64 else short.float()
+
+
+def random_starts(A: Tensor, count: int) -> Tensor:
+    """Return unit vectors of random signs (1, count, m) for matrices (L, m, n): the same in every call."""
+    generator = torch.Generator(A.device).manual_seed(_SEED)
+    signs = torch.randint(2, (1, count, A.shape[1]), generator=generator, device=A.device)
+    starts: Tensor = (signs.to(A.dtype) * 2 - 1) / A.shape[1] ** 0.5
+    return starts
 
 
 def singular_values(bidiagonals: NDArray[np.floating], m: int) -> Float64Array:

@@ -42,11 +42,13 @@ def merge(parts: Sequence[ShardPart]) -> Arrays:
 
 @quiet
 def on_host(layers: HostBatch) -> HostResult:
-    """Return the norms of weight and update and, if both are known, `update_to_weight`."""
+    """Return the norms of weight and update, `scaled_lr` of an update and, with both norms, `update_to_weight`."""
     found = {
         f"{name}_norm": layers.arrays[name].astype(np.float64) for name in ("weight", "update") if name in layers.arrays
     }
-    if len(found) == 2:
+    if "update" in layers.arrays:
+        found["scaled_lr"] = np.broadcast_to(layers.arrays["lr"], len(found["update_norm"])).astype(np.float64)
+    if "weight_norm" in found and "update_norm" in found:
         found["update_to_weight"] = found["update_norm"] * layers.arrays["lr"] / found["weight_norm"]
     return HostResult(found)
 
@@ -78,4 +80,11 @@ def norms_apart(tensors: Sequence[Tensor]) -> Tensor:
     return norms(torch.stack(list(tensors)).reshape(len(tensors), -1))  # also tensors without a dimension
 
 
-NORMS = Quantity("norms", "statistics", on_device, on_host, merge, ("update_norm", "weight_norm", "update_to_weight"))
+NORMS = Quantity(
+    "norms",
+    "statistics",
+    on_device,
+    on_host,
+    merge,
+    ("update_norm", "weight_norm", "scaled_lr", "update_to_weight"),
+)

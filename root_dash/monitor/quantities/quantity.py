@@ -79,6 +79,10 @@ class LayerBatch:
     """Whether `base` is what was orthogonalized, so that the polar error is an error of `update`."""
     shard_of: tuple[int, int] | None = None
     limits: MeasureLimits = DEFAULT_LIMITS
+    weight: Sequence[Tensor] | None = None
+    """The weights, L views (rows, cols), as they are when the batch is made; None if the process has shards of them."""
+    memory: dict[int, Tensor] = field(default_factory=dict)
+    """What the quantity keeps of each layer on the device until its next recording, by position."""
     one_pass: Mapping[str, Tensor] = field(default_factory=dict)
     """Sums by quantity, (L, pieces, fields), that a kernel made in one pass; empty if no kernel drives the device."""
 

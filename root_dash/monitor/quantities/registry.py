@@ -8,6 +8,7 @@ from dataclasses import replace
 from root_dash.kernels import moments as kernel
 from root_dash.monitor.quantities import alignment, moments, outliers
 from root_dash.monitor.quantities.alignment import ALIGNMENT
+from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.histogram import HISTOGRAM
 from root_dash.monitor.quantities.mask import MASK
 from root_dash.monitor.quantities.moments import MOMENTS
@@ -16,15 +17,18 @@ from root_dash.monitor.quantities.orthogonality import ORTHOGONALITY
 from root_dash.monitor.quantities.outliers import OUTLIERS
 from root_dash.monitor.quantities.quantiles import QUANTILES
 from root_dash.monitor.quantities.quantity import LayerBatch, Quantity
+from root_dash.monitor.quantities.rows import ROWS
+from root_dash.monitor.quantities.sentinels import SENTINELS
 from root_dash.monitor.quantities.spectrum import SPECTRUM
+from root_dash.monitor.quantities.weights import WEIGHTS
 from root_dash.records import Kind
 
 QUANTITIES: tuple[Quantity, ...] = (
-    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, ORTHOGONALITY),
+    *(MOMENTS, ALIGNMENT, OUTLIERS, NORMS, SENTINELS, ORTHOGONALITY, CHANGES),
     HISTOGRAM,
     QUANTILES,
     MASK,
-    SPECTRUM,
+    *(SPECTRUM, ROWS, WEIGHTS),
 )
 """Every quantity. If a device has no memory left for a kind, that kind and all after it are left out of the step."""
 

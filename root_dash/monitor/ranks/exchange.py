@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from root_dash.monitor.failures import print_to_stderr
 from root_dash.monitor.frames import LayerGroup
-from root_dash.monitor.ranks.merge import Joined, merged
+from root_dash.monitor.quantities.sentinels import SENTINELS
+from root_dash.monitor.ranks.merge import Joined, merged, with_earlier
 from root_dash.monitor.ranks.message import RankMessage, decode_message, encode_message
 from root_dash.records import Event
 
@@ -104,6 +105,8 @@ class _Peer:
     """Why no more messages will come; None if more may come."""
     silent: bool = False
     """Whether the first process waited for it in vain, and has not heard it since."""
+    sentinels: list[LayerGroup] = field(default_factory=list)
+    """The sentinels of steps of which the first process made no frame: they go with its next."""
     reported: bool = False
     """Whether an event of the recording says that it is missing."""
     receiving: bool = False
@@ -178,9 +181,13 @@ class RankReceiver:
         with self._changed:
             while True:
                 while peer.waiting and peer.waiting[0][0].step < step:
-                    self._taken(peer)
+                    peer.sentinels += [one for one in self._taken(peer).groups if SENTINELS.name in one.arrays]
                 if peer.waiting:
-                    return self._taken(peer) if peer.waiting[0][0].step == step else None
+                    if peer.waiting[0][0].step != step:
+                        return None
+                    message = self._taken(peer)
+                    earlier, peer.sentinels = peer.sentinels, []
+                    return replace(message, groups=tuple(with_earlier(earlier, message.groups)))
                 if peer.silent or peer.ended is not None or self._closed:
                     return None
                 peer.silent = not self._changed.wait(deadline - time.monotonic())

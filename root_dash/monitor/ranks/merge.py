@@ -7,14 +7,15 @@ whole matrix, because it orthogonalizes the matrix, its measurements of the matr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
 from root_dash.monitor.frames import LayerGroup
 from root_dash.monitor.quantities.quantity import Arrays, Quantity, ShardPart
-from root_dash.monitor.quantities.registry import QUANTITIES, leading, of_kind
+from root_dash.monitor.quantities.registry import QUANTITIES, of_kind
+from root_dash.monitor.quantities.sentinels import SENTINELS
 from root_dash.records import Event, IntArray, Kind
 
 
@@ -67,16 +68,35 @@ def merged(sources: Sequence[Sequence[LayerGroup]], quantities: Sequence[Quantit
     parts = [[group for group in groups if group.entries is not None] for groups in sources]
     if not any(parts):
         return whole
-    kinds: dict[Kind, None] = dict.fromkeys(quantity.kind for quantity in quantities if quantity.merge is not None)
-    return whole + [group for kind in kinds for group in _merged_kind(parts, whole, kind, quantities)]
+    # Sentinels wait for a row longer than what is measured in its step, in other groups of layers.
+    measured = [quantity for quantity in quantities if quantity is not SENTINELS]
+    kinds: dict[Kind, None] = dict.fromkeys(quantity.kind for quantity in measured if quantity.merge is not None)
+    together = [of_kind(measured, kind) for kind in kinds] + ([[SENTINELS]] if SENTINELS in quantities else [])
+    return whole + [group for own in together for group in _merged_together(parts, whole, own)]
 
 
-def _merged_kind(
-    parts: Sequence[Sequence[LayerGroup]], whole: Sequence[LayerGroup], kind: Kind, quantities: Sequence[Quantity]
+def with_earlier(earlier: Sequence[LayerGroup], groups: Sequence[LayerGroup]) -> list[LayerGroup]:
+    """Return the groups of a step with the sentinels of earlier steps, which the same process read: one group each."""
+    found: dict[tuple[object, ...], LayerGroup] = {}
+    rest = []
+    for group in (*earlier, *groups):
+        if SENTINELS.name not in group.arrays:
+            rest.append(group)
+            continue
+        key = (group.positions, group.shape, group.entries)
+        if key in found:
+            before, now = found[key].arrays[SENTINELS.name], group.arrays[SENTINELS.name]
+            joined = {name: np.concatenate([before[name], now[name]], 1) for name in now}
+            group = replace(group, arrays={SENTINELS.name: joined})
+        found[key] = group
+    return [*rest, *found.values()]
+
+
+def _merged_together(
+    parts: Sequence[Sequence[LayerGroup]], whole: Sequence[LayerGroup], own: Sequence[Quantity]
 ) -> Iterator[LayerGroup]:
-    first = leading(quantities, kind)
-    assert first is not None
-    own = of_kind(quantities, kind)
+    """Yield the groups of quantities that are measured together, the first that is merged leading."""
+    first = next(quantity for quantity in own if quantity.merge is not None)
     owned = [
         group
         for group in whole

@@ -7,6 +7,7 @@ Sharded parameters are measured on the processes that hold the shards.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 RecordingRanks = Literal["first", "all"]
 """Which processes record replicated parameters."""
 
+_SEED_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class RankRole:
@@ -34,6 +37,8 @@ class RankRole:
     positions: Mapping[Tensor, int]
     """The places of the parameters that the process records or measures among the run's layers; none if idle."""
     link: RankReceiver | RankSender | None = None
+    seed: int | None = None
+    """A number that all processes have, so that they choose the same steps; None if they need not agree."""
 
     @property
     def records(self) -> bool:
@@ -75,10 +80,10 @@ def role_of_this_process(ranks: RecordingRanks, layers: Sequence[Layer], positio
     }
     group = torch.distributed.new_group(backend="gloo")
     assert group is not None
-    senders = _agree(group, layers, bool(own))
+    senders, seed = _agree(group, layers, bool(own))
     if rank == 0:
-        return RankRole(rank, own, RankReceiver(group, [sender for sender in senders if sender]))
-    return RankRole(rank, own, RankSender(group) if own else None)
+        return RankRole(rank, own, RankReceiver(group, [sender for sender in senders if sender]), seed)
+    return RankRole(rank, own, RankSender(group) if own else None, seed)
 
 
 def text_of_first_rank(text: str) -> str:
@@ -102,21 +107,23 @@ def _several_processes() -> bool:
     return distributed and torch.distributed.get_world_size() > 1
 
 
-def _agree(group: ProcessGroup, layers: Sequence[Layer], sends: bool) -> list[int]:
-    """Return the processes that have something to send, after checking that all watch the same layers.
+def _agree(group: ProcessGroup, layers: Sequence[Layer], sends: bool) -> tuple[list[int], int]:
+    """Return the processes that have something to send and a seed, after checking that all watch the same layers.
 
     Raises:
         ValueError: a process watches other layers than the first.
     """
     described = [(layer.name, layer.shape, layer.algorithm, layer.position) for layer in layers]
     digest = hashlib.sha256(repr(described).encode()).digest()
-    own = torch.frombuffer(bytearray([*digest, sends]), dtype=torch.uint8)
+    own = torch.frombuffer(bytearray([*digest, *os.urandom(_SEED_BYTES), sends]), dtype=torch.uint8)
     found = [torch.empty_like(own) for _ in range(group.size())]
     torch.distributed.all_gather(found, own, group)
-    others = [rank for rank, one in enumerate(found) if not torch.equal(one[:-1], found[0][:-1])]
+    same = len(digest)
+    others = [rank for rank, one in enumerate(found) if not torch.equal(one[:same], found[0][:same])]
     if others:
         raise ValueError(
             f"ranks must watch the same layers if parameters are sharded, got others on {others} than on 0: "
             "what they measure of their shards could not be put together"
         )
-    return [rank for rank, one in enumerate(found) if int(one[-1])]
+    seed = int.from_bytes(bytes(found[0][same : same + _SEED_BYTES].tolist()), "little")  # the first process's
+    return [rank for rank, one in enumerate(found) if int(one[-1])], seed

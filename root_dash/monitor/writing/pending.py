@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,14 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from root_dash.monitor.frames import Assembler, LayerGroup
+from root_dash.monitor.limits.budget import Charge
 from root_dash.monitor.limits.cost_meter import StepCost
 from root_dash.monitor.measure import Measurement
 from root_dash.monitor.ranks.merge import Joined
+from root_dash.monitor.sentinels import SentinelRow, groups_of_rows
+from root_dash.monitor.skipped import SkipCounts
 from root_dash.monitor.writing.transfer import Arrival
 from root_dash.records import Event, Frame
 
 FRAME_BYTES, ARRAY_BYTES = 512, 320
 """Bytes of a waiting frame beside its arrays (463 measured), and of each array beside its entries (286 measured)."""
+
+
+ROW_BYTES = 700
+"""Bytes of a sentinels' row beside its numbers."""
 
 
 class SentArray(NamedTuple):
@@ -34,7 +41,7 @@ class SentScalar(NamedTuple):
     name: str
 
 
-Sent = SentArray | SentScalar
+Sent = SentArray | SentScalar | SkipCounts
 
 
 class BatchShape(NamedTuple):
@@ -59,20 +66,28 @@ class PendingFrame:
     events: tuple[Event, ...] = ()
     step_cost: StepCost | None = None
     """Where the writer notes the time that the frame took of its thread; None if nobody asks."""
+    charge: Charge = "statistics"
+    """What that time is charged to."""
     joins: bool = False
     """Whether other processes have measured something of the step."""
+    sentinels: tuple[SentinelRow, ...] = ()
+    """The sentinels of the steps since they were last handed over."""
 
     @property
     def nbytes(self) -> int:
         """About how many bytes of the host's memory the frame holds while it waits."""
-        return FRAME_BYTES + ARRAY_BYTES * len(self.arrival.slots) + self.arrival.nbytes
+        rows = sum(ROW_BYTES + 16 * len(row.watched) for row in self.sentinels)
+        return FRAME_BYTES + ARRAY_BYTES * len(self.arrival.slots) + self.arrival.nbytes + rows
 
 
-def tensors_to_send(measured: Sequence[Measurement], scalars: Mapping[str, float | Tensor]) -> dict[Sent, Tensor]:
-    """Return all tensors of a step by their place, the logged tensors among them."""
-    tensors: dict[Sent, Tensor] = {
-        SentScalar(name): value for name, value in scalars.items() if isinstance(value, Tensor)
-    }
+def tensors_to_send(
+    measured: Sequence[Measurement],
+    scalars: Mapping[str, float | Tensor],
+    skips: Iterable[tuple[SkipCounts, Tensor]] = (),
+) -> dict[Sent, Tensor]:
+    """Return all tensors of a step by their place, the logged tensors and the counts of skips among them."""
+    tensors: dict[Sent, Tensor] = dict(skips)
+    tensors |= {SentScalar(name): value for name, value in scalars.items() if isinstance(value, Tensor)}
     for index, measurement in enumerate(measured):
         for quantity, found in measurement.tensors.items():
             tensors |= {SentArray(index, quantity, name): tensor for name, tensor in found.items()}
@@ -85,10 +100,11 @@ def groups_of(pending: PendingFrame, arrays: Mapping[Sent, NDArray[Any]]) -> lis
     for place, array in arrays.items():
         if isinstance(place, SentArray):
             found[place.batch].setdefault(place.quantity, {})[place.name] = array
-    return [
+    measured = [
         LayerGroup(batch.positions, batch.shape, quantities, batch.entries)
         for batch, quantities in zip(pending.batches, found, strict=True)
     ]
+    return measured + groups_of_rows(pending.sentinels)
 
 
 def assembled(
@@ -101,13 +117,15 @@ def assembled(
 ) -> Frame:
     """Return the frame of a step, given its groups and the arrays that arrived."""
     sent = {place.name: float(array) for place, array in arrays.items() if isinstance(place, SentScalar)}
+    skips = {place: array for place, array in arrays.items() if isinstance(place, SkipCounts)}
+    skipped = [Event("skip", text, pending.step, pending.time) for text in assembler.skips.texts(skips)]
     return assembler.frame(
         joined.groups,
         seq=seq,
         step=pending.step,
         time=pending.time,
         scalars=dict(pending.scalars) | sent,
-        events=(*pending.events, *joined.events),
+        events=(*pending.events, *skipped, *joined.events),
         lost=lost,
         cost=pending.cost,
     )

@@ -1,4 +1,4 @@
-"""Where frames go: the store, a spool on its way to a server, or nowhere."""
+"""Sinks of frames: the store, a spool on its way to a server, or nothing."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from root_dash.records import Frame, Layer
 
 
 class Sink(Protocol):
-    """Takes the frames of one run. Only the writer's thread uses it."""
+    """The destination of a run's frames. Only the writer's thread uses a sink."""
 
     def append(self, frame: Frame) -> object:
-        """Store a frame, whole or not at all; storing it again changes nothing."""
+        """Store a frame, whole or not at all. A frame that is stored already does not change."""
 
     def extend(self, layers: Sequence[Layer]) -> object:
-        """Take layers that the run did not have at its start, before the first frame that names them."""
+        """Add new layers to the run, before the first frame with these layers."""
 
     def end(self, time: float, lost: int) -> None:
-        """End the run: no more frames come, and `lost` were lost since the last frame that was stored."""
+        """End the run: no more frames come, and `lost` frames were lost since the last stored frame."""
 
     def close(self) -> None:
-        """Release what the sink holds."""
+        """Release the resources of the sink."""
 
 
 class NullSink:
-    """A sink that keeps nothing, for a process that does not store frames."""
+    """A sink without storage, for a process that does not store frames."""
 
     def append(self, frame: Frame) -> object:
         """Drop the frame."""

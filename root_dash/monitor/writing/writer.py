@@ -199,8 +199,7 @@ class Writer:
             frame = assembled(assembler, pending, joined, arrays, seq, lost - self._lost_recorded)
             self._append(frame)
             if pending.step_cost is not None:
-                kinds = [kind for kind in HEAVIEST_FIRST if kind in frame.kinds]
-                pending.step_cost.writer = (kinds[0] if kinds else "scalars", time.thread_time() - started)
+                pending.step_cost.writer = (pending.charge, time.thread_time() - started)
         except Exception as error:
             self.failures.add("to store a frame", error)
             if self.failures.gave_up and self._link is not None:

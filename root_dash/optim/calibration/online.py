@@ -29,7 +29,7 @@ from root_dash.checks import one_of
 from root_dash.coefficients.bounds import Bounds, OnlineForm
 from root_dash.coefficients.fit import fit
 from root_dash.coefficients.spectra import Array, polar_error, random_spectra
-from root_dash.coefficients.tables import Coefficients, Normalization, check_normalization, resolve
+from root_dash.coefficients.tables import NORMALIZATIONS, Coefficients, Normalization, resolve
 from root_dash.kernels.host_copy import to_host
 from root_dash.optim.calibration.background import Job
 
@@ -126,7 +126,7 @@ class Calibration:
         reservoir: int = 8,
     ) -> None:
         one_of("form", form, get_args(OnlineForm))
-        check_normalization(normalization)
+        one_of("normalization", normalization, NORMALIZATIONS)
         resolve(form, steps)  # checks the steps
         lag = max(1, every // 2) if lag is None else lag
         if every < 1:

@@ -98,7 +98,7 @@ def adamw_over_ranks(
 
 
 def _as_shards(observe: ShardObserver, parameter_of: Mapping[Tensor, Tensor]) -> Observer:
-    """Return an observer of local tensors that shows `observe` the shards of the DTensors to which they belong."""
+    """Return an observer of local tensors, which shows `observe` the shards of their DTensors."""
 
     def observer(seen: Observation) -> None:
         assert seen.gradient is not None

@@ -32,11 +32,11 @@ RowRange: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Matrices of one shape that the ranks orthogonalize at the same time, each rank the matrices that it owns."""
+    """Matrices of equal shape, orthogonalized at the same time. Each rank orthogonalizes its own matrices."""
 
     batch: MatrixBatch
     owners: tuple[int, ...]
-    """The rank that owns each matrix of the batch."""
+    """The owner of each matrix of the batch."""
     local: bool
     """Whether every matrix lies whole on its owner's rank, so that no message is needed."""
 
@@ -46,7 +46,7 @@ class Round:
         return MatrixBatch(self.batch.shape, self.batch.dtype, self.batch.device, refs)
 
     def most_owned(self) -> int:
-        """Return the largest number of matrices that any rank owns."""
+        """Return the largest number of matrices of any owner."""
         return max(self.owners.count(owner) for owner in set(self.owners))
 
     def slots(self) -> list[int]:
@@ -61,7 +61,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class RowShard:
-    """The rows of one matrix that one rank holds, as seen by the holder or by the owner of the matrix."""
+    """The rows of a matrix on a rank, as seen by the holder of the rows or by the owner of the matrix."""
 
     index: int
     """The matrix: for the holder its index in the round's batch, for the owner its index in the owner's batch."""
@@ -81,18 +81,18 @@ class RowShard:
 
 @dataclass(frozen=True, slots=True)
 class RowExchange:
-    """The part of one rank in a round of sharded parameters: the rows that it holds, and the rows that it needs."""
+    """The part of a rank in a round of sharded parameters: the rows on the rank, and the rows for its own matrices."""
 
     round: Round
     own: MatrixBatch
-    """The matrices that the rank owns."""
+    """The rank's own matrices."""
     held: tuple[RowShard, ...]
     """The rows of all matrices on this rank, sorted by owner, then in the order of the round."""
     needed: tuple[RowShard, ...]
     """All rows of the rank's own matrices, sorted by holder, then in the order of the round."""
 
     def splits(self, shards: Sequence[RowShard], ranks: int) -> list[int]:
-        """Return the number of entries of the shards that go to each rank, or come from each rank."""
+        """Return the number of entries of the shards to or from each rank."""
         sizes = [0] * ranks
         for shard in shards:
             sizes[shard.peer] += prod(shard.shape)
@@ -106,10 +106,10 @@ def cost(shape: tuple[int, int]) -> int:
 
 
 def assign_owners(costs: Sequence[int], ranks: int, homes: Sequence[int | None] | None = None) -> list[int]:
-    """Return the rank that owns each matrix: the dearest matrix first, each to the rank with the least work so far.
+    """Return the owner of each matrix: the dearest matrix first, each to the rank with the least work so far.
 
     A matrix with a home is owned by its home; the other matrices even out what the homes leave. If ranks have equal
-    work, the lowest rank is chosen. Without homes no rank has more work than the mean of all ranks plus one matrix.
+    work, the lowest rank is chosen. Without homes no rank has more work than the mean of all ranks plus a matrix.
     """
     owners = [-1 if home is None else home for home in homes or [None] * len(costs)]
     loads = [0] * ranks
@@ -165,7 +165,7 @@ def piece_rows(shape: torch.Size, layout: Layout) -> list[RowRange]:
 
 
 def overlap(one: RowRange, other: RowRange) -> RowRange | None:
-    """Return the rows that are in both ranges, or None."""
+    """Return the common rows of both ranges, or None."""
     start, stop = max(one[0], other[0]), min(one[1], other[1])
     return (start, stop) if start < stop else None
 

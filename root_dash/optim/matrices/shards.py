@@ -27,6 +27,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def cut_alike(parameter: Tensor, tensor: Tensor) -> bool:
+    """Return whether a process holds the same part of both: what lies elsewhere would need communication."""
+    if not is_dtensor(parameter) or not is_dtensor(tensor):
+        return is_dtensor(parameter) == is_dtensor(tensor)
+    return parameter.placements == tensor.placements
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the tensor itself, or all shards of a DTensor put together: a collective call of all its ranks."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
@@ -37,6 +44,12 @@ def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
     if is_dtensor(parameter) and is_dtensor(gradient) and gradient.placements != parameter.placements:
         gradient = gradient.redistribute(placements=parameter.placements)
     return local(gradient)
+
+
+def sharded_dims(tensor: Tensor) -> list[int]:
+    """Return the dimensions along which a tensor is cut over processes; none of a tensor that is no DTensor."""
+    placements = tensor.placements if is_dtensor(tensor) else ()
+    return [getattr(placement, "dim", 0) for placement in placements if not placement.is_replicate()]
 
 
 def row_group(tensor: DTensor) -> ProcessGroup | None:

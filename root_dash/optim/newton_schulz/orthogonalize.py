@@ -21,7 +21,8 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from root_dash.coefficients.tables import SCHATTEN8_MARGIN, Coefficients, Normalization, check_normalization
+from root_dash.checks import one_of
+from root_dash.coefficients.tables import NORMALIZATIONS, SCHATTEN8_MARGIN, Coefficients, Normalization
 from root_dash.optim.newton_schulz.plan import IterationForm, Stage, plan
 from root_dash.optim.newton_schulz.symmetric import combination, gram, polynomial, square, symmetric_product
 
@@ -79,7 +80,7 @@ def newton_schulz(
         TypeError: a normalization or algorithm that is no string.
         ValueError: an unknown normalization or algorithm, or coefficients that are not triples.
     """
-    check_normalization(normalization)
+    one_of("normalization", normalization, NORMALIZATIONS)
     triples = _triples(coefficients)
     rows, cols = matrix.shape[-2:]
     short, long = min(rows, cols), max(rows, cols)

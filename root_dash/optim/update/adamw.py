@@ -35,7 +35,7 @@ def adamw(
 ) -> None:
     """Advance the parameters and their state by one step.
 
-    `finite` has one boolean of no dimension per parameter. If it is False, the parameter and its state do not change.
+    `finite` has a boolean of no dimension per parameter. If False, the parameter and its state do not change.
 
     Raises:
         RuntimeError: `finite` is given and the device has no fused kernel.
@@ -60,7 +60,7 @@ def adamw(
             [tensor.contiguous() if i in apart else tensor for i, tensor in enumerate(tensors)]
             for tensors in (params, grads, exp_avgs, exp_avg_sqs)
         )
-    # A call takes one flag, so parameters that may be skipped are stepped one by one.
+    # A call takes a single flag: with flags every parameter is stepped alone.
     calls = [slice(0, len(params))] if finite is None else [slice(i, i + 1) for i in range(len(params))]
     for call in calls:
         torch_adamw(
@@ -117,7 +117,7 @@ def step_device(param: Tensor) -> torch.device:
 def _update(momentum: Tensor, square: Tensor, steps: Tensor, betas: tuple[float, float], eps: float) -> Tensor:
     """Return m̂ / (√v̂ + eps) of averages (L, rows, cols) after `steps` (L, 1, 1), in float32 or wider.
 
-    In float16 eps would be 0, and an entry that never had a gradient 0 / 0.
+    In float16 eps would be 0, and an entry without any gradient 0 / 0.
     """
     wide = torch.promote_types(momentum.dtype, torch.float32)
     corrections = [(1 - torch.pow(beta, steps.double())).to(wide) for beta in betas]

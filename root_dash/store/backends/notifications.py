@@ -33,9 +33,9 @@ class Follower:
             await asyncio.sleep(interval)
             return
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._quiet_seconds):  # wait_for may swallow that its task is cancelled
+            async with asyncio.timeout(self._quiet_seconds):  # wait_for may swallow the cancellation of its task
                 await self._grown.wait()
-        self._grown.clear()  # later frames are heard of again, and the earlier ones are there to be read
+        self._grown.clear()  # later frames are announced again, and earlier frames can be read
 
     def wake(self) -> None:
         """End the wait, from any thread."""
@@ -109,4 +109,4 @@ class Listener:
                     for heard in raw.notifies(timeout=_IDLE_CHECK_SECONDS):
                         self._wake(int(heard.payload) if heard.payload.isdecimal() else None)
             finally:
-                connection.invalidate()  # it listens, and nobody else may get it from the pool
+                connection.invalidate()  # this connection listens, and must not return to the pool

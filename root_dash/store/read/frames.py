@@ -35,7 +35,7 @@ Places = Mapping[int, int]
 def frame(connection: Connection, cursor: int, places: Places | None = None) -> Frame:
     """Return the frame of a cursor.
 
-    Each record has the frame's step. A statistic without a value is NaN.
+    Each record says the frame's step. A statistic without a value is NaN.
 
     Args:
         connection: a connection inside a transaction.
@@ -43,7 +43,7 @@ def frame(connection: Connection, cursor: int, places: Places | None = None) -> 
         places: the places of the run's layers in the frame; if None, their positions.
 
     Raises:
-        NotRecorded: there is no frame with this cursor.
+        NotRecorded: there is no frame of that cursor.
     """
     row = connection.execute(select(schema.frames).where(schema.frames.c.id == cursor)).first()
     if row is None:
@@ -74,7 +74,7 @@ def frame(connection: Connection, cursor: int, places: Places | None = None) -> 
 
 
 def _rows(connection: Connection, kind: Kind, cursor: int, places: Places) -> list[tuple[int, Fields]]:
-    """Return the frame's rows of a kind by ascending place; the statistics are the last columns."""
+    """Return the frame's rows of one kind by ascending place; the statistics are the last columns."""
     table = readable(connection, schema.RECORDINGS[kind])
     names = statistic_names(kind)
     columns = [*(column for column in table.c if column.name not in names), *(table.c[name] for name in names)]
@@ -89,7 +89,7 @@ def _named(row: Fields, kind: Kind) -> dict[str, float]:
 def _histograms(rows: Sequence[tuple[int, Fields]]) -> dict[int, dict[TensorName, Histogram]]:
     found: dict[int, dict[TensorName, Histogram]] = {at: {} for at, _ in rows}
     held = [(at, row, tensor) for at, row in rows for tensor in TENSORS if row._mapping[f"{tensor}_counts"] is not None]
-    # All histograms of a frame in one call, because every call costs.
+    # All histograms of a frame in one call: the cost of unpacking is in its calls.
     counts = unpack([row._mapping[f"{tensor}_counts"] for _, row, tensor in held])
     for (at, row, tensor), of_tensor in zip(held, counts, strict=True):
         nan, inf = (int(row._mapping[f"{tensor}_{name}"] or 0) for name in ("nan", "inf"))

@@ -197,13 +197,9 @@ class RunJudge:
             raise _stopped(error) from error
 
     def _find_layers(self, connection: Connection) -> None:
-        """Number the layers by the order in which they were stored: attempts may have other positions."""
-        columns = schema.layers.c
-        query = select(schema.layers).where(columns.run_id == self._run).order_by(columns.id)
+        """Look for the run's layers, and add those to the fold that it lacks."""
         known = len(self._layers)
-        self._layers = [
-            replace(queries.to_layer(row), position=slot) for slot, row in enumerate(connection.execute(query))
-        ]
+        self._layers = layers_in_order(connection, self._run)
         self._slots = {layer.id: layer.position for layer in self._layers}
         if self._fold is not None:
             try:
@@ -281,6 +277,16 @@ class RunJudge:
 def _stopped(error: Exception) -> _Stopped:
     reason = f"{type(error).__name__}: {error}"
     return _Stopped(f"the diagnosis failed, and judges no frame of the run until its process begins anew: {reason}")
+
+
+def layers_in_order(connection: Connection, run_id: int) -> list[Layer]:
+    """Return a run's layers in the order in which they were stored, which is their position.
+
+    Attempts at the run may count the layers otherwise.
+    """
+    columns = schema.layers.c
+    query = select(schema.layers).where(columns.run_id == run_id).order_by(columns.id)
+    return [replace(queries.to_layer(row), position=slot) for slot, row in enumerate(connection.execute(query))]
 
 
 def with_severities(frame: Frame, severities: Float32Array | float) -> Frame:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import root_dash
+from root_dash.monitor.limits.budget import Charge
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace
 from root_dash.monitor.recorder import Recorder
@@ -38,7 +39,7 @@ def test_a_budget_that_cannot_be_kept_thins_every_kind_and_says_so(tmp_path: Pat
     store = root_dash.open(path)
     (recorded,) = store.runs()
     events = store.events(recorded.id)
-    assert {event.kind for event in events} == {"cadence"}
+    assert {event.kind for event in events} == {"cadence", "budget"}
     assert "statistics every" in events[0].text
     steps = store.steps(layers_of(store)["square.weight"].id, "statistics").tolist()
     first = next(event.step for event in events)
@@ -59,11 +60,11 @@ def test_an_infinite_budget_records_every_step(tmp_path: Path) -> None:
 
 
 def test_what_all_kinds_need_is_charged_to_the_lightest_that_is_due() -> None:
-    """Seconds of no kind's own: with histograms alone they are the histograms', with nothing due the scalars'."""
-    cases: list[tuple[frozenset[Kind], Kind]] = [
+    """Seconds of no kind's own: with histograms alone they are the histograms', with nothing due the sentinels'."""
+    cases: list[tuple[frozenset[Kind], Charge]] = [
         (frozenset({"statistics", "histograms"}), "statistics"),
         (frozenset({"histograms", "spectra"}), "histograms"),
-        (frozenset(), "scalars"),
+        (frozenset(), "sentinels"),
     ]
     for due, charged in cases:
         pace = Pace(EVERY_STEP, 0.03)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,7 @@ import pytest
 
 import root_dash
 from tests.waiting import LIMIT_SECONDS
-
-ROOT = Path(__file__).parents[3]
+from tests.zygote import Forked
 
 _SCRIPT = """
 import os, signal, sys, time
@@ -79,14 +77,7 @@ ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 def ended(script: str, *arguments: str) -> tuple[int, str]:
     """The status and the stderr of a process that was sent SIGTERM when it said that it was ready."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = Forked("-c", script, *arguments)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
@@ -94,7 +85,7 @@ def ended(script: str, *arguments: str) -> tuple[int, str]:
         _, err = process.communicate(timeout=LIMIT_SECONDS)
     finally:
         process.kill()
-    return process.returncode, err
+    return process.wait(), err
 
 
 @pytest.mark.heavy

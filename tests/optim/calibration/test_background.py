@@ -12,6 +12,7 @@ import pytest
 from root_dash.optim.calibration import background
 from root_dash.optim.calibration.background import Job
 from tests.waiting import LIMIT_SECONDS
+from tests.zygote import run as forked
 
 
 def test_one_thread_does_all_jobs_in_order() -> None:
@@ -77,9 +78,7 @@ for step in (2, 4):
     calibration.apply(step, calibration.take(step))
     calibration.offer(step, (64, 256), torch.randn(64, 256))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=False, timeout=LIMIT_SECONDS, capture_output=True, text=True
-    )
+    done = forked("-c", code)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -107,9 +106,7 @@ def compute(name):
 jobs = [Job(lambda name=name: compute(name)) for name in ("first", "second")]
 begun.wait()
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-    )
+    run = forked("-c", code, tmp_path)
     assert (run.returncode, run.stderr) == (0, "")
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from root_dash.optim import ROOT
 from tests.optim.distributed import ranks, sharding
+from tests.zygote import Forked
 
 pytestmark = pytest.mark.heavy
 
@@ -54,14 +54,9 @@ def run(world: int, folder: Path) -> list[dict[str, Any]]:
         RuntimeError: a process failed or hung. The message has its output.
     """
     folder.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (folder / "errors").open("w") as errors:
         processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.optim.distributed.ranks", str(rank), str(world), str(folder)],
-                env=environment,
-                stderr=errors,
-            )
+            Forked("-m", "tests.optim.distributed.ranks", str(rank), str(world), folder, stdout=DEVNULL, stderr=errors)
             for rank in range(world)
         ]
         try:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from root_dash.cli.main import app
 from root_dash.exceptions import StoreBusy, StoreError, StoreForeign, StoreNotFound
-from root_dash.records import Run
+from root_dash.records import Notice, Run
 from root_dash.server.stream import tail
 from root_dash.store import Limits, Store, examine, repair
 from root_dash.store.tables.schema import RECORDINGS
@@ -24,7 +24,7 @@ from root_dash.store.tables.versions import SCHEMA_VERSION
 from tests.postgresql import PASSWORD, Server
 from tests.store.admin.test_doctor import _bad
 from tests.store.frames import make_frame, make_layers, record
-from tests.waiting import LIMIT_SECONDS
+from tests.waiting import LIMIT_SECONDS, at_once
 
 pytestmark = pytest.mark.heavy
 
@@ -45,22 +45,7 @@ def _execute(postgres: Server, url: str, statement: str) -> list[tuple[Any, ...]
 
 def test_many_may_create_at_once(empty: str) -> None:
     """Threads that begin to record into the same empty database at the same moment all get a working store."""
-    failures: list[BaseException] = []
-    start = threading.Barrier(4)
-
-    def work(number: int) -> None:
-        start.wait()
-        try:
-            record(empty, 3, uid=f"run-{number}")
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    at_once(lambda number: record(empty, 3, uid=f"run-{number}"))
     with Store.open(empty) as store:
         assert [run.frames for run in store.runs()] == [3] * 4
 
@@ -193,6 +178,7 @@ def test_followers_are_notified(database: str) -> None:
 
         async def listen(index: int) -> None:
             async for notice in tail(reader, 1, 0, follow=True):
+                assert isinstance(notice, Notice)
                 seen[index].append(notice.seq)
                 if len(seen[index]) == 5:
                     return

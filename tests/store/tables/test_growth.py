@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from root_dash.records import KINDS, Run, statistic_names
 from root_dash.store import Limits, PyramidShape, Store, examine, export, prune
 from tests.store.admin.test_doctor import _bad
 from tests.store.frames import make_frame, make_layers, record
+from tests.waiting import at_once
 
 NARROW = Limits(pyramid=PyramidShape(tile=4, factor=2, levels=3, block=2, fine_buckets=1, buckets_per_point=2))
 EVERY = {kind: 1 for kind in KINDS}
@@ -104,22 +104,7 @@ def test_several_may_add_the_columns_at_once(place: Path | str) -> None:
     """Threads that open the same old database for writing at the same moment all get a working store."""
     record(place, 3)
     _without_statistics(place)
-    failures: list[BaseException] = []
-    start = threading.Barrier(4)
-
-    def work(number: int) -> None:
-        start.wait()
-        try:
-            record(place, 3, uid=f"other-{number}")
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    at_once(lambda number: record(place, 3, uid=f"other-{number}"))
     with Store.open(place) as store:
         assert len(store.runs()) == 5
         assert not np.isnan(store.history(5, "alignment").values).any()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -92,6 +94,38 @@ def test_two_stores_in_turn_give_the_same_verdicts(place: Path | str, turn: int)
             recordings[at // turn % 2].append(frame)
         assert one.verdicts(1) == replay(LAYERS, FRAMES)
         assert one.is_judged(1)
+
+
+APPENDING = """
+import sys
+from pathlib import Path
+from tests.store.write.test_judging import FRAMES, LAYERS, LIMITS, RUN
+from root_dash.health import Health
+from root_dash.records import Attempt
+from root_dash.store import Store
+recording = Store.create(Path(sys.argv[1]), LIMITS, judge=Health).begin(RUN, LAYERS, Attempt("a", 1.0))
+for frame in FRAMES:
+    recording.append(frame)
+    print(frame.seq, flush=True)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("at", [10, 75])
+def test_a_killed_process_leaves_the_verdicts_of_its_frames(tmp_path: Path, at: int) -> None:
+    """And whoever goes on with the attempt gives the verdicts of the whole run."""
+    path = tmp_path / "x.db"
+    with subprocess.Popen([sys.executable, "-c", APPENDING, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= at:
+                process.kill()
+                break
+    with Store.open(path) as store:
+        stored = store.run(1).frames
+        assert stored >= at
+        assert store.verdicts(1) == replay(LAYERS, FRAMES[:stored])
+    assert append(path, FRAMES[stored:]) == replay(LAYERS, FRAMES)
 
 
 def test_layers_that_come_later_and_other_positions_change_nothing(tmp_path: Path) -> None:
