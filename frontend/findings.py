@@ -60,9 +60,7 @@ class Findings:
     @property
     def following(self) -> int:
         """Return how many layers are ill only because of a lasting finding, and not sick by themselves."""
-        places = {
-            one.layer for finding in self.now for one in finding.below if one.until is None and one.severity != "note"
-        }
+        places = {one.layer for finding in self.now for one in finding.below if one.until is None}
         return len(places - {None, *self.sick})
 
 

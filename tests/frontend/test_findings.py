@@ -95,7 +95,9 @@ def test_the_hint_says_what_the_headline_rests_on() -> None:
     none = findings([])
     assert words(RUN, 3, none, judged=True) == ("All 3 layers are within their own range", "240 steps")
     assert words(RUN, 3, findings([verdict(1)]), judged=True)[1] == "2 healthy · 240 steps"
-    spread = findings([verdict(1), verdict(2, 1, under=1), verdict(3, 2, "note", under=1), verdict(4, 0, under=1)])
+    spread = findings(
+        [verdict(1), verdict(2, 1, "note", under=1), verdict(3, 2, under=1, until=9), verdict(4, 0, under=1)]
+    )
     assert words(RUN, 3, spread, judged=True)[1] == "1 layer ill after it · 1 healthy · 240 steps"
     early = Run("u", "", 0.0, frames=OPENING - 1, last_step=9)
     assert words(early, 3, none, judged=True)[0] == "Nothing is wrong with 3 layers so far"
