@@ -18,10 +18,12 @@ PATHS: Mapping[Page, str] = {"overview": "/r/{run}", "layer": "/r/{run}/l/{layer
 """The template of each page's path. A name in braces stands for a whole number."""
 STEP = "step"
 """The name of the shown step in the query."""
+SELECTED = "layer"
+"""The name of the layer that is selected on the overview in the query."""
 _NUMBER = r"\d{1,18}"
 """A regular expression for a whole number, in the common part of Python's and JavaScript's syntax."""
 
-GRAMMAR = json.dumps({"paths": PATHS, "number": _NUMBER, "step": STEP})
+GRAMMAR = json.dumps({"paths": PATHS, "number": _NUMBER, "step": STEP, "selected": SELECTED})
 """The grammar as JSON, for `assets/address.js`."""
 
 
@@ -67,6 +69,7 @@ def overview(run: int) -> str:
     return PATHS["overview"].format(run=run)
 
 
-def layer(run: int, layer_id: int) -> str:
-    """Return the path of a layer's page."""
-    return PATHS["layer"].format(run=run, layer=layer_id)
+def layer(run: int, layer_id: int, step: int | None = None) -> str:
+    """Return the address of a layer's page, at a step or at the newest."""
+    path = PATHS["layer"].format(run=run, layer=layer_id)
+    return path if step is None else f"{path}?{STEP}={step}"

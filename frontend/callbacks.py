@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dash import ClientsideFunction, Dash, Input, Output, State
 
-from root_dash.frontend import ids, routing
-from root_dash.frontend.pages import layer
+from root_dash.frontend import bookkeeping, ids, routing
+from root_dash.frontend.pages import layer, overview
 from root_dash.frontend.panels import PANELS, Panels
 from root_dash.frontend.panels.panel import Panel, Selection, kinds_at_step
 from root_dash.frontend.theme import theme
@@ -38,6 +38,10 @@ def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
     )  # fmt: skip
     _serve(app, ended, Output(ids.ENDED, "data"), quiet=Input(ids.QUIET, "data"), view=State(ids.VIEW, "data"))
     _serve(app, partial(layer.head, store), layer.HEAD, view=view)
+    _serve(app, partial(overview.scalars, store), overview.SCALARS, view=view)
+    # Spectra are the rarest kind: the header is not worth a request for every frame.
+    cursor = Input(ids.cursor("spectra"), "data")
+    _serve(app, partial(bookkeeping.header, store), bookkeeping.HEADER, view=view, cursor=cursor)
     for page in panels.values():
         for panel in page:
             _serve(app, partial(_answer, store, panel), _outputs(panel), **_inputs(panel))
@@ -56,7 +60,8 @@ def _inputs(panel: Panel) -> dict[str, Any]:
     if panel.shows != "step":
         inputs["cursor"] = Input(ids.cursor(panel.kind), "data")
     if panel.shows != "history" and panel.kind is not None:
-        inputs["shown"] = Input(ids.shown(panel.kind), "data")
+        store = ids.selected(panel.kind) if panel.selected else ids.shown(panel.kind)
+        inputs["shown"] = Input(store, "data")
     if panel.controls:
         inputs["values"] = {control.id: Input(control.id, "value") for control in panel.controls}
     return inputs
@@ -72,12 +77,15 @@ def _answer(
     shown: View | None = None,
     values: View | None = None,
 ) -> dict[str, Any]:
-    """Return what a panel draws of the view, at the shown step, with its controls' values."""
-    step = (shown or {}).get("step")
+    """Return what a panel draws of the view, at the shown step, with its controls' values.
+
+    `shown` names a layer if the panel shows the layer that is selected on a page of all layers.
+    """
+    step, layer_id = (shown or {}).get("step"), (shown or {}).get("layer") or view.get("layer")
     selection = Selection(
         store,
         run=int(view["run"]),
-        layer=int(view.get("layer") or 0),
+        layer=int(layer_id or 0),
         step=None if step is None else int(step),
         values=dict(values or {}),
     )
@@ -103,12 +111,10 @@ def _call(function: Callable[..., Any], **values: Any) -> Any:
 
 
 def _register_clientside(app: Any, panels: Panels) -> None:
-    """Bind what `assets/view.js` answers without the server."""
+    """Bind what `assets/view.js` and `assets/overview.js` answer without the server."""
 
-    def bind(name: str, outputs: list[Any], *inputs: Any, initially: bool = False) -> None:
-        app.clientside_callback(
-            ClientsideFunction("rootdash", name), *outputs, *inputs, prevent_initial_call=not initially
-        )
+    def bind(name: str, outputs: list[Any], *inputs: Any, initially: bool = False, of: str = "rootdash") -> None:
+        app.clientside_callback(ClientsideFunction(of, name), *outputs, *inputs, prevent_initial_call=not initially)
 
     def also(component: str, name: str) -> Output:
         return Output(component, name, allow_duplicate=True)
@@ -124,7 +130,7 @@ def _register_clientside(app: Any, panels: Panels) -> None:
     every = [panel for page in panels.values() for panel in page]
     for panel in every:
         if panel.click:
-            bind(panel.click, [], Input(panel.id, "clickData"), State(panel.id, "figure"), view)
+            bind(panel.click, [], Input(panel.id, "clickData"), State(panel.id, "figure"), view, of="overview")
     for control_id in dict.fromkeys(c.id for panel in every for c in panel.controls if c.in_url):
         bind("keep", [], Input(control_id, "value"))
     bind(
@@ -148,4 +154,14 @@ def _register_clientside(app: Any, panels: Panels) -> None:
             State(store, "data"),
             initially=True,
         )
+    chosen = Input(ids.SELECTED, "data")
+    bind("select", [Output(ids.SELECTED, "data")], Input(ids.VIEW, "data"), initially=True, of="overview")
+    bind("mark", [], chosen, of="overview")
+    # Callbacks without outputs must differ in their inputs: "keep" has the value alone.
+    bind("statistic", [], Input("stat", "value"), Input("stat", "data"), of="overview")
+    bind("severity", [], Input("verdicts", "children"), view, of="overview")
+    for kind in kinds_at_step(panels["overview"], selected=True):
+        store = ids.selected(kind)
+        cursor = Input(ids.cursor(kind), "data")
+        bind("selected", [Output(store, "data")], cursor, chosen, State(store, "data"), initially=True, of="overview")
     bind("step", [Output(ids.STEP_LABEL, "children")], value, Input(follow, "checked"), initially=True)

@@ -28,6 +28,18 @@ QUIET = "quiet"
 """The store for the stream's notice of a quiet run; `ENDED` then tells whether the run has ended."""
 ENDED = "ended"
 
+BOOKKEEPING = "bookkeeping"
+"""What recording costs and whether frames were lost, small in the header."""
+
+# The overview.
+SELECTED = "selected"
+"""The store that says which layer, at which step, the user selected on the map: {"layer", "step"}, or None for both."""
+OPENED = "opened"
+"""The blocks of the map whose layers are shown."""
+SCALARS = "scalars"
+UNFOLD = "unfold"
+"""The button that shows the map on a phone."""
+
 # A layer's page.
 LAYER_TITLE = "layer-title"
 LAYER_SHAPE = "layer-shape"
@@ -49,3 +61,8 @@ def cursor(kind: Kind | None = None) -> str:
 def shown(kind: Kind) -> str:
     """Return the id of the store with the step that the panels of a kind show; the step is None for the newest."""
     return f"shown-{kind}"
+
+
+def selected(kind: Kind) -> str:
+    """Return the id of the store with the layer and the step that the selection's panels of a kind show."""
+    return f"selected-{kind}"

@@ -73,7 +73,7 @@ def shell() -> Any:
 
 
 def header() -> Any:
-    """Return the header: pickers of run and layer, live status, theme."""
+    """Return the header: pickers of run and layer, live status, what recording costs, theme."""
     return html.Header(
         className="head",
         children=[
@@ -96,6 +96,7 @@ def header() -> Any:
                     html.Span(id=ids.STATUS_AGE, className="second"),
                 ],
             ),
+            html.Span(id=ids.BOOKKEEPING, className="bookkeeping"),
             html.Button(
                 id=ids.THEME_TOGGLE, className="ghost", n_clicks=0, title="light or dark",
                 **aria(label="switch between light and dark"),

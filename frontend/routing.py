@@ -77,10 +77,17 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], Sequen
         "run": run.id,
         "layer": wanted.layer,
         "step": wanted.step,
+        "chosen": _chosen(layers, wanted),
         "ended": run.ended_at is not None,
         "name": name,
         "latest": None if latest is None else {"id": latest.id, "step": latest.step, "time": latest.time},
     }, layers
+
+
+def _chosen(layers: Sequence[Layer], wanted: address.Address) -> int | None:
+    """Return the id of the layer that an overview's address selects, if the run has the layer."""
+    named = wanted.query.get(address.SELECTED, "")
+    return next((layer.id for layer in layers if str(layer.id) == named), None)
 
 
 def ended(store: Store, view: View | None) -> int | None:

@@ -42,6 +42,8 @@ class Theme:
     """The ink of a confidence band behind the data."""
     density: Stops
     """The scale of a density, from nothing to much, in the blue of the data."""
+    zero: str
+    """The colour of a cell of the map whose value is exactly 0, which no logarithmic scale has."""
     severity: Stops
     """The scale of the map: low values (-1), the middle (0, almost the paper), high values (1)."""
     words: Mapping[str, str]
@@ -101,6 +103,7 @@ LIGHT = Theme(
     grey="#7b8494",
     band="rgba(102,112,133,0.14)",
     density=((0.0, "#f3f7fb"), (0.35, "#b5d3ec"), (0.7, "#3b82c4"), (1.0, "#173f70")),
+    zero="#a9b1be",
     severity=_severity(
         "#2c6aa8", "#8dbbe0", "#e8edf3", "#eef1f5", "#f0efeb", "#fbd38b", "#f58e5c", "#d23f76", "#5e1a66"
     ),
@@ -117,6 +120,7 @@ DARK = Theme(
     grey="#8b95a5",
     band="rgba(154,164,178,0.20)",
     density=((0.0, "#1b2330"), (0.35, "#2b5680"), (0.7, "#4f9bdc"), (1.0, "#b4d9fb")),
+    zero="#586274",
     severity=_severity(
         "#86bdf0", "#3d6f9e", "#212c3b", "#1f2734", "#272932", "#70403a", "#c0583f", "#f08a5d", "#ffe0a3"
     ),

@@ -5,6 +5,7 @@
 
   window.rootDashAddress = {
     get step() { return known().step; },
+    get selected() { return known().selected; },
     // The address of a page: make("layer", { run: 1, layer: 2 }, { step: 30 }).
     make(page, numbers, query = {}) {
       const path = known().paths[page].replace(/{(\w+)}/g, (_, name) => numbers[name]);

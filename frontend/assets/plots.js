@@ -6,18 +6,24 @@
 // user chose into each further figure of the same `uirevision`. tests/browser/test_private_apis.py checks the wrapping.
 (function () {
   const zooms = new WeakMap();
-  let shown = null;
+  let shown = null, chosen = null;
 
-  // The dotted line at the shown step; the server sends figures with a hidden line.
-  const placed = (shape) =>
-    shape.name !== "step" ? shape : { ...shape, x0: shown ?? 0, x1: shown ?? 0, visible: shown !== null };
+  // The dotted line at the shown step, and the frame of the selected layer's row on the map. The server sends figures in
+  // which both are hidden.
+  function placed(layout) {
+    const row = (layout.meta?.ids ?? []).indexOf(chosen ?? undefined);
+    return layout.shapes.map((shape) => {
+      if (shape.name === "step") return { ...shape, x0: shown ?? 0, x1: shown ?? 0, visible: shown !== null };
+      return shape.name === "row" ? { ...shape, y0: row - 0.5, y1: row + 0.5, visible: row >= 0 } : shape;
+    });
+  }
 
-  function mark(step) {
-    if (step === shown) return;
-    shown = step;
-    for (const box of document.querySelectorAll(".layer .js-plotly-plot"))
+  function mark(step, layer = null) {
+    if (step === shown && layer === chosen) return;
+    [shown, chosen] = [step, layer];
+    for (const box of document.querySelectorAll(".js-plotly-plot"))
       if (box.layout?.shapes?.some((shape) => shape.name === "step"))
-        window.Plotly.relayout(box, { shapes: box.layout.shapes.map(placed) });
+        window.Plotly.relayout(box, { shapes: placed(box.layout) });
   }
 
   function note(box, edit) {
@@ -32,6 +38,12 @@
     zooms.set(box, { revision, axes });
   }
 
+  // The map says how high it may be, so that its rows are neither too thin nor too thick; style.css does the rest.
+  function sized(meta) {
+    if (!meta || !meta.most) return;
+    for (const name of ["least", "most"]) document.getElementById("page").style.setProperty(`--${name}`, `${meta[name]}px`);
+  }
+
   function wrap(plotly) {
     const react = plotly.react;
     plotly.react = function (box, figure, ...rest) {
@@ -39,7 +51,8 @@
       if (known && figure.layout && figure.layout.uirevision === known.revision)
         for (const [axis, range] of Object.entries(known.axes))
           figure.layout[axis] = { ...figure.layout[axis], range, autorange: false };
-      if (figure.layout && figure.layout.shapes) figure.layout.shapes = figure.layout.shapes.map(placed);
+      sized(figure.layout && figure.layout.meta);
+      if (figure.layout && figure.layout.shapes) figure.layout.shapes = placed(figure.layout);
       return react.call(this, box, figure, ...rest).then((drawn) => {
         if (!zooms.has(box)) {
           zooms.set(box, { axes: {} });

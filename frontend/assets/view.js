@@ -18,7 +18,7 @@
     const at = layers.indexOf(layer);
     if (at >= 0) go(address.make("layer", { run, layer: layers[(at + places + layers.length) % layers.length] }));
   }
-  window.rootDashView = { walk };
+  window.rootDashView = { go, walk };
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     rootdash: {
@@ -39,17 +39,10 @@
         go(address.make("layer", { run: view.run, layer }));
         return null;
       },
-      // A click on a cell of the map opens the row's layer at the first step of the column.
-      openCell(click, figure, view) {
-        const cell = click && click.points && click.points.find((point) => point.z !== undefined);
-        const { layers, starts } = (figure && figure.layout && figure.layout.meta) || {};
-        if (!cell || !layers || !(cell.y in layers)) return;
-        const step = starts.filter((start) => start <= cell.x).pop() ?? starts[0];
-        go(address.make("layer", { run: view.run, layer: layers[cell.y] }, { [address.step]: step }));
-      },
       // The URL keeps the value of a control under the control's id.
       keep(value) {
-        address.keep({ [window.dash_clientside.callback_context.triggered_id]: value });
+        const text = Array.isArray(value) ? value.map(encodeURIComponent).join(",") : value;
+        address.keep({ [window.dash_clientside.callback_context.triggered_id]: text || null });
       },
       // A new recording: the slider grows, and moves along if the page follows the newest step.
       advance(cursor, follow) {

@@ -1,4 +1,4 @@
-"""Parts that figures share: the empty figure, axes over steps, two-sided colour scales, labels at line ends."""
+"""Parts that figures share: the empty figure, names as text, axes over steps, labels at line ends."""
 
 from __future__ import annotations
 
@@ -28,10 +28,19 @@ def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
     bare = {"range": [0, 1], "showticklabels": False, "showgrid": False, "showline": True, "fixedrange": True}
     drawn.update_layout(xaxis=bare, yaxis=bare)
     drawn.add_annotation(
-        text="<br>".join(textwrap.wrap(sentence, 44, break_long_words=False, break_on_hyphens=False)),
-        x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second},
-    )  # fmt: skip
+        text=wrap(sentence), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second}
+    )
     return drawn
+
+
+def wrap(sentence: str, width: int = 44) -> str:
+    """Break a sentence into lines for an annotation."""
+    return "<br>".join(textwrap.wrap(sentence, width, break_long_words=False, break_on_hyphens=False))
+
+
+def plain(text: str) -> str:
+    """Return a text as Plotly shows it letter by letter: Plotly takes `<b>` for markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def cell_edges(steps: Any) -> Float64Array:
@@ -42,23 +51,10 @@ def cell_edges(steps: Any) -> Float64Array:
     return np.concatenate([[middles[0] - usual / 2], between, [middles[-1] + usual / 2]])
 
 
-def warped(stops: Stops, low: float, middle: float, high: float, log: bool, count: int = 24) -> list[list[Any]]:
-    """Return a two-sided colour scale for raw values between `low` and `high`, with its centre at `middle`.
-
-    Plotly has no logarithmic colour axis. A warped scale keeps the raw values in the figure, for the hover text.
-    """
-    side = np.linspace(-1.0, 1.0, 2 * count + 1)
-    a, b, c = (np.log10(v) for v in (low, middle, high)) if log else (low, middle, high)
-    at = np.where(side < 0, b + side * (b - a), b + side * (c - b))
-    raw = 10.0**at if log else at
-    position = np.clip((raw - raw[0]) / (raw[-1] - raw[0]), 0.0, 1.0)
-    position[0], position[-1] = 0.0, 1.0
-    return [[float(p), _colour(stops, s)] for p, s in zip(np.maximum.accumulate(position), side, strict=True)]
-
-
-def _colour(stops: Stops, at: float) -> str:
+def colour(stops: Stops, at: float) -> str:
+    """Return the colour at a place between the stops of a scale."""
     positions = [position for position, _ in stops]
-    channels = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for _, colour in stops])
+    channels = np.array([[int(ink[i : i + 2], 16) for i in (1, 3, 5)] for _, ink in stops])
     red, green, blue = (round(float(np.interp(at, positions, channels[:, i]))) for i in range(3))
     return f"#{red:02x}{green:02x}{blue:02x}"
 

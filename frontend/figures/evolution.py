@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from root_dash.frontend.figures import base
+from root_dash.frontend.figures.scale import log_scale
 from root_dash.frontend.numbers import value
 from root_dash.frontend.theme import Theme
 from root_dash.records import Float64Array, HistogramHistory
@@ -39,7 +40,7 @@ def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
     names = [_name(low, high) for low, high in zip(bands.low, bands.high, strict=True)]
     low = max(float(bands.share[bands.share > 0].min()), most * 1e-5)
     low = min(low, most / 10)
-    scale = base.warped(((-1.0, theme.density[0][1]), *theme.density[1:]), low, (low * most) ** 0.5, most, True)
+    scale = log_scale(low, (low * most) ** 0.5, most).colours(((-1.0, theme.density[0][1]), *theme.density[1:]))
     rows = len(names)
     drawn.add_heatmap(
         x=base.cell_edges(recorded.steps), y=names,

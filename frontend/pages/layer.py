@@ -13,6 +13,7 @@ from root_dash.exceptions import NotRecorded
 from root_dash.frontend import address, ids, layout
 from root_dash.frontend.panels.cards import cards
 from root_dash.frontend.panels.panel import Panel, kinds_at_step
+from root_dash.frontend.panels.reading import shape
 from root_dash.frontend.theme import GREEN
 from root_dash.records import Layer
 
@@ -108,8 +109,3 @@ def head(store: Store, view: Mapping[str, Any]) -> dict[str, Any]:
         "shown": last if step is None else int(steps[max(0, int(np.searchsorted(steps, step, side="right")) - 1)]),
         "follows": step is None,
     }
-
-
-def shape(layer: Layer) -> str:
-    """Return a layer's shape and optimizer: 512 × 128 · root."""
-    return f"{' × '.join(f'{side:,}' for side in layer.shape) or 'a number'} · {layer.algorithm}"

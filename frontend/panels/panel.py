@@ -26,8 +26,9 @@ Shows = Literal["step", "history", "both"]
 class Control:
     """A control in the head of a panel: its id, its values, and how to make its component.
 
-    `component` takes `id` and `value`. If `in_url` is true, the value is kept in the URL's query under the control's
-    id. `rescales` says whether another value gives the axes another meaning, so that a zoom must not be kept.
+    A control without `values` takes any text, and is empty at first. `component` takes `id` and `value`. If `in_url` is
+    true, the value is kept in the URL's query under the control's id. `rescales` says whether another value gives the
+    axes another meaning, so that a zoom must not be kept.
     """
 
     id: str
@@ -39,6 +40,8 @@ class Control:
     def value(self, query: Mapping[str, str]) -> str:
         """Return the control's value in a query; the first of its values if the query has none of them."""
         wanted = query.get(self.id) if self.in_url else None
+        if not self.values:
+            return wanted or ""
         return wanted if wanted in self.values else self.values[0]
 
 
@@ -50,7 +53,7 @@ class Selection:
     run: int
     layer: int = 0
     step: int | None = None
-    values: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Drawing:
 
     body: Any
     title: Any = None
-    hint: str | None = None
+    hint: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Panel:
         words: the drawing is components instead of a figure.
         label: what a screen reader says of the figure; the title, if empty.
         note: a second hint at the head's right end: what can be done with the panel.
-        click: the function in `assets/view.js` that answers a click on the figure.
+        click: the function in `assets/overview.js` that answers a click on the figure.
+        selected: the panel shows the layer and the step that are selected on the map, instead of the page's.
         className: the CSS classes of the card.
 
     Raises:
@@ -98,6 +102,7 @@ class Panel:
     label: str = ""
     note: str = ""
     click: str = ""
+    selected: bool = False
     className: str = "wide"
 
     def __post_init__(self) -> None:
@@ -130,12 +135,12 @@ class Panel:
 
     def _keep_zoom(self, figure: go.Figure, selection: Selection) -> None:
         """Tie a figure's zoom to what the figure shows: a zoom survives an update, but not a change of layer."""
-        what = [selection.values[control.id] for control in self.controls if control.rescales]
+        what = [str(selection.values[control.id]) for control in self.controls if control.rescales]
         plot = figure.layout.uirevision or self.id
         figure.layout.uirevision = " ".join([plot, str(selection.layer or selection.run), *what])
 
 
-def kinds_at_step(panels: Iterable[Panel]) -> list[Kind]:
-    """Return the kinds of the panels that show a step, each kind once."""
-    kinds = (panel.kind for panel in panels if panel.shows != "history")
+def kinds_at_step(panels: Iterable[Panel], *, selected: bool = False) -> list[Kind]:
+    """Return the kinds of the panels that show the page's step, or the selected step, each kind once."""
+    kinds = (panel.kind for panel in panels if panel.shows != "history" and panel.selected == selected)
     return list(dict.fromkeys(kind for kind in kinds if kind is not None))

@@ -51,3 +51,8 @@ def traits(selection: Selection, layer: Layer) -> AlgorithmTraits:
 def own_name(algorithm: AlgorithmTraits) -> str:
     """Return the name of the run's own line in a figure that also has the line "Muon", for Muon's coefficients."""
     return "this run" if algorithm.label == "Muon" else algorithm.label
+
+
+def shape(layer: Layer) -> str:
+    """Return a layer's shape and optimizer: 512 × 128 · root."""
+    return f"{' × '.join(f'{side:,}' for side in layer.shape) or 'a number'} · {layer.algorithm}"

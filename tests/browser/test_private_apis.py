@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from root_dash.frontend import address, ids
+from root_dash.frontend.panels import PANELS
 from tests.browser.conftest import running, tab
 from tests.browser.test_dashboard import MAP, OVERVIEW_GRAPHS, PATIENCE, wait_until_filled
 from tests.store.frames import make_layers, record
@@ -57,7 +58,7 @@ def test_dash_sends_a_callbacks_outputs_to_its_update_route(page: Page) -> None:
     output = json.loads(asked.value.post_data or "{}")["output"]
     assert output.startswith("..")
     assert output.endswith("..")
-    assert {part.split(".")[0] for part in output[2:-2].split("...")} & {MAP, "summary"}
+    assert {part.split(".")[0] for part in output[2:-2].split("...")} & {panel.id for panel in PANELS["overview"]}
 
 
 def test_dash_marks_what_it_loads(page: Page) -> None:

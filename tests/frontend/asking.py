@@ -26,7 +26,7 @@ def draw(
 ) -> Drawing:
     """Read and draw one panel of run 1; `values` are the values of controls, by default their first."""
     panel = PANEL[panel_id]
-    chosen = {control.id: values.get(control.id, control.values[0]) for control in panel.controls}
+    chosen = {control.id: values.get(control.id, control.value({})) for control in panel.controls}
     answer = panel.answer(Selection(store, 1, layer, step, chosen), theme(on))
     return Drawing(answer["body"], answer.get("title"), answer.get("hint"))
 

@@ -7,7 +7,7 @@ import pytest
 from root_dash.frontend import address
 from root_dash.frontend.address import Address, parse
 from root_dash.frontend.panels.layer.tensor import TENSOR
-from root_dash.frontend.panels.overview.loss_map import STATISTIC
+from root_dash.frontend.panels.overview.health_map import FILTER, STATISTIC
 
 
 def test_an_address_names_its_view() -> None:
@@ -35,9 +35,10 @@ def test_a_bad_query_is_the_default(search: str) -> None:
 @pytest.mark.parametrize("search", ["", "?stat=drop table", "?stat=", "?%ff", "?stat"])
 def test_a_control_takes_no_value_that_it_does_not_have(search: str) -> None:
     """A query may hold anything; the control then has its first value."""
-    assert STATISTIC.value(parse("/r/1", search).query) == "grad_norm"
+    assert STATISTIC.value(parse("/r/1", search).query) == "severity"
     assert STATISTIC.value(parse("/r/1", "?stat=stable_rank").query) == "stable_rank"
     assert TENSOR.value({"tensor": "momentum"}) == "gradient"  # the URL does not keep this control's value
+    assert (FILTER.value({}), FILTER.value({"only": "<b>*"})) == ("", "<b>*")  # a control without values takes any text
 
 
 @pytest.mark.parametrize(("run", "layer"), [(1, 1), (3, 17), (10**18 - 1, 10**18 - 1)])
@@ -45,3 +46,4 @@ def test_addresses_are_read_back(run: int, layer: int) -> None:
     """An address that was made from a view names the view."""
     assert parse(address.layer(run, layer)) == parse(address.layer(run, layer) + "/") == Address("layer", run, layer)
     assert parse(address.overview(run)) == Address("overview", run)
+    assert parse(*address.layer(run, layer, 120).split("?")) == Address("layer", run, layer, 120)

@@ -137,7 +137,7 @@ def test_a_recorded_layer_that_was_never_finite_is_on_the_map(tmp_path: Path, no
     figure = drawing.body
     assert list(figure.layout.meta["layers"]) == layers
     assert "no such statistic" not in str(drawing.hint)
-    painted = next(trace for trace in figure.data if "entries not finite" in (trace.hovertemplate or ""))
+    painted = next(trace for trace in figure.data if "not finite" in (trace.hovertemplate or ""))
     assert all(painted.z[layers.index("1.weight")])
     assert "loss NaN<br>at every step" in [a.text for a in figure.layout.annotations]
     assert norm.layout.annotations[0].text == "no finite value"

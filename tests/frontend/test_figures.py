@@ -12,9 +12,9 @@ import pytest
 from root_dash.frontend.figures import base, polynomial
 from root_dash.frontend.figures.errors import errors
 from root_dash.frontend.figures.evolution import evolution, joined_bands
+from root_dash.frontend.figures.health_map import health_map
 from root_dash.frontend.figures.histogram import FINEST, histogram, joined_bars
 from root_dash.frontend.figures.history import history
-from root_dash.frontend.figures.loss_map import loss_map
 from root_dash.frontend.figures.mask import block_shares, line_totals, mask
 from root_dash.frontend.figures.qq import band, qq, standardized
 from root_dash.frontend.figures.spectrum import spectrum
@@ -38,7 +38,7 @@ from tests.frontend.figures import BOTH, NAN, counted, drawn
 @pytest.mark.parametrize(
     ("draw", "plot"),
     [
-        (lambda t: loss_map([], None, statistic("grad_norm"), t), "map"),
+        (lambda t: health_map([], None, t), "map"),
         (lambda t: histogram(None, t), "histogram"),
         (lambda t: histogram(counted(np.zeros(9)), t), "histogram"),
         (lambda t: qq(None, t), "qq"),
@@ -242,7 +242,7 @@ def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> No
     for figure in (
         history(recorded, statistic("grad_norm"), LIGHT),
         errors(recorded, None, None, LIGHT),
-        loss_map([replace(recorded, name="loss")], None, statistic("grad_norm"), LIGHT),
+        health_map([replace(recorded, name="loss")], None, LIGHT),
     ):
         curve = drawn(figure)[0][0]
         y = np.array(curve["y"], np.float64)

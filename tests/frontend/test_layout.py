@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 
 from root_dash.frontend import app, layout
+from root_dash.frontend.bookkeeping import share, summary, words
 from root_dash.frontend.pages import layer, notices, overview
 from root_dash.frontend.panels import PANELS
-from root_dash.frontend.panels.overview.summary import summary
-from root_dash.records import Layer, Run
+from root_dash.records import History, Layer, Notice, Run
 from root_dash.store import Store
 from tests.store.frames import record
 from tests.waiting import LIMIT_SECONDS
@@ -99,6 +100,19 @@ def test_the_sentence_says_what_is_recorded() -> None:
     )
     assert "3 lost" in summary(Run("u", "run", 0.0, frames=1, lost=3), layers)
     assert summary(Run("u", "run", 0.0), []) == "no layers; 0 frames, none lost."
+
+
+def test_the_header_says_what_recording_costs() -> None:
+    """The share of the step time, whatever the cadence and a pause between two attempts; lost frames are a warning."""
+    notices = [
+        Notice(at, 1, at, step, time, ())
+        for at, (step, time) in enumerate([(2, 4.0), (4, 8.0), (6, 912.0), (8, 916.0)])
+    ]
+    cost = History("cost", np.array([2, 4, 6, 8]), np.full(4, 0.07))
+    assert np.isclose(share(cost, notices), 4 * 0.07 / 7 / 2.0)
+    assert np.isnan(share(cost, notices[:1]))
+    assert [part.children for part in words(Run("u", "", 0.0), 0.004)] == ["hook 0.4 % of step time"]
+    assert [part.children for part in words(Run("u", "", 0.0, lost=3), np.nan)] == ["3 frames lost"]
 
 
 def test_assets_call_nothing_outside() -> None:

@@ -12,16 +12,17 @@ import plotly.graph_objects as go
 import pytest
 from fastapi import FastAPI
 
-from root_dash.frontend import app, ids
+from root_dash.frontend import app, bookkeeping, ids
 from root_dash.frontend.numbers import value
 from root_dash.frontend.panels import PANELS
 from root_dash.frontend.panels.controls import segmented
-from root_dash.frontend.panels.overview.loss_map import Nonfinite
+from root_dash.frontend.panels.kept import Kept
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.theme import Theme
+from root_dash.health import Health
 from root_dash.monitor.limits.budget import Budget, describe_cadence
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.records import STATISTICS, Event, Run
+from root_dash.records import STATISTICS, Event, Run, statistic_names
 from root_dash.store import Store
 from tests.frontend.asking import answers, draw
 from tests.store.frames import make_frame, make_layers, record
@@ -113,6 +114,7 @@ def test_a_panel_that_fails_leaves_the_others(store: Store, matrix: int) -> None
     view = {"page": "layer", "run": 1, "layer": matrix, "step": None}
     values = {
         f"{ids.VIEW}.data": view, f"{ids.URL}.pathname": "/r/1", "stat.value": "grad_norm", "factor.value": "1",
+        "rows.value": "model", "axis.value": "lin",
         "tensor.value": "gradient", "measure.value": "polar_error",
     }  # fmt: skip
     given = answers(api, values)
@@ -130,14 +132,14 @@ def test_a_panel_of_one_step_names_its_kind() -> None:
 # The overview
 
 
-def test_the_overview_draws_the_loss_and_the_map(store: Store) -> None:
-    """A curve for the loss, a row for each layer, the sentence and the definition."""
+def test_the_overview_draws_the_scalars_and_the_map(store: Store) -> None:
+    """A curve for the loss and the learning rate, a row for each layer, and the definition."""
     drawing = draw(store, "map", stat="grad_norm")
-    assert drawing.body.data[0].name == "loss"
-    assert drawing.body.data[1].z.shape[0] == 5
+    assert [trace.name for trace in drawing.body.data[:2]] == ["loss", "lr"]
+    assert drawing.body.data[2].z.shape[0] == 5
+    assert drawing.title == "Gradient norm"
     assert "‖G‖" in str(drawing.hint)
     assert drawing.body.layout.uirevision == "map 1"
-    assert draw(store, "summary").body.startswith("4 matrices under ROOT and 1 tensor under AdamW")
 
 
 def has_values(store: Store, name: str) -> bool:
@@ -162,7 +164,7 @@ def test_every_statistic_can_be_mapped(store: Store, on: str) -> None:
         ("layers", (1, 8), "statistics every step, histograms every 10; 1 frame"),
     ],
 )
-def test_the_summary_says_what_is_really_recorded(
+def test_the_header_says_what_is_really_recorded(
     tmp_path: Path, kind: str, intervals: tuple[int, ...], said: str
 ) -> None:
     """After events of the budget what is kept and what was asked for; other events change nothing."""
@@ -174,27 +176,27 @@ def test_the_summary_says_what_is_really_recorded(
         run = Run("run-1", "a run", 0.0, cadence={"statistics": 1, "histograms": 10})
         events = tuple(Event(kind, text, 1, 0.0) for text in texts)
         store.begin(run, layers).append(replace(frame, events=events))
-        assert said in str(draw(store, "summary").body)
+        assert said in bookkeeping.header(store, {"run": 1})["title"]
 
 
 def test_the_map_says_how_many_layers_have_no_such_statistic(store: Store) -> None:
     """AdamW orthogonalizes nothing: its layer has no row, and the hint counts the layer."""
-    assert str(draw(store, "map", stat="orthogonality_error").hint).endswith("1 layer has no such statistic")
+    assert "1 layer has no such statistic" in str(draw(store, "map", stat="orthogonality_error").hint)
 
 
-def test_counts_of_nonfinite_entries_are_read_once_in_a_period(store: Store, tmp_path: Path) -> None:
-    """Within the period the counts are the same object, after the period they are read anew; stores share nothing."""
+def test_a_large_read_is_kept_for_a_period(store: Store, tmp_path: Path) -> None:
+    """Within the period the answer is the same object, after the period it is read anew; stores share nothing."""
     now = 100.0
-    nonfinite = Nonfinite(clock=lambda: now)
-    first = nonfinite(store, 1)
-    now += Nonfinite.PERIOD - 0.1
-    assert nonfinite(store, 1) is first
+    kept = Kept(lambda store, run_id: store.layers(run_id), 5.0, clock=lambda: now)
+    first = kept(store, 1)
+    now += 4.9
+    assert kept(store, 1) is first
     now += 0.2
-    again = nonfinite(store, 1)
+    again = kept(store, 1)
     assert again is not first
     with Store.open(record(tmp_path / "b.db", 2, make_layers(2))) as other:
-        assert len(nonfinite(other, 1).layers) == 2
-    assert nonfinite(store, 1) is again
+        assert len(kept(other, 1)) == 2
+    assert kept(store, 1) is again
 
 
 # A layer's page
@@ -270,3 +272,53 @@ def test_histograms_over_time_follow_the_chosen_tensor(store: Store, matrix: int
     drawing = draw(store, "evolution", matrix, tensor="momentum")
     assert drawing.title == "Momentum over time"
     assert drawing.body.data[0].z.shape[1] == len(store.steps(matrix, "histograms"))
+
+
+# The drawer
+
+
+def test_the_drawer_shows_the_selected_layer_at_the_selected_step(store: Store, matrix: int, vector: int) -> None:
+    """The drawer's panels are those of the layer's page, and its head names layer and step and leads to the page."""
+    head = draw(store, "drawer", matrix, 37).body
+    assert (head[0].children, head[0].href) == ("blocks.0.attn.qkv.weight", f"/r/1/l/{matrix}?step=37")
+    assert head[1].endswith("step 37")
+    for slot, panel in enumerate(("histogram", "qq", "spectrum", "mask")):
+        small, whole = draw(store, f"drawer-{slot}", matrix, 37), draw(store, panel, matrix, 37)
+        assert small.body.data == whole.body.data
+    assert [draw(store, f"drawer-{slot}", vector).title for slot in range(3)] == [
+        "Gradient", "Q–Q against normal", "Gradient over time",
+    ]  # fmt: skip
+    assert draw(store, "drawer-3", vector).body.data
+
+
+def test_without_a_selection_the_drawer_shows_the_sick_layer_or_the_first(tmp_path: Path) -> None:
+    """A sick layer comes first, then a layer that is orthogonalized; the head says that it follows the newest step."""
+    layers = make_layers(5)
+    with Store.create(tmp_path / "sick.db", judge=Health) as store:
+        recording = store.begin(Run("run-1", "a run", 0.0, optimizer={"name": "ROOT"}), layers)
+        for step in range(40):
+            frame = make_frame(step, step, layers, np.random.default_rng(step), ("statistics",))
+            statistics = frame.statistics.copy()
+            statistics[1, statistic_names("statistics").index("grad_nan")] = float(step == 39)
+            recording.append(replace(frame, statistics=statistics))
+            if step == 30:
+                assert draw(store, "drawer").body[0].children == layers[0].name
+        assert draw(store, "drawer").body[0].children == layers[1].name
+        assert "newest step 39" in draw(store, "drawer").body[1]
+        assert draw(store, "verdicts").body.children[0].children[0].children == "1 of 5 layers needs a look"
+        assert any("not finite" in (trace.hovertemplate or "") for trace in draw(store, "map").body.data)
+
+
+@pytest.mark.parametrize(("end", "said"), [(True, "before the run ended"), (False, "appears here by itself")])
+def test_a_run_without_frames_says_whether_any_will_come(tmp_path: Path, end: bool, said: str) -> None:
+    """A run that has ended promises nothing."""
+    with Store.open(record(tmp_path / "x.db", 0, end=end)) as store:
+        assert said in sentence(draw(store, "map").body)
+        assert draw(store, "drawer").body[0].children == "blocks.0.attn.qkv.weight"
+
+
+def test_a_run_without_diagnosis_says_so_and_shows_what_was_recorded(store: Store) -> None:
+    """The map of severities has a sentence, every other map is as before."""
+    notes = [str(note.text).replace("<br>", " ") for note in draw(store, "map").body.layout.annotations]
+    assert any("No frame of this run is judged" in note for note in notes)
+    assert "root-dash diagnose --run 1" in str(draw(store, "verdicts").body)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from dash import no_update
 
-from root_dash.frontend import routing
-from root_dash.frontend.pages import layer
+from root_dash.frontend import bookkeeping, routing
+from root_dash.frontend.pages import layer, overview
 from root_dash.records import Run
 from root_dash.store import Store
 from tests.frontend.test_layout import components
@@ -49,6 +49,12 @@ def test_every_answer_has_the_names_of_its_outputs(store: Store, matrix: dict[st
     with Store.create(tmp_path / "empty.db") as empty:
         assert routing.route(empty, "/", "", None).keys() == routing.ROUTE.keys()
     assert layer.head(store, matrix).keys() == layer.HEAD.keys()
+    assert overview.scalars(store, {"run": 1}).keys() == overview.SCALARS.keys()
+    assert (
+        bookkeeping.header(store, {"run": 1}).keys()
+        == bookkeeping.header(store, None).keys()
+        == bookkeeping.HEADER.keys()
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 6])
@@ -107,11 +113,22 @@ def test_walking_from_layer_to_layer_keeps_the_page(store: Store, matrix: dict[s
     assert "step-slider" in str(routing.route(store, path, "", {"page": "overview"})["page"])
 
 
-@pytest.mark.parametrize(("search", "shown"), [("?stat=stable_rank", "stable_rank"), ("?stat=no", "grad_norm")])
+@pytest.mark.parametrize(("search", "shown"), [("?stat=stable_rank", "stable_rank"), ("?stat=no", "severity")])
 def test_the_address_sets_the_controls_of_a_page(store: Store, search: str, shown: str) -> None:
     """The overview opens with the statistic of its address, and with the first if the address names no statistic."""
     page = routing.route(store, "/r/1", search, {"page": "overview"})["page"]
     assert [part.value for part in components(page) if getattr(part, "id", "") == "stat"] == [shown]
+
+
+@pytest.mark.parametrize(
+    ("search", "place"), [("?layer={}&step=20", 2), ("?layer=999", None), ("?layer=x", None), ("", None)]
+)
+def test_an_overview_selects_the_layer_of_its_address(store: Store, search: str, place: int | None) -> None:
+    """The address keeps the selected layer; a layer that the run does not have selects nothing."""
+    layers = store.layers(1)
+    view = routing.route(store, "/r/1", search.format(layers[2].id), None)["view"]
+    assert view["chosen"] == (None if place is None else layers[place].id)
+    assert view["layer"] is None
 
 
 def test_a_quiet_run_is_asked_whether_it_has_ended(store: Store, tmp_path: Path) -> None:

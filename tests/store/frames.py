@@ -135,7 +135,7 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
     ]
     levels = np.exp(np.concatenate(drawn, 1)) * (1 + np.arange(len(names)) / 10)
     for column, name in enumerate(names):
-        if name in ("grad_nan", "grad_inf", "grad_zero"):
+        if name in ("grad_nan", "grad_inf", "grad_zero", "nonfinite_steps"):
             levels[:, column] = 0
         elif name in ("alignment", "base_alignment", "outlier_fraction", "outlier_energy"):
             levels[:, column] = np.clip(levels[:, column] / 10, 0, 1)
@@ -143,8 +143,8 @@ def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) ->
             levels[:, column] = 0.3 / (1 + step / 30) * levels[:, column]
             # AdamW's layers have no orthogonalized update.
             levels[[layer.algorithm != "root" for layer in layers], column] = np.nan
-        elif statistic(name).judged:
-            levels[:, column] = np.nan  # no recorder makes it
+        elif statistic(name).judged or name == "nonfinite_step":
+            levels[:, column] = np.nan  # no recorder makes it, or there was no such step
     return levels[:, [names.index(name) for name in recorded]].astype(np.float32)
 
 

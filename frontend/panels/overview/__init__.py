@@ -1,5 +1,5 @@
-"""The panels of the overview, in their order."""
+"""The panels of the overview, in their order: the verdicts, the map, the selected layer."""
 
-from root_dash.frontend.panels.overview import loss_map, summary
+from root_dash.frontend.panels.overview import drawer, health_map, verdicts
 
-PANELS = (summary.PANEL, loss_map.PANEL)
+PANELS = (verdicts.PANEL, health_map.PANEL, *drawer.PANELS)
