@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, parsed, ratio, seconds, summary, write_json
+from timing import CAVEAT, CLOCKS, Clock, environment, interleaved, parsed, ratio, results, seconds, summary, write_json
 from torch import Tensor
 
 from root_dash.optim.outliers.threshold import threshold
@@ -120,7 +119,7 @@ def main() -> None:
                 error = "none" if row["same_bits"] else f"{row['error']:.1e}"
                 print(f"  {way:<18}{row['seconds']['median'] * 1e3:>10.3f}{row['faster']['median']:>9.1f}x{error:>10}")
         write_json(__file__, section, {**about, "quantile": QUANTILE, "shapes": measured})
-    print(f"written to {Path(__file__).with_suffix('.json').name}. {CAVEAT}")
+    print(f"written to {results(__file__).name}. {CAVEAT}")
 
 
 if __name__ == "__main__":

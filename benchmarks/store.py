@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import results
 
 from root_dash.records import Frame, Histogram, Layer, Run, histogram_edges, statistic_names
 from root_dash.store import Recording, Store
@@ -263,7 +264,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6, help="of inserting, each time")
     parser.add_argument("--steps", type=int, nargs="*", default=[1_000, 10_000], help="of the runs that are read")
     parser.add_argument("--db", type=Path, help="the folder of the databases, else a temporary one")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--json", type=Path, default=results(__file__))
     chosen = parser.parse_args()
     if chosen.db is not None:
         chosen.db.mkdir(parents=True, exist_ok=True)

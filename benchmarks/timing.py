@@ -125,9 +125,14 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def results(script: str) -> Path:
+    """Return the file that a script writes its results to."""
+    return Path(__file__).parent / "results" / f"{Path(script).stem}.json"
+
+
 def write_json(script: str, section: str, content: Mapping[str, Any]) -> Path:
-    """Replace a section in the JSON beside a script. Other sections stay."""
-    path = Path(script).with_suffix(".json")
+    """Replace a section in the results of a script, `results/NAME.json`. Other sections stay."""
+    path = results(script)
     sections = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**sections, section: content}, indent=1) + "\n")
     return path

@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for one in speeds:
         print(", ".join(f"{name} {value:.4g}" for name, value in one.items()))
     content = {"environment": environment(torch.device("cpu")), "results": results, "speed": speeds}
-    write_json(str(Path(__file__).with_name("results.py")), f"every {options.thin}. step", content)
+    write_json("health", f"every {options.thin}. step", content)
 
 
 if __name__ == "__main__":
