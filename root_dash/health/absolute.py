@@ -113,13 +113,15 @@ class AbsoluteRules:
         absence[:] = np.where(recorded, np.maximum(absence, self._int("no-gradient.streak")), absence)
         seen += present & ~zero
         known = seen >= SEEN
-        share = (zeros + 1) / (seen + zeros + 2)  # of samples in which the layer is zero, by Laplace's rule
-        by_chance = np.ceil(math.log(BY_CHANCE) / np.log(share)).astype(np.int64)
-        sparse = np.bincount(self._kinds, zeros > 0)[self._kinds] - (zeros > 0) > 0
+        hold, sparse = np.maximum(HOLD, 3 * longest), zero
+        if zero.any():
+            share = (zeros + 1) / (seen + zeros + 2)  # of samples in which the layer is zero, by Laplace's rule
+            by_chance = np.ceil(math.log(BY_CHANCE) / np.log(share)).astype(np.int64)
+            sparse = np.bincount(self._kinds, zeros > 0)[self._kinds] - (zeros > 0) > 0
+            hold = np.where(sparse | (zeros > 1), np.maximum(hold, by_chance), hold)
         zeros += zero & known & (streak == 0)
         yield from self._hold(
-            step, "dead-layer", zero & known, present,
-            np.maximum(np.maximum(HOLD, 3 * longest), np.where(sparse | (zeros > 1), by_chance, HOLD)),
+            step, "dead-layer", zero & known, present, hold,
             lambda i: (
                 "gradient is exactly 0 in all entries" + (", as it was at times in layers of the same kind: an expert "
                 "that gets no example has this" if sparse[i] else ""),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from root_dash.health.baseline import middle_of
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns
 from root_dash.records import Float64Array
@@ -58,7 +59,7 @@ class Peaks:
         above = np.where(known, height - np.maximum(self._highest, 0.0) - more, -np.inf)
         spike = above > MARGIN
         if spike.any():
-            spike &= height - np.median(height[sampled]) > MARGIN
+            spike &= height - middle_of(height[sampled]) > MARGIN
         for i in np.flatnonzero(spike & ~self._open).tolist():
             when, value, base = columns["norm_peak_step"][i], float(peaks[i]), float(np.exp(usual[i]))
             since = int(when) if np.isfinite(when) else step

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.health.baseline import CALM, MAD_TO_SIGMA, Baselines
+from root_dash.health.baseline import CALM, MAD_TO_SIGMA, Baselines, middle_of
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.signals import Columns, rates_of
 from root_dash.records import Float64Array
@@ -72,9 +72,7 @@ class RunRules:
         self._rate_highest = np.full(count, -np.inf)
         self._rate_last = np.full(count, np.nan)
         self._rate_seen = np.zeros(count, np.int64)
-        self._spike = np.array(
-            [0.0, -1.0, -1.0, 0.0, 0.0]
-        )  # jump of the log rate, first and last step, samples, the rate
+        self._spike = np.array([0.0, -1.0, -1.0, 0.0, 0.0])  # jump, first and last step, samples, rate
         self._numbers = np.array([np.nan, 0.0, 0.0, -1.0, 0.0, 0.0])
         # beginning of the loss, its samples, whether a rate jump lasts, its last step, its calm samples, diverged
 
@@ -99,7 +97,7 @@ class RunRules:
             moved = np.log(columns["grad_norm"]) - usual_norm
             moved = moved[np.isfinite(moved)]
             logs = np.array(
-                [[math.nan if loss is None else np.log(loss), np.median(moved) if len(moved) >= FEWEST else math.nan]]
+                [[math.nan if loss is None else np.log(loss), middle_of(moved) if len(moved) >= FEWEST else math.nan]]
             )
         logs[~np.isfinite(logs)] = np.nan
         values = np.exp(logs)
@@ -151,7 +149,7 @@ class RunRules:
                 yield Ending(None, BATCHES_RULE, int(self._batches[2]))
         elif len(before) >= BATCH_OPENING:
             highest = before.max()
-            bound = max(highest + BATCH_MARGIN * (highest - np.median(before)), BATCH_LEAST)
+            bound = max(highest + BATCH_MARGIN * (highest - middle_of(before)), BATCH_LEAST)
             if last.min() > bound:
                 self._batches[:] = 1, 0, step
                 rises = np.exp(logs - middle)
@@ -196,14 +194,10 @@ class RunRules:
             return
         self._rate_last = np.where(sampled, logs, self._rate_last)
         known = sampled & (self._rate_seen >= RATE_SAMPLES)
-        jumped = bool(known.any()) and float(np.median(excess[known])) > RATE_JUMP
+        jumped = bool(known.any()) and middle_of(excess[known]) > RATE_JUMP
         lasts = bool(self._numbers[2])
         change = change[known & np.isfinite(change)]
-        spike = (
-            self._follow_spike(step, float(np.median(change)), float(np.exp(np.median(logs[sampled]))))
-            if len(change)
-            else None
-        )
+        spike = self._follow_spike(step, middle_of(change), math.exp(middle_of(logs[sampled]))) if len(change) else None
         if jumped:
             self._numbers[3], self._numbers[4] = step, 0
             if not lasts:
@@ -277,11 +271,8 @@ class RunRules:
 
 def _medians(values: Float64Array) -> Float64Array:
     """Return the medians of the columns of (n, C), (C,): of what is no NaN, and NaN if nothing is."""
-    ordered = np.sort(values, axis=0)  # NaN comes last
-    counts = len(values) - np.isnan(ordered).sum(0)
-    columns = np.arange(values.shape[1])
-    medians: Float64Array = 0.5 * (ordered[(counts - 1) // 2, columns] + ordered[counts // 2, columns])
-    return np.where(counts > 0, medians, np.nan)
+    found = [column[np.isfinite(column)] for column in values.T]
+    return np.array([middle_of(column) if len(column) else math.nan for column in found])
 
 
 def loss_of(scalars: Mapping[str, float]) -> float | None:
