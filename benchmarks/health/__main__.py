@@ -9,7 +9,8 @@ ship, and a table is written as JSON beside this file.
 - recall: sick runs with any verdict that began since the onset. Notes count if they are about drift or a missing
   gradient.
 - right first: the first such verdict names the sick layer, or the run if the whole run is sick.
-- onset: the verdict's `since` is within three recorded samples of the first sick step.
+- onset: the verdict's `since` is within three recorded samples of the first sick step, or, of a slow drift, of the step
+  at which the layer's gradient leaves the range that it has in a healthy twin of the training.
 - false alarms: verdicts of warning or worse that began in health, which is also what lies before an onset, per million
   recorded layer-steps.
 
@@ -75,9 +76,10 @@ def judge(folder: Path, thin: int, only: str, rivals: bool) -> dict[str, Any]:
     paths = [path for path in sorted(folder.glob(f"{only}*.npz")) if not path.stem.endswith("_twin")]
     scores: dict[str, list[Any]] = {rule: [] for rule in (OURS, *(RIVALS if rivals else ()))}
     for path in paths:
-        recording = load(path)
+        recording, beside = load(path), path.with_name(f"{path.stem}_twin.npz")
+        twin = load(beside) if beside.exists() else None
         for rule, found in scores.items():
-            found.append(score(recording, thin, rule))
+            found.append(score(recording, thin, rule, twin))
     return {rule: table(found) for rule, found in scores.items()}
 
 

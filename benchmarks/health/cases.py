@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from benchmarks.health.families import FAMILIES
-from root_dash.demo.sick import FAULTS, PaperSquareSet
+from root_dash.demo.sick import FAULTS, PaperSquareSet, SlowDrift
 
 OPTIMIZERS = ("root", "muon", "adamw", "sgd")
 SCENARIOS = (
@@ -66,8 +66,8 @@ def sick(split: str, seed: int, repeats: int) -> list[Case]:
         for repeat in range(repeats):
             family, optimizer = pairs[repeat % len(pairs)]
             scenario = SICK_SCENARIOS[(row + repeat) % len(SICK_SCENARIOS)]
-            slow = FAULTS[fault].slow
-            case = Case(family, optimizer, scenario, fault, seed + 50 + repeat, 460 if slow else 340, split)
-            found += [case, replace(case, twin=True)] if slow else [case]
+            drifts = fault == SlowDrift.name
+            case = Case(family, optimizer, scenario, fault, seed + 50 + repeat, 560 if drifts else 340, split)
+            found += [case, replace(case, twin=True)] if drifts else [case]
     random.Random(seed).shuffle(found)  # noqa: S311
     return found

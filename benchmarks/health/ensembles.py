@@ -83,7 +83,7 @@ def train_ensemble(family: str, seed: int, size: int, steps: int, split: str) ->
         full *= 0.2
     tables = np.full((steps, size, len(layers[0]), len(NAMES)), np.nan, np.float32)
     present = np.ones((steps, size, len(layers[0])), bool)
-    losses = np.zeros((steps, size))
+    losses, rates = np.zeros((steps, size)), np.zeros((steps, size))
     frozen = np.arange(len(layers[0])) < len(layers[0]) // 3
     for step in range(1, steps + 1):
         if shared == "growing-batch" and step % (steps // 3) == 0:
@@ -95,6 +95,7 @@ def train_ensemble(family: str, seed: int, size: int, steps: int, split: str) ->
             if case.scenario == "resuming" and step == steps // 2:
                 for stack in stacks:
                     stack.first[i] = stack.second[i] = 0.0
+        rates[step - 1] = lr
         losses[step - 1] = ensemble.step(
             batch, lr, [case.optimizer for case in cases], tables[step - 1], present[step - 1], step
         )
@@ -103,7 +104,7 @@ def train_ensemble(family: str, seed: int, size: int, steps: int, split: str) ->
             tuple(
                 Frame(
                     t, t + 1, float(t), np.flatnonzero(present[t, i]), tables[t, i, present[t, i]],
-                    scalars={"loss": float(losses[t, i])},
+                    scalars={"loss": float(losses[t, i]), "lr/0": float(rates[t, i])},
                 )
                 for t in range(steps)
             ),
@@ -228,6 +229,7 @@ class _Ensemble:
             "grad_norm": g.norm(dim=-1),
             "update_norm": size,
             "weight_norm": weight,
+            "scaled_lr": stepped[:, :, 0].expand(size.shape),
             "update_to_weight": stepped[:, :, 0] * size / weight,
             "grad_abs_max": g.abs().amax(-1),
             "grad_std": variance.sqrt(),

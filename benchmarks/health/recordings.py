@@ -23,6 +23,8 @@ OLDEST = (
     "outlier_fraction", "outlier_energy", "base_alignment", "orthogonality_error",
 )  # fmt: skip
 """Statistics of recordings that do not name theirs."""
+OLDEST_SPECTRAL = ("sigma_max", "sigma_min", "stable_rank", "effective_rank", "condition", "polar_error")
+"""The same of spectra."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ def save(recording: Recording, path: Path, *, compressed: bool = True) -> None:
         present[index, frame.layers] = True
     filled = np.flatnonzero(np.isfinite(statistics).any((0, 1)))
     spectra = [
-        (i, p, [named[n] for n in SPECTRAL]) for i, f in enumerate(frames) for p, (_, named) in f.spectra.items()
+        (i, p, [named.get(n, np.nan) for n in SPECTRAL])
+        for i, f in enumerate(frames)
+        for p, (_, named) in f.spectra.items()
     ]
     masks = [(i, p, [named[n] for n in MASKED]) for i, f in enumerate(frames) for p, (_, named) in f.masks.items()]
     rows = [m.row_totals for f in frames for m, _ in f.masks.values()]
@@ -64,6 +68,7 @@ def save(recording: Recording, path: Path, *, compressed: bool = True) -> None:
         "scalars": scalars,
         "extra": sorted(recording.extra),
         "names": [statistic_names("statistics")[i] for i in filled],
+        "spectral": SPECTRAL,
     }
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
@@ -97,7 +102,7 @@ def load(path: Path) -> Recording:
     empty = np.empty(0, np.float32)
     spectra: dict[int, dict[int, tuple[Spectrum, dict[str, float]]]] = {}
     for (index, position), values in zip(data["spectra_at"].tolist(), data["spectra"].tolist(), strict=True):
-        named = dict(zip(SPECTRAL, values, strict=True))
+        named = dict(zip(meta.get("spectral", OLDEST_SPECTRAL), values, strict=True))
         spectra.setdefault(index, {})[position] = (Spectrum(empty, empty, empty), named)
     masks: dict[int, dict[int, tuple[Mask, dict[str, float]]]] = {}
     row_parts = np.split(data["rows"], np.cumsum(data["rows_each"])[:-1]) if len(data["rows_each"]) else []

@@ -14,7 +14,7 @@ from benchmarks.health.rivals import RIVALS, first_alarms
 from benchmarks.health.thinning import thinned
 from root_dash.demo.sick import FAULTS
 from root_dash.health import Health, Verdict
-from root_dash.records import Frame
+from root_dash.records import Frame, statistic_names
 
 OURS = "root-dash"
 NEAR = 3
@@ -42,12 +42,16 @@ class Score:
     """The first verdicts of ours that count, for people."""
 
 
-def score(recording: Recording, every: int = 1, rule: str = OURS) -> Score:
-    """Judge a recording by a rule, at every so many-th step."""
+def score(recording: Recording, every: int = 1, rule: str = OURS, twin: Recording | None = None) -> Score:
+    """Judge a recording by a rule, at every so many-th step.
+
+    With its healthy twin, a slow fault begins when the layer leaves the twin's range, for the error of the onset.
+    """
     frames = thinned(recording.frames, every, len(recording.layers))
     onset = math.inf if recording.onset is None else recording.onset
+    left = onset if twin is None else departure(recording, twin)
     steps = [frame.step for frame in frames if len(frame.layers)]
-    first_sick = next((step for step in steps if step >= onset), math.inf)
+    first_sick = next((step for step in steps if step >= left), math.inf)
     if rule != OURS:
         alarms = first_alarms(RIVALS[rule]([frame for frame in frames if len(frame.layers)]))
         begun = [(step, step, layer, True, None) for step, layer in alarms]
@@ -60,7 +64,7 @@ def score(recording: Recording, every: int = 1, rule: str = OURS) -> Score:
     error = math.nan
     if fault and found:
         since = found[0][1]
-        error = min(abs(since - onset), abs(since - first_sick)) / every
+        error = min(abs(since - left), abs(since - first_sick)) / every
     return Score(
         fault=fault,
         found=bool(found),
@@ -71,6 +75,24 @@ def score(recording: Recording, every: int = 1, rule: str = OURS) -> Score:
         critical=sum(one[4] is not None and one[4].severity == "critical" for one in early),
         first=tuple(one[4] for one in (found if fault else early)[:3] if one[4] is not None),
     )
+
+
+def departure(sick: Recording, twin: Recording) -> float:
+    """Return the first step from which the sick layer's smoothed gradient norm stays outside of its twin's range.
+
+    The range are the twin's smallest and largest norms, each the median of five, from 32 samples before the step to 32
+    after it. Infinite if the layer never leaves its twin's range.
+    """
+    at = statistic_names("statistics").index("grad_norm")
+    norms = []
+    for one in (sick, twin):
+        steps = [float(f.statistics[np.flatnonzero(f.layers == sick.target)[0], at]) for f in one.frames]
+        norms.append(np.median(np.lib.stride_tricks.sliding_window_view(np.pad(steps, 2, "edge"), 5), axis=1))
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(norms[1], 32, "edge"), 65)
+    inside = (norms[0] >= around.min(1)) & (norms[0] <= around.max(1))
+    inside[: (sick.onset or 1) - 1] = True
+    last = int(np.flatnonzero(inside).max()) + 1
+    return float(sick.frames[last].step) if last < len(inside) else math.inf
 
 
 def _ours(recording: Recording, frames: Sequence[Frame]) -> list[tuple[int, int, int | None, bool, Verdict | None]]:

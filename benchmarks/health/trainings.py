@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Muon, Optimizer
@@ -122,8 +121,6 @@ def train(case: Case) -> Recording:
     frozen = list(trained)[: len(trained) // 3]
     accumulated = 4 if case.scenario == "accumulating" else 1
     size = draw.choice((2, 3, 4)) if case.scenario == "small-batch" else task.batch
-    watched = [parameter for parameter in trained.values() if parameter in positions]
-    changed: list[Tensor] = []
     logged_every = choose.choice((1, 1, 1, 5, 10))
     with sick, Recorder(
         optimizers, positions, lambda: sink, cadence=CADENCE, outlier_quantile=0.9, max_overhead=math.inf
@@ -145,12 +142,9 @@ def train(case: Case) -> Recording:
                 loss.backward()
             if case.scenario == "clipping":
                 nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-            before = [parameter.detach().clone() for parameter in watched]
             for optimizer in optimizers:
                 optimizer.step()
             model.zero_grad()
-            with torch.no_grad():
-                changed.append(torch.stack([(p != old).float().mean() for p, old in zip(watched, before, strict=True)]))
             numbers: dict[str, Any] = {"lr": optimizers[0].param_groups[0]["lr"]}
             if step % logged_every == 0:
                 numbers["loss"] = loss.detach() * accumulated
@@ -158,8 +152,6 @@ def train(case: Case) -> Recording:
             while recorder.pending > 20:  # keep every kind: the queue is never full
                 time.sleep(0.002)
     by_name = {one.name: one.position for one in sink.layers}
-    shares = np.full((case.steps, len(sink.layers)), np.nan, np.float32)
-    shares[:, [positions[parameter] for parameter in watched]] = torch.stack(changed).numpy()
     whole = bool(case.fault) and FAULTS[case.fault].whole_run
     return Recording(
         tuple(sink.frames),
@@ -167,7 +159,6 @@ def train(case: Case) -> Recording:
         {"optimizer": describe_optimizers(optimizers), "case": asdict(case)},
         by_name[layer] if case.fault and not whole else None,
         onset if case.fault else None,
-        {"changed_share": shares},
     )
 
 

@@ -39,6 +39,8 @@ class Patient:
     generator: torch.Generator
     step: int = 0
     """Last step that began."""
+    fresh: bool = True
+    """Whether the model has not run forward yet in the step that comes."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What a fault has to remember between two hooks."""
 
@@ -268,7 +270,7 @@ class BitFlip(Fault):
     text = "One entry of the layer's weight becomes 65,536 times as large, as by a flipped bit of its exponent."
 
     def before_forward(self, patient: Patient, inputs: Tensor) -> Tensor:
-        if patient.age + 1 == 0:
+        if patient.age + 1 == 0 and patient.fresh:
             with torch.no_grad():
                 entries = patient.target.view(-1)
                 entries[int(entries.abs().argmax())] *= 65536.0
@@ -280,7 +282,7 @@ class Reset(Fault):
     text = "The layer's weight is overwritten with random entries four times as large, as by a broken checkpoint."
 
     def before_forward(self, patient: Patient, inputs: Tensor) -> Tensor:
-        if patient.age + 1 == 0:
+        if patient.age + 1 == 0 and patient.fresh:
             with torch.no_grad():
                 size = 4.0 * patient.target.norm() / patient.target.numel() ** 0.5
                 noise = torch.randn(patient.target.shape, generator=patient.generator).to(patient.target)
@@ -360,11 +362,14 @@ def make_sick(
     def forward(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not module.training or not args or not isinstance(args[0], Tensor):
             return None
-        return (fault.before_forward(patient, args[0]), *args[1:])
+        inputs = fault.before_forward(patient, args[0])
+        patient.fresh = False
+        return (inputs, *args[1:])
 
     @torch.no_grad()
     def before(*_: object) -> None:
         patient.step += 1
+        patient.fresh = True
         fault.before_step(patient, patient.target.grad)
 
     @torch.no_grad()

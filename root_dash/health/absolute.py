@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.health.findings import Ending, Finding
-from root_dash.health.signals import ORTHOGONALIZED, Columns
+from root_dash.health.signals import ORTHOGONALIZED, Columns, kinds_of, rates_of
 from root_dash.records import Float64Array, Layer
 from root_dash.records.verdict import Measured, Severity
 
@@ -45,13 +44,18 @@ FAR_TOO_LARGE = 10.0
 RESOLVED = 1e-5
 """Update-to-weight that single precision, whose half unit is 6e-8, takes in nearly all entries."""
 
+SAME_GRADIENT = 0.3
+"""Share of its usual gradient that a layer must have at least if its usual step is expected of it."""
+
+FOLLOWING = 1.0 / 16.0
+"""Share by which a layer's usual step and gradient follow each sample."""
+
 SURVIVING = 0.25
 """Share of the entries with a gradient below which a weight's updates count as rounded away."""
 
 BY_CHANCE = 1e-6
 """Chance below which so many samples of zeros in a row are none, for layers of a kind that is zero at times."""
 
-_NUMBER = re.compile(r"\d+")
 _RULES = ("dead-layer", "no-gradient", "update-too-large", "weight-overwritten", "updates-rounded-away")
 
 
@@ -65,9 +69,7 @@ class AbsoluteRules:
 
     def _describe(self, layers: Sequence[Layer]) -> None:
         self._sizes = np.array([layer.size for layer in layers], np.float64)
-        kinds = [(_NUMBER.sub("*", layer.name), layer.shape) for layer in layers]
-        places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
-        self._kinds = np.array([places[kind] for kind in kinds], np.int64)
+        self._kinds = kinds_of(layers)
         self._root_rank = np.array([min(layer.rows, layer.cols) ** 0.5 for layer in layers])
         self._orthogonalized = np.array([layer.algorithm in ORTHOGONALIZED for layer in layers], bool)
 
@@ -82,6 +84,8 @@ class AbsoluteRules:
             "moved": np.full(count, np.nan),
             "weight_step": np.full(count, -1, np.int64),
             "unexplained": np.zeros(count),
+            "usual_step": np.full(count, np.nan),
+            "usual_gradient": np.full(count, np.nan),
         }
         for rule in _RULES:
             arrays[f"{rule}.streak"] = np.zeros(count, np.int64)
@@ -109,13 +113,15 @@ class AbsoluteRules:
         absence[:] = np.where(recorded, np.maximum(absence, self._int("no-gradient.streak")), absence)
         seen += present & ~zero
         known = seen >= SEEN
-        share = (zeros + 1) / (seen + zeros + 2)  # of samples in which the layer is zero, by Laplace's rule
-        by_chance = np.ceil(math.log(BY_CHANCE) / np.log(share)).astype(np.int64)
-        sparse = np.bincount(self._kinds, zeros > 0)[self._kinds] - (zeros > 0) > 0
+        hold, sparse = np.maximum(HOLD, 3 * longest), zero
+        if zero.any():
+            share = (zeros + 1) / (seen + zeros + 2)  # of samples in which the layer is zero, by Laplace's rule
+            by_chance = np.ceil(math.log(BY_CHANCE) / np.log(share)).astype(np.int64)
+            sparse = np.bincount(self._kinds, zeros > 0)[self._kinds] - (zeros > 0) > 0
+            hold = np.where(sparse | (zeros > 1), np.maximum(hold, by_chance), hold)
         zeros += zero & known & (streak == 0)
         yield from self._hold(
-            step, "dead-layer", zero & known, present,
-            np.maximum(np.maximum(HOLD, 3 * longest), np.where(sparse | (zeros > 1), by_chance, HOLD)),
+            step, "dead-layer", zero & known, present, hold,
             lambda i: (
                 "gradient is exactly 0 in all entries" + (", as it was at times in layers of the same kind: an expert "
                 "that gets no example has this" if sparse[i] else ""),
@@ -147,19 +153,32 @@ class AbsoluteRules:
         yield from self._weights(step, present, columns)
 
     def _rounding(self, step: int, present: NDArray[np.bool_], columns: Columns) -> Iterator[Finding | Ending]:
-        """Find weights that are stored too coarsely for their updates: most of these are rounded away."""
-        changed = columns["changed_share"]
-        with np.errstate(invalid="ignore"):
+        """Find weights that are stored too coarsely for their updates: most of these are rounded away.
+
+        If nothing is left of an update, nothing is measured of the update either: then the layer's usual step at the
+        present learning rate is what is expected, if its gradient is hardly smaller than usual.
+        """
+        changed, moved, gradient = columns["changed_share"], columns["update_to_weight"], columns["grad_norm"]
+        usual, usual_gradient = self._float("usual_step"), self._float("usual_gradient")
+        with np.errstate(invalid="ignore", divide="ignore"):
             possible = 1.0 - columns["grad_zero"] / self._sizes
-            judged = present & np.isfinite(changed) & (columns["update_to_weight"] > RESOLVED) & (possible > 0)
+            rate = rates_of(columns)
+            expected = np.where(gradient > SAME_GRADIENT * usual_gradient, usual * rate, 0.0)
+            expected = np.fmax(moved, expected)
+            judged = present & np.isfinite(changed) & (expected > RESOLVED) & (possible > 0)
             lost = judged & (changed < SURVIVING * possible)
+            relative = moved / rate
+        for average, value in ((usual, relative), (usual_gradient, gradient)):
+            learned = present & ~lost & np.isfinite(value) & (value > 0)
+            following = np.where(np.isnan(average), value, average + FOLLOWING * (value - average))
+            average[:] = np.where(learned, following, average)
         yield from self._hold(
             step, "updates-rounded-away", lost, judged, HOLD,
             lambda i: (
                 f"{changed[i]:.0%} of the weight's entries change in a step, although the update is "
-                f"{columns['update_to_weight'][i]:.2g} of the weight: its data type is too coarse for its updates",
+                f"{expected[i]:.2g} of the weight: its data type is too coarse for its updates",
                 {"changed_share": Measured(float(changed[i]), float(possible[i])),
-                 "update_to_weight": Measured(float(columns["update_to_weight"][i]))},
+                 "update_to_weight": Measured(float(moved[i]), float(expected[i]))},
             ), "warning",
         )  # fmt: skip
 

@@ -15,8 +15,10 @@ A sample beyond the bound is not learned, so a fault does not become its own bas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,9 @@ little later than most would look sick.
 
 TRACKING = 1.0 / 16.0
 """Share of what is left that a row's own trend follows in each healthy sample."""
+
+HALF = 0.5
+"""Score from which on a deviation counts as rising, and below which a fault calms down."""
 
 FEWEST_PEERS = 4
 """Layers with a sample, below which layers are not compared with each other."""
@@ -164,7 +169,8 @@ class Baselines:
         values = values - self._level
         sampled = np.isfinite(values)
         known = sampled & (self._count >= self._opening)
-        self._track = np.where(sampled & (self._count == 0), values, self._track)
+        if not known.all():
+            self._track = np.where(sampled & (self._count == 0), values, self._track)
         values -= self._track
         deviation, peers, common = self._deviation(values, known)
         count = np.maximum(self._count, 1)
@@ -176,48 +182,47 @@ class Baselines:
             )
         )
         size = np.abs(deviation)
-        score = np.where(known, size / np.where(known, bound, 1.0), 0.0)
+        score = np.divide(size, bound, out=np.zeros(size.shape), where=known)
         if self._joint:
             high = score > JOINT
-            score = np.where(high & (high.sum(1, keepdims=True) >= JOINT_COLUMNS), score / JOINT, score)
-        beyond = score > 1.0
-        self._follow(step, begins, score, deviation, known, beyond)
-        begun = (self._streak >= self._hold) & ~self.open & known
-        self.since = np.where(begun, self._rise, self.since)
-        self.open |= begun
-        ended = self.open & (self._calm >= CALM)
-        relearned = self.open & (self._violations >= RELEARN)
-        ended |= relearned
-        self.open &= ~ended
-        learned = sampled & ~beyond & ~self.open
+            if high.any():
+                together = high & (high.sum(1, keepdims=True) >= JOINT_COLUMNS)
+                score = np.where(together, score / JOINT, score)
+        if self.open.any() or score.max() >= HALF:
+            begun, ended, learned, relearned = self._follow(step, begins, score, deviation, sampled, known)
+        else:
+            begun = ended = relearned = np.zeros(known.shape, bool)
+            learned = sampled
+            self._rest(known)
         self._learn(values, learned, size, known, bound)
         if self._tracking:
             share = np.maximum(self._tracking, 1.0 / np.maximum(self._count, 1))
-            self._track = np.where(learned, self._track + share * (values - common), self._track)
+            np.add(self._track, share * (values - common), out=self._track, where=learned)
         self._reset(relearned)
         return Judgement(score, deviation, begun, ended)
 
     def _smoothed(self, step: int, values: Float64Array) -> tuple[Float64Array, NDArray[np.int64]]:
         """Return the medians of the last `SMOOTHING` samples (R, C), NaN without one, and the middle one's step."""
         sampled = np.isfinite(values)
-        self._recent = np.where(sampled, np.concatenate([self._recent[1:], values[None]]), self._recent)
-        self._steps = np.where(
-            sampled, np.concatenate([self._steps[1:], np.full((1, *values.shape), step)]), self._steps
-        )
+        held: NDArray[Any]
+        for held, new in ((self._recent, values), (self._steps, step)):
+            for older, newer in itertools.pairwise(held):
+                np.copyto(older, newer, where=sampled)
+            np.copyto(held[-1], new, where=sampled)
         full = sampled & (self._steps[0] >= 0)
-        ordered = np.sort(self._recent, axis=0)
-        return np.where(full, ordered[self._smoothing // 2], np.nan), self._steps[self._smoothing // 2]
+        return np.where(full, _median_of_few(self._recent), np.nan), self._steps[self._smoothing // 2]
 
     def _deviation(self, values: Float64Array, known: Bools) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Return the signed deviations (R, C), their typical size in the sample (C,), and what all rows did, (C,)."""
         own = np.where(known, values - np.where(known, self.median, 0.0), 0.0)
         peers = common = np.zeros(values.shape[1])
-        enough = known.sum(0) >= FEWEST_PEERS
+        counts = np.count_nonzero(known, axis=0)
+        enough = counts >= FEWEST_PEERS
         if enough.any():
-            common = np.where(enough, _middle(own, known), 0.0)
+            common = np.where(enough, _middle(own, known, counts), 0.0)
             self._level = self._level + FOLLOWING * common
             relative = own - common
-            peers = np.where(enough, _middle(np.abs(relative), known), 0.0)
+            peers = np.where(enough, _middle(np.abs(relative), known, counts), 0.0)
             own = np.where(np.abs(relative) < np.abs(own), relative, own)
         own = np.where(known, own, 0.0)
         return np.where(self.direction * own < 0, 0.0, own), peers, common
@@ -228,21 +233,35 @@ class Baselines:
         begins: NDArray[np.int64],
         score: Float64Array,
         deviation: Float64Array,
+        sampled: Bools,
         known: Bools,
-        beyond: Bools,
-    ) -> None:
-        """Count samples in a row, and keep the step at which the deviation began to rise."""
+    ) -> tuple[Bools, Bools, Bools, Bools]:
+        """Count samples in a row, and return what begins, what ends, what is learned, and what is learned anew."""
+        beyond = score > 1.0
         sign = np.sign(deviation)
         same = beyond & (sign == self._sign)
         streak = np.where(same, self._streak + 1, np.where(beyond, 1, 0))
         self._streak = np.where(known, streak, self._streak)
-        self._calm = np.where(known, np.where(score < 0.5, self._calm + 1, 0), self._calm)
-        rising = score > 0.5
+        self._calm = np.where(known, np.where(score < HALF, self._calm + 1, 0), self._calm)
+        rising = score > HALF
         keeps = (self._rise >= 0) & (sign == self._sign)
         self._rise = np.where(known, np.where(rising, np.where(keeps, self._rise, begins), -1), self._rise)
         self._sign = np.where(known, np.where(rising, sign, 0.0), self._sign)
         self.last = np.where(beyond, step, self.last)
         self._violations = np.where(known, np.where(self.open & beyond, self._violations + 1, 0), self._violations)
+        begun = (self._streak >= self._hold) & ~self.open & known
+        self.since = np.where(begun, self._rise, self.since)
+        self.open |= begun
+        relearned = self.open & (self._violations >= RELEARN)
+        ended = (self.open & (self._calm >= CALM)) | relearned
+        self.open &= ~ended
+        return begun, ended, sampled & ~beyond & ~self.open, relearned
+
+    def _rest(self, known: Bools) -> None:
+        """Do what `_follow` does in a sample in which nothing is open or near its bound: most samples are such."""
+        self._calm += known
+        for array, value in ((self._streak, 0), (self._rise, -1), (self._sign, 0), (self._violations, 0)):
+            np.copyto(array, value, where=known)
 
     def _learn(
         self, values: Float64Array, learned: Bools, size: Float64Array, known: Bools, bound: Float64Array
@@ -251,30 +270,36 @@ class Baselines:
         # A deviation is known to be harmless once it is over. A fault that grows slowly would else widen its own bound.
         healthy = known & ~self.open
         over = healthy & (size <= 0.5 * bound)
-        self._pending = np.where(healthy & ~over, np.maximum(self._pending, size), self._pending)
+        np.maximum(self._pending, size, out=self._pending, where=healthy & ~over)
         shown = np.minimum(np.maximum(size, self._pending), 3.0 * bound)
-        extreme = np.maximum(self._extreme * (1.0 - FORGETTING), shown)
-        self._extreme = np.where(over, extreme, self._extreme)
-        self._pending = np.where(over | self.open, 0.0, self._pending)
-        rows, columns = np.nonzero(learned)
-        self._ring[self._count[rows, columns] % WINDOW, rows, columns] = values[rows, columns]
-        self._count[rows, columns] += 1
+        np.maximum(self._extreme * (1.0 - FORGETTING), shown, out=self._extreme, where=over)
+        np.copyto(self._pending, 0.0, where=over | self.open)
+        first = int(self._count.flat[0])
+        if learned.all() and (self._count == first).all():
+            self._ring[first % WINDOW] = values
+        else:
+            at = np.flatnonzero(learned)
+            self._ring.reshape(WINDOW, -1)[self._count.ravel()[at] % WINDOW, at] = values.ravel()[at]
+        self._count += learned
         self._tick += 1
         opens = learned & (self._count == self._opening)
-        turn = np.arange(len(values)) % STAGGER == self._tick[0] % STAGGER
-        due = np.flatnonzero((turn & (self._count >= self._opening).any(1)) | opens.any(1))
+        due = np.arange(int(self._tick[0]) % STAGGER, len(values), STAGGER)
+        due = due[(self._count[due] >= self._opening).any(1)]
+        if opens.any():
+            due = np.union1d(due, np.flatnonzero(opens.any(1)))
         if len(due):
             self._compute(due)
-            self._extreme = np.where(opens, 3.0 * self.sigma / BY_EXTREME, self._extreme)
+            np.copyto(self._extreme, 3.0 * self.sigma / BY_EXTREME, where=opens)
 
     def _compute(self, rows: NDArray[np.int64]) -> None:
         """Compute median and deviation of some rows from their windows."""
-        window = self._ring[:, rows].astype(np.float64)
-        filled = np.minimum(self._count[rows], WINDOW)
-        median = _median_of_first(np.sort(window, axis=0), filled)
-        spread = _median_of_first(np.sort(np.abs(window - np.where(filled > 0, median, 0.0)), axis=0), filled)
-        self.median[rows] = np.where(filled > 0, median, np.nan)
-        self.sigma[rows] = np.where(filled > 0, MAD_TO_SIGMA * spread, np.nan)
+        window = np.ascontiguousarray(self._ring[:, rows].reshape(WINDOW, -1).T)  # a sort of what lies together is fast
+        counts = self._count[rows]
+        filled = np.minimum(counts.ravel(), WINDOW)
+        median = _median_of_first(np.sort(window).astype(np.float64), filled)
+        spread = _median_of_first(np.sort(np.abs(window - np.where(filled > 0, median, 0.0)[:, None])), filled)
+        self.median[rows] = np.where(filled > 0, median, np.nan).reshape(counts.shape)
+        self.sigma[rows] = np.where(filled > 0, MAD_TO_SIGMA * spread, np.nan).reshape(counts.shape)
 
     def _reset(self, which: Bools) -> None:
         if which.any():
@@ -344,18 +369,35 @@ _ATTRIBUTES = {
 }
 
 
-def _middle(values: Float64Array, known: Bools) -> Float64Array:
-    """Return the medians over the rows of what is known, (R, C) -> (C,); not meaningful for a column without any."""
-    ordered = np.sort(np.where(known, values, np.inf), axis=0)
-    medians: Float64Array = _median_of_first(ordered[:, None, :], known.sum(0)[None, :])[0]
+def middle_of(values: Float64Array) -> float:
+    """Return the median of (n,) finite values: a sort of a few hundred is ten times as fast as `np.median`."""
+    ordered = np.sort(values)
+    return float(0.5 * (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]))
+
+
+def _median_of_few(values: Float64Array) -> Float64Array:
+    """Return the medians of 1, 3 or 5 finite arrays by comparing them: a fifth of the time that sorting takes."""
+    if len(values) == 1:
+        return values[0]
+    low, high = np.minimum(values[0], values[1]), np.maximum(values[0], values[1])
+    if len(values) == 5:  # the lowest and the highest of four are not the median of five
+        other_low, other_high = np.minimum(values[2], values[3]), np.maximum(values[2], values[3])
+        low, high = np.maximum(low, other_low), np.minimum(high, other_high)
+        low, high = np.minimum(low, high), np.maximum(low, high)
+    medians: Float64Array = np.maximum(low, np.minimum(high, values[-1]))
     return medians
 
 
+def _middle(values: Float64Array, known: Bools, counts: NDArray[np.int64]) -> Float64Array:
+    """Return the medians over the rows of what is known, (R, C) -> (C,); not meaningful for a column without any."""
+    return _median_of_first(np.sort(np.ascontiguousarray(np.where(known, values, np.inf).T)), counts)
+
+
 def _median_of_first(ordered: Float64Array, counts: NDArray[np.int64]) -> Float64Array:
-    """Return medians of the first `counts` (R, C) of values (n, R, C) in ascending order; 0 if there are none."""
-    places = np.stack([np.maximum(counts - 1, 0) // 2, counts // 2])
-    at = np.take_along_axis(ordered, np.minimum(places, len(ordered) - 1), 0)
+    """Return medians (N,) of the first `counts` (N,) of values (N, n) in ascending order; 0 if there are none."""
+    at, most = np.arange(len(counts)), ordered.shape[1] - 1
+    low, high = ordered[at, np.maximum(counts - 1, 0) // 2], ordered[at, np.minimum(counts // 2, most)]
     with np.errstate(invalid="ignore"):
-        middle = 0.5 * (at[0] + at[1])
+        middle = 0.5 * (low + high)
     medians: Float64Array = np.where((counts > 0) & np.isfinite(middle), middle, 0.0)
     return medians

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from root_dash.health import nonfinite, run_rules
 from root_dash.health.drift import DRIFT_RULE
 from root_dash.health.findings import Ending, Finding
+from root_dash.health.peaks import PEAK_RULE
 from root_dash.records.verdict import Changes, Measured, Verdict, from_json, to_json
 
 MANY_SHARE, MANY_LEAST = 0.25, 3
@@ -24,6 +25,7 @@ MANY_RULE, FROZEN_RULE = "many-layers", "no-gradient"
 
 _TOGETHER = {
     FROZEN_RULE: "have no gradient any more, as if a schedule had frozen them",
+    PEAK_RULE: "had a gradient far above their highest before in a single step",
     "update-too-large": "have an orthogonalized update with singular values far above 1, as of a coefficient set that "
     "diverges",
     "updates-rounded-away": "have a weight whose data type is too coarse for its updates",
@@ -35,7 +37,7 @@ _RUN_ORDER = (
     nonfinite.RULE, nonfinite.LOSS_RULE, run_rules.RATE_RULE, run_rules.LOSS_RULE, run_rules.GRADIENTS_RULE,
     run_rules.BATCHES_RULE, run_rules.DIVERGENCE_RULE,
 )  # fmt: skip
-_ALONE = (FROZEN_RULE, DRIFT_RULE)
+_ALONE = (FROZEN_RULE, DRIFT_RULE, PEAK_RULE)
 """Rules whose verdicts are notes, which are no cause of other verdicts."""
 
 

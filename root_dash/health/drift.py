@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from root_dash.health.baseline import Baselines
 from root_dash.health.findings import Ending, Finding
-from root_dash.health.signals import Columns, Signal, floors_of
+from root_dash.health.signals import Columns, Signal, floors_of, kinds_of
 from root_dash.records import Float64Array, Layer
 from root_dash.records.verdict import Measured
 
 DRIFT_RULE = "slow-drift"
-"""A note and no warning: gradients of attention that starts uniform rise thirtyfold in healthy runs."""
+"""A note and no warning: gradients of attention that starts uniform rise thirtyfold in healthy runs, block by block."""
 
 BLOCK = 16
 """Samples whose median is one point of the slow baseline."""
@@ -23,26 +23,31 @@ BLOCK = 16
 OPENING = 5
 """Blocks before drift is judged."""
 
-FLOOR = math.log(3.0)
-"""Least bound of the drift of log ‖G‖ relative to the other layers."""
+FLOOR = math.log(2.5)
+"""Least bound of the drift of log ‖G‖ relative to its peers."""
 
 FEWEST_LAYERS = 4
 """Layers below which drift is not judged: there are no peers to tell it from the training's own."""
 
-FEWEST_ENTRIES = 256
-"""Entries below which drift is not judged: gains and biases of healthy models drift by factors of ten and more."""
+FEWEST_ALIKE = 2
+"""Layers of a kind from which on a layer is compared with its kind: all queries of a model may rise thirtyfold."""
+
+FEWEST_ENTRIES = 64
+"""Entries of a matrix below which drift is not judged. Gains and biases drift by factors of ten in healthy models."""
 
 _SIGNAL = Signal("grad_norm", lambda c, n: c["grad_norm"], FLOOR, DRIFT_RULE, DRIFT_RULE)
 
 
 class Drift:
-    """Baselines over blocks of samples, of each layer's log gradient norm less the median of all layers'.
+    """Baselines over blocks of samples, of each layer's log gradient norm less the median of its kind.
 
     A layer whose own norm has hardly moved has not drifted: its peers have.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         count = len(layers)
+        self._layers = list(layers)
+        self._alike = _alike(layers)
         self._large = _large(layers)
         self._baselines = Baselines(
             count, _floors(layers), np.zeros(2, np.int64), 0.85, opening=OPENING, smoothing=1, tracking=0.0
@@ -67,8 +72,7 @@ class Drift:
         complete = np.isfinite(self._block).all(0)
         middles = np.where(complete, np.median(np.where(complete, self._block, 0.0), axis=0), np.nan)
         self._filled[0] = 0
-        relative = middles - np.median(middles[complete]) if complete.any() else middles
-        values = np.stack([relative, middles], -1)
+        values = np.stack([self._relative(middles), middles], -1)
         with np.errstate(invalid="ignore"):
             moved = np.abs(values - self._baselines.usual)
             values[moved[:, 1] < 0.5 * moved[:, 0], 0] = np.nan
@@ -78,13 +82,25 @@ class Drift:
         for i in np.flatnonzero(judged.begun[:, 0]).tolist():
             deviation, value = float(judged.deviation[i, 0]), float(columns["grad_norm"][i])
             way = "risen" if deviation > 0 else "fallen"
-            what = f"gradient norm has slowly {way} by a factor of {math.exp(abs(deviation)):.3g} against other layers"
+            what = f"gradient norm has slowly {way} by a factor of {math.exp(abs(deviation)):.3g} against its peers"
             evidence = {"grad_norm": Measured(value, value / math.exp(deviation))}
             since = int(self._baselines.since[i, 0])
             yield Finding(i, DRIFT_RULE, "note", since, what, evidence, float(judged.score[i, 0]))
 
+    def _relative(self, middles: Float64Array) -> Float64Array:
+        """Return what each layer's block lies above the median of its kind, or of all layers if its kind is small."""
+        known = np.isfinite(middles)
+        relative = middles - np.median(middles[known]) if known.any() else middles
+        for alike in self._alike:
+            mine = alike[known[alike]]
+            if len(mine) >= FEWEST_ALIKE:
+                relative[mine] = middles[mine] - np.median(middles[mine])
+        return relative
+
     def grow(self, layers: Sequence[Layer]) -> None:
         """Add layers at the end."""
+        self._layers += layers
+        self._alike = _alike(self._layers)
         self._baselines.grow(len(layers), _floors(layers))
         self._large = np.concatenate([self._large, _large(layers)])
         self._block = np.concatenate([self._block, np.full((BLOCK, len(layers)), np.nan)], 1)
@@ -104,8 +120,14 @@ class Drift:
         )
 
 
+def _alike(layers: Sequence[Layer]) -> list[NDArray[np.int64]]:
+    """Return the positions of each kind's layers."""
+    kinds = kinds_of(layers)
+    return [np.flatnonzero(kinds == kind) for kind in np.flatnonzero(np.bincount(kinds) >= FEWEST_ALIKE)]
+
+
 def _large(layers: Sequence[Layer]) -> NDArray[np.bool_]:
-    return np.array([layer.size >= FEWEST_ENTRIES for layer in layers], bool)
+    return np.array([layer.size >= FEWEST_ENTRIES and len(layer.shape) > 1 for layer in layers], bool)
 
 
 def _floors(layers: Sequence[Layer]) -> Float64Array:

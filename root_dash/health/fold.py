@@ -19,6 +19,7 @@ from root_dash.health.drift import DRIFT_RULE, Drift
 from root_dash.health.findings import Ending, Finding
 from root_dash.health.nonfinite import RULE as NONFINITE_RULE
 from root_dash.health.nonfinite import NonFinite
+from root_dash.health.peaks import Peaks
 from root_dash.health.run_rules import RATE_RULE, RunRules, loss_of
 from root_dash.health.signals import (
     SIGNALS,
@@ -43,7 +44,7 @@ SCORE_NONFINITE, SCORE_ABSOLUTE = 100.0, 10.0
 
 LOST_RULE = "frames-lost"
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Health:
@@ -84,6 +85,7 @@ class Health:
         )  # fmt: skip
         self._drift = Drift(layers)
         self._absolute = AbsoluteRules(layers)
+        self._peaks = Peaks(count)
         self._run = RunRules(count)
         self._nonfinite = NonFinite()
         self._causes = Causes([layer.name for layer in layers])
@@ -124,6 +126,7 @@ class Health:
             fast = self._fast.judge(frame.step, values)
             found += self._findings(SIGNALS, self._fast, fast, columns, usual)
             found += self._drift.judge(frame.step, columns)
+            found += self._peaks.judge(frame.step, columns, usual[:, 0])
             self._rate_layers(fast, bad)
             self._sample += 1
         found += self._judge_sparse(frame)
@@ -230,6 +233,7 @@ class Health:
         self._sparse.grow(new, floors_of(SPARSE_SIGNALS, layers))
         self._drift.grow(layers)
         self._absolute.grow(self._layers)
+        self._peaks.grow(len(self._layers))
         self._run.grow(len(self._layers))
         self._causes.names += [layer.name for layer in layers]
         empty = np.full((MASKS_KEPT, 2, new, ROWS_KEPT), -1, np.int64)
@@ -281,12 +285,13 @@ class Health:
         health._worst, health.scores, health.worst_rules = arrays["worst"], arrays["scores"], arrays["worst_rules"]
         return health
 
-    def _parts(self) -> tuple[tuple[str, Baselines | Drift | AbsoluteRules | RunRules], ...]:
+    def _parts(self) -> tuple[tuple[str, Baselines | Drift | AbsoluteRules | Peaks | RunRules], ...]:
         return (
             ("fast", self._fast),
             ("sparse", self._sparse),
             ("drift", self._drift),
             ("absolute", self._absolute),
+            ("peaks", self._peaks),
             ("run", self._run),
         )
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.health.baseline import CALM, MAD_TO_SIGMA, Baselines
+from root_dash.health.baseline import CALM, MAD_TO_SIGMA, Baselines, middle_of
 from root_dash.health.findings import Ending, Finding
-from root_dash.health.signals import Columns
+from root_dash.health.signals import Columns, rates_of
 from root_dash.records import Float64Array
 from root_dash.records.verdict import Measured
 
@@ -23,6 +23,13 @@ RATE_RULE, LOSS_RULE, DIVERGENCE_RULE, GRADIENTS_RULE, BATCHES_RULE = (
 
 RATE_JUMP = math.log(3.0)
 """Rise of the log learning rate above the highest before, within one sample, that is a jump."""
+
+SPIKE_SAMPLES = 8
+"""Samples within which a learning rate that jumped is back, if the jump was a spike."""
+
+SPIKE_BACK, SPIKE_MOVED = 0.7, 0.3
+"""Share of a jump that a single sample takes back if the jump was a spike, and the share by which the rate may move in
+one sample meanwhile. A restart falls gradually, however short it is."""
 
 RATE_SAMPLES = 8
 """Samples before a learning rate is judged: a warm-up may begin steeply."""
@@ -63,7 +70,9 @@ class RunRules:
         self._sum_steps = np.full(BATCH_RUN, -1, np.int64)
         self._batches = np.array([0, 0, -1])  # whether bad batches last, calm samples, last bad step
         self._rate_highest = np.full(count, -np.inf)
+        self._rate_last = np.full(count, np.nan)
         self._rate_seen = np.zeros(count, np.int64)
+        self._spike = np.array([0.0, -1.0, -1.0, 0.0, 0.0])  # jump, first and last step, samples, rate
         self._numbers = np.array([np.nan, 0.0, 0.0, -1.0, 0.0, 0.0])
         # beginning of the loss, its samples, whether a rate jump lasts, its last step, its calm samples, diverged
 
@@ -88,7 +97,7 @@ class RunRules:
             moved = np.log(columns["grad_norm"]) - usual_norm
             moved = moved[np.isfinite(moved)]
             logs = np.array(
-                [[math.nan if loss is None else np.log(loss), np.median(moved) if len(moved) >= FEWEST else math.nan]]
+                [[math.nan if loss is None else np.log(loss), middle_of(moved) if len(moved) >= FEWEST else math.nan]]
             )
         logs[~np.isfinite(logs)] = np.nan
         values = np.exp(logs)
@@ -140,7 +149,7 @@ class RunRules:
                 yield Ending(None, BATCHES_RULE, int(self._batches[2]))
         elif len(before) >= BATCH_OPENING:
             highest = before.max()
-            bound = max(highest + BATCH_MARGIN * (highest - np.median(before)), BATCH_LEAST)
+            bound = max(highest + BATCH_MARGIN * (highest - middle_of(before)), BATCH_LEAST)
             if last.min() > bound:
                 self._batches[:] = 1, 0, step
                 rises = np.exp(logs - middle)
@@ -177,13 +186,18 @@ class RunRules:
     def _judge_rate(self, step: int, columns: Columns) -> Iterator[Finding | Ending]:
         """Find a jump of the learning rate: update-to-weight x weight norm / update norm, exact in every layer."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            rate = columns["update_to_weight"] * columns["weight_norm"] / columns["update_norm"]
+            rate = rates_of(columns)
             logs = np.log(rate)
-            excess = logs - self._rate_highest
+            excess, change = logs - self._rate_highest, logs - self._rate_last
         sampled = np.isfinite(logs)
+        if not sampled.any():
+            return
+        self._rate_last = np.where(sampled, logs, self._rate_last)
         known = sampled & (self._rate_seen >= RATE_SAMPLES)
-        jumped = bool(known.any()) and float(np.median(excess[known])) > RATE_JUMP
+        jumped = bool(known.any()) and middle_of(excess[known]) > RATE_JUMP
         lasts = bool(self._numbers[2])
+        change = change[known & np.isfinite(change)]
+        spike = self._follow_spike(step, middle_of(change), math.exp(middle_of(logs[sampled]))) if len(change) else None
         if jumped:
             self._numbers[3], self._numbers[4] = step, 0
             if not lasts:
@@ -194,7 +208,10 @@ class RunRules:
                 evidence = {"lr": Measured(value, base)}
                 yield Finding(None, RATE_RULE, "warning", step, what, evidence, float(value / base) / 3.0)
             return  # not learned while it lasts
-        if lasts and known.any():
+        if spike is not None and not lasts:
+            self._numbers[2:5] = 1.0, self._spike[2], 1.0
+            yield spike
+        elif lasts and known.any():
             self._numbers[4] += 1
             if self._numbers[4] >= RATE_CALM:
                 self._numbers[2] = 0.0
@@ -202,10 +219,30 @@ class RunRules:
         self._rate_highest = np.where(sampled, np.fmax(self._rate_highest, logs), self._rate_highest)
         self._rate_seen += sampled
 
+    def _follow_spike(self, step: int, change: float, rate: float) -> Finding | None:
+        """Return a finding if the learning rate is back from a jump to no more than its highest value.
+
+        A schedule that restarts stays up, and falls gradually. `change` is the log rate's since the sample before.
+        """
+        jump, since, _, samples, high = self._spike.tolist()
+        if jump and change < -SPIKE_BACK * jump:
+            self._spike[0] = 0.0
+            what = f"learning rate was {math.exp(jump):.3g} times as high as before, {high:.3g}, and fell back"
+            evidence = {"lr": Measured(high, high / math.exp(jump))}
+            return Finding(None, RATE_RULE, "warning", int(since), what, evidence, math.exp(jump) / 3.0)
+        if change > RATE_JUMP:
+            self._spike[:] = change, step, step, 0.0, rate
+        elif jump:
+            self._spike[2:4] = step, samples + 1
+            if samples + 1 >= SPIKE_SAMPLES or abs(change) > SPIKE_MOVED * jump:
+                self._spike[0] = 0.0
+        return None
+
     def grow(self, count: int) -> None:
         """Add layers, up to `count` of them."""
         new = count - len(self._rate_highest)
         self._rate_highest = np.concatenate([self._rate_highest, np.full(new, -np.inf)])
+        self._rate_last = np.concatenate([self._rate_last, np.full(new, np.nan)])
         self._rate_seen = np.concatenate([self._rate_seen, np.zeros(new, np.int64)])
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -213,7 +250,7 @@ class RunRules:
         own: dict[str, NDArray[np.generic]] = {
             "rate_highest": self._rate_highest, "rate_seen": self._rate_seen, "numbers": self._numbers,
             "past": self._past, "residuals": self._residuals, "sums": self._sums, "sum_steps": self._sum_steps,
-            "batches": self._batches,
+            "batches": self._batches, "rate_last": self._rate_last, "spike": self._spike,
         }  # fmt: skip
         return own | {f"baselines.{name}": array for name, array in self._baselines.state().items()}
 
@@ -221,6 +258,7 @@ class RunRules:
         """Take over the arrays that `state` returned."""
         self._rate_highest = state["rate_highest"].astype(np.float64)
         self._rate_seen = state["rate_seen"].astype(np.int64)
+        self._rate_last, self._spike = state["rate_last"].astype(np.float64), state["spike"].astype(np.float64)
         self._numbers = state["numbers"].astype(np.float64)
         self._past, self._sums = state["past"].astype(np.float64), state["sums"].astype(np.float64)
         self._residuals = state["residuals"].astype(np.float64)
@@ -233,11 +271,8 @@ class RunRules:
 
 def _medians(values: Float64Array) -> Float64Array:
     """Return the medians of the columns of (n, C), (C,): of what is no NaN, and NaN if nothing is."""
-    ordered = np.sort(values, axis=0)  # NaN comes last
-    counts = len(values) - np.isnan(ordered).sum(0)
-    columns = np.arange(values.shape[1])
-    medians: Float64Array = 0.5 * (ordered[(counts - 1) // 2, columns] + ordered[counts // 2, columns])
-    return np.where(counts > 0, medians, np.nan)
+    found = [column[np.isfinite(column)] for column in values.T]
+    return np.array([middle_of(column) if len(column) else math.nan for column in found])
 
 
 def loss_of(scalars: Mapping[str, float]) -> float | None:

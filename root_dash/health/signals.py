@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from root_dash.health.baseline import HOLD
 from root_dash.records import Float64Array, Layer
@@ -23,11 +25,12 @@ FEWEST_ENTRIES = 256
 """Fewest entries of a layer whose outlier energy is judged. A tenth of fewer entries are no distribution."""
 
 LATER = (
-    "changed_share", "nonfinite_steps", "nonfinite_step", "norm_peak", "norm_peak_step", "norm_trough",
+    "scaled_lr", "changed_share", "nonfinite_steps", "nonfinite_step", "norm_peak", "norm_peak_step", "norm_trough",
     "norm_trough_step", "entry_peak", "entry_peak_step",
 )  # fmt: skip
 """Statistics that databases of older versions lack: NaN there."""
 
+_NUMBER = re.compile(r"\d+")
 _STATISTICS = {name: column for column, name in enumerate(statistic_names("statistics"))}
 
 
@@ -92,6 +95,20 @@ SPARSE_SIGNALS: tuple[Signal, ...] = (
     Signal("outlier_col_share", lambda c, n: c["outlier_col_share"], 0.2, "outlier-columns", caution=1.3, log=False),
 )
 """Signals of spectra and masks, which few frames have."""
+
+
+def rates_of(columns: Columns) -> Float64Array:
+    """Return what each layer's update was multiplied by, (L,): recorded, or else update-to-weight x ‖W‖ / ‖X‖."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        implied = columns["update_to_weight"] * columns["weight_norm"] / columns["update_norm"]
+    return np.where(np.isfinite(columns["scaled_lr"]), columns["scaled_lr"], implied)
+
+
+def kinds_of(layers: Sequence[Layer]) -> NDArray[np.int64]:
+    """Return each layer's kind as a number, (L,): layers of a kind have the same shape and name but for its numbers."""
+    kinds = [(_NUMBER.sub("*", layer.name), layer.shape) for layer in layers]
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
+    return np.array([places[kind] for kind in kinds], np.int64)
 
 
 def columns_of(layers: np.ndarray, statistics: np.ndarray, count: int) -> dict[str, Float64Array]:

@@ -142,6 +142,18 @@ def test_a_flipped_bit_changes_one_entry() -> None:
     assert int(different.sum()) == 1
 
 
+@pytest.mark.parametrize("fault", ["bit-flip", "reset"])
+def test_a_weight_is_overwritten_once_in_a_step_of_several_forward_passes(fault: str) -> None:
+    """Contrasted pairs and accumulated gradients run the model more than once before the optimizer steps."""
+    network, seen = model(), []
+    weight = network.get_parameter(SICK)
+    with make_sick(fault, network, [AdamW(network.parameters())], onset=1, layer=SICK):
+        for _ in range(2):
+            network(torch.randn(4, 12))
+            seen.append(weight.detach().clone())
+    assert torch.equal(*seen)
+
+
 def test_the_layer_in_the_middle_falls_ill_by_default() -> None:
     """Only matrices can."""
     assert default_layer(model()) == SICK

@@ -215,6 +215,18 @@ def test_a_frozen_layer_is_a_note() -> None:
     assert (first.layer, first.rule, first.severity, first.since) == (SICK, "no-gradient", "note", ONSET)
 
 
+@pytest.mark.parametrize("low", [0.003, 0.01])
+def test_a_spike_of_the_learning_rate_below_its_highest_is_no_restart(low: float) -> None:
+    """Thirty times as high for three steps, where the schedule is low, and back in one step."""
+
+    def sicken(step: int, numbers: NDArray[np.float64]) -> None:
+        spike = 30.0 if ONSET <= step < ONSET + 3 else 1.0
+        set_rate(numbers, (1e-2 if step < ONSET - 40 else 1e-2 * low) * spike)
+
+    (first,) = replay(layers(), run(layers(), 300, sicken))
+    assert (first.layer, first.rule, first.since, first.until) == (None, "learning-rate-jump", ONSET, ONSET + 2)
+
+
 def test_a_jump_of_the_learning_rate_is_one_verdict_about_the_run() -> None:
     """It is known from what the updates were scaled by, at once, and layers that change with it hang below."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from root_dash.health.absolute import AbsoluteRules
 from root_dash.health.findings import Finding
 from root_dash.health.nonfinite import NonFinite
 from root_dash.health.signals import Columns, columns_of
-from root_dash.records import statistic_names
+from root_dash.records import Layer, statistic_names
 from tests.health.synthetic import COLUMN, layers, run
 
 COUNT = 8
@@ -41,6 +42,21 @@ def test_updates_that_are_rounded_away_are_found_in_their_layer() -> None:
     (one,) = rounding(5, columns(changed_share=share))
     assert (one.layer, one.since, one.severity) == (3, 1, "warning")
     assert one.evidence["changed_share"] == (0.1, 1.0)
+
+
+def test_updates_that_are_rounded_away_whole_are_found_by_the_usual_step() -> None:
+    """Nothing of the update is left to be measured, at a learning rate that used to move the weight."""
+    rules, found = AbsoluteRules(layers(COUNT)), []
+    for step in range(1, 31):
+        lost = (np.arange(COUNT) == 5) & (step > 20)
+        table = columns(
+            scaled_lr=np.full(COUNT, 1e-2 / step),
+            changed_share=np.where(lost, 0.0, 1.0),
+            update_to_weight=np.where(lost, 0.0, 1e-1 / step),
+        )
+        found += list(rules.judge(step, ALL, ALL, table))
+    (one,) = (one for one in found if isinstance(one, Finding))
+    assert (one.layer, one.rule, one.since) == (5, "updates-rounded-away", 21)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +113,39 @@ def test_an_expert_that_gets_no_example_is_a_note() -> None:
     dead = [one for one in replay(layers(), run(layers(), 300, sicken)) if one.rule == "dead-layer"]
     assert [(one.layer, one.severity) for one in dead] == [(4, "note")]
     assert math.isclose(dead[0].since, 150, abs_tol=9)
+
+
+def drifting(names: list[str], risen: set[int]) -> list[tuple[int | None, str]]:
+    """Return which layers drift if the gradients of some grow by 2 % a step from step 200 on."""
+    watched = [Layer(name, (32, 64), "adamw", i) for i, name in enumerate(names)]
+
+    def sicken(step: int, numbers: NDArray[np.float64]) -> None:
+        for layer in risen:
+            numbers[layer, COLUMN["grad_norm"]] *= 1.02 ** max(0, step - 200)
+
+    return [(one.layer, one.rule) for one in replay(watched, run(watched, 420, sicken))]
+
+
+def test_drift_is_told_from_what_all_layers_of_a_kind_do() -> None:
+    """All queries rise together in healthy attention; one of them alone does not."""
+    names = [f"blocks.{i}.{part}.weight" for i in range(6) for part in ("query", "value", "up", "down")]
+    queries = {i for i, name in enumerate(names) if "query" in name}
+    assert (8, "slow-drift") in drifting(names, {8})
+    assert not [rule for _, rule in drifting(names, queries) if rule == "slow-drift"]
+
+
+@pytest.mark.parametrize(("factor", "found"), [(100.0, [(3, "gradient-spike", 1597, 1600)]), (5.0, [])])
+def test_a_spike_between_frames_is_a_note_if_it_is_far_above_all_before(factor: float, found: list[object]) -> None:
+    """The frame itself is as usual: only the peak since the frame before tells."""
+    watched = layers()
+
+    def sicken(step: int, numbers: NDArray[np.float64]) -> None:
+        peak = numbers[:, COLUMN["grad_norm"]] * 1.3
+        peak[3] *= factor if step == 100 else 1.0
+        numbers[:, COLUMN["norm_peak"]] = peak
+        numbers[:, COLUMN["norm_peak_step"]] = 16 * step - 3
+
+    frames = [replace(frame, step=16 * frame.step) for frame in run(watched, 150, sicken)]
+    verdicts = replay(watched, frames)
+    assert [(one.layer, one.rule, one.since, one.until) for one in verdicts] == found
+    assert {one.severity for one in verdicts} <= {"note"}
