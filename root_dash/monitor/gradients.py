@@ -54,7 +54,7 @@ def read(gradients: Sequence[Tensor], scale: Tensor | None = None, small: Small 
         small: room for gradients of these shapes, on a CPU; None to make it.
     """
     if gradients[0].is_cpu:
-        found = _on_cpu(gradients, Small(gradients) if small is None else small)
+        found = _on_cpu(list(gradients), Small(gradients) if small is None else small)
         return Reading(found if scale is None else found / float(scale))
     on_cuda = gradients[0].is_cuda
     norms = torch.stack(torch._foreach_norm(list(gradients), 2, torch.float64 if on_cuda else torch.float32))
@@ -86,20 +86,24 @@ class Small:
         self.parts = [part.view(tensors[index].shape) for part, index in zip(parts, self.indices, strict=True)]
         self.array = self.buffer.numpy()
         self.starts = np.cumsum(sizes) - sizes
+        self.sums = np.empty((2, len(sizes)), self.array.dtype)
         self.whole = not self.large
 
 
-def _on_cpu(gradients: Sequence[Tensor], small: Small) -> Float64Array:
+def _on_cpu(gradients: list[Tensor], small: Small) -> Float64Array:
     """Return norms and largest absolute entries of gradients on a CPU: (2, L)."""
     found = np.empty((2, len(gradients)))
     if small.indices:
-        own = gradients if small.whole else [gradients[index] for index in small.indices]
-        torch._foreach_copy_(small.parts, list(own))
+        torch._foreach_copy_(small.parts, gradients if small.whole else [gradients[index] for index in small.indices])
         torch.mul(small.buffer, small.buffer, out=small.buffer)
-        places = slice(None) if small.whole else small.indices
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is read again
-            found[0, places] = np.sqrt(np.add.reduceat(small.array, small.starts))
-            found[1, places] = np.sqrt(np.maximum.reduceat(small.array, small.starts))  # NaN if a square is
+            np.add.reduceat(small.array, small.starts, out=small.sums[0])
+            np.maximum.reduceat(small.array, small.starts, out=small.sums[1])  # NaN if a square is
+            np.sqrt(small.sums, out=small.sums)
+        if small.whole:
+            found[:] = small.sums
+        else:
+            found[:, small.indices] = small.sums
     for index in small.large:
         found[:, index] = _of_large(gradients[index])
     norms, entries = found
