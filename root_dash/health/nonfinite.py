@@ -62,10 +62,14 @@ class NonFinite:
         yield from self._judge_loss(step, loss)
 
     def bad(self, present: NDArray[np.bool_], columns: Columns) -> NDArray[np.bool_]:
-        """Return which layers have NaN or infinity in gradient or weight, (L,)."""
+        """Return which layers have NaN or infinity in gradient or weight, (L,).
+
+        A row of sentinels alone has no norm of the weight, which is NaN without being a fault.
+        """
         with np.errstate(invalid="ignore"):
-            gradient = columns["grad_nan"] + columns["grad_inf"] > 0
-        bad: NDArray[np.bool_] = present & (gradient | ~np.isfinite(columns["weight_norm"]))
+            counted = columns["grad_nan"] + columns["grad_inf"]
+            weight = ~np.isnan(counted) & ~np.isfinite(columns["weight_norm"])
+            bad: NDArray[np.bool_] = present & ((counted > 0) | weight)
         return bad
 
     def _first(self, step: int, sick: Sequence[int], columns: Columns, count: int) -> Finding:
@@ -124,7 +128,8 @@ def _origin(bad: NDArray[np.bool_], present: NDArray[np.bool_], columns: Columns
     layers are reached, the forward pass was, and the step does not tell where. `now` says that the step is the frame's:
     else nothing is known of the weights before it.
     """
-    weights = np.flatnonzero(bad & ~np.isfinite(columns["weight_norm"])).tolist()
+    measured = ~np.isnan(columns["grad_nan"])
+    weights = np.flatnonzero(bad & measured & ~np.isfinite(columns["weight_norm"])).tolist()
     if now and weights and len(weights) < bad.sum():
         return weights
     sick = np.flatnonzero(bad).tolist()

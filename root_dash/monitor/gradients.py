@@ -54,7 +54,7 @@ def read(gradients: Sequence[Tensor], scale: Tensor | None = None, small: Small 
         small: room for gradients of these shapes, on a CPU; None to make it.
     """
     if gradients[0].is_cpu:
-        found = _on_cpu(gradients, Small(gradients) if small is None else small)
+        found = _on_cpu(list(gradients), Small(gradients) if small is None else small)
         return Reading(found if scale is None else found / float(scale))
     on_cuda = gradients[0].is_cuda
     norms = torch.stack(torch._foreach_norm(list(gradients), 2, torch.float64 if on_cuda else torch.float32))
@@ -86,25 +86,28 @@ class Small:
         self.parts = [part.view(tensors[index].shape) for part, index in zip(parts, self.indices, strict=True)]
         self.array = self.buffer.numpy()
         self.starts = np.cumsum(sizes) - sizes
+        self.sums = np.empty((2, len(sizes)), self.array.dtype)
         self.whole = not self.large
 
 
-def _on_cpu(gradients: Sequence[Tensor], small: Small) -> Float64Array:
+def _on_cpu(gradients: list[Tensor], small: Small) -> Float64Array:
     """Return norms and largest absolute entries of gradients on a CPU: (2, L)."""
     found = np.empty((2, len(gradients)))
     if small.indices:
-        own = gradients if small.whole else [gradients[index] for index in small.indices]
-        torch._foreach_copy_(small.parts, list(own))
+        torch._foreach_copy_(small.parts, gradients if small.whole else [gradients[index] for index in small.indices])
         torch.mul(small.buffer, small.buffer, out=small.buffer)
-        places = slice(None) if small.whole else small.indices
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is read again
-            found[0, places] = np.sqrt(np.add.reduceat(small.array, small.starts))
-            found[1, places] = np.sqrt(np.maximum.reduceat(small.array, small.starts))  # NaN if a square is
+            np.add.reduceat(small.array, small.starts, out=small.sums[0])
+            np.maximum.reduceat(small.array, small.starts, out=small.sums[1])  # NaN if a square is
+            if small.whole:
+                np.sqrt(small.sums, out=found)
+            else:
+                found[:, small.indices] = np.sqrt(small.sums)
     for index in small.large:
         found[:, index] = _of_large(gradients[index])
     norms, entries = found
-    low, high = entries.min(), norms.max()
-    if not (_ORDINARY[0] < low and high < _ORDINARY[1]):
+    # The functions, not the methods: a method of NumPy takes another call of Python, 5 us if the caches are not warm.
+    if not (_ORDINARY[0] < np.minimum.reduce(entries) and np.maximum.reduce(norms) < _ORDINARY[1]):
         # A square over- or underflowed, or an entry is not finite, which reading again does not change.
         for odd in np.flatnonzero(~((entries > _ORDINARY[0]) & (norms < _ORDINARY[1]))).tolist():
             exact = gradients[odd].double()

@@ -61,6 +61,9 @@ class OpenFrame:
 
     def seal(self, scalars: Mapping[str, float | Tensor], step: int, due: frozenset[Kind]) -> None:
         """Hand over the frame of a step with these scalars, or a frame of the scalars alone; nothing if it is empty."""
+        if not (scalars or self.measured or self.events or self.unsealed or self.flushes):
+            self.cost = 0.0  # most steps of a small model: nothing was recorded but sentinels, which wait
+            return
         measured, self.measured = self.measured, []
         options, self.options = self.options, {}
         skips: list[tuple[SkipCounts, Tensor]] = []

@@ -175,7 +175,7 @@ class Recorder:
 
         A value that is not a single number is counted as a failure of recording and left out. Never raises.
         """
-        if self.active and not self._forwards:
+        if not self._forwards:
             self._take_log(scalars)
 
     def capture_masks(self) -> None:
@@ -299,10 +299,15 @@ class Recorder:
         weights = ChangedWeights(adapter, self._positions)
         skipped = SkippedSteps(optimizer, index)
         self._frame.skipped.append(skipped)
-        # The weights are sampled before the adapter's hooks, and compared after its measurement.
-        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights)))
+        # The weights are sampled before the adapter's hooks, and compared after its measurement. In most steps of a
+        # small model nothing is due: a hook then costs no more than to look.
+        self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._sample(weights) if self._due else None))
         self._handles.extend(adapter.attach(hooks))
-        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._look_back(weights, adapter, skipped)))
+        self._handles.append(
+            optimizer.register_step_post_hook(
+                lambda *_: self._look_back(weights, adapter, skipped) if self._due or skipped.may_look else None
+            )
+        )
 
     def _enter(self, index: int, makes_gradients: bool) -> None:
         """Begin a new step if an optimizer is about to step that is the first, or has stepped already.

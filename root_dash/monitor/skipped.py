@@ -40,6 +40,11 @@ class SkippedSteps:
         # A checkpoint may have brought counts of an earlier run.
         self._earlier = {id(group): counts.clone() for _, group, counts in self._groups()}
 
+    @property
+    def may_look(self) -> bool:
+        """Whether a `GradScaler` tells the optimizer if it found NaN or Inf."""
+        return hasattr(self._optimizer, "found_inf")
+
     def look(self) -> None:
         """Count the step that has just ended if a `GradScaler` had a fused optimizer skip it."""
         found = getattr(self._optimizer, "found_inf", None)

@@ -73,6 +73,13 @@ def test_entries_that_need_not_change_are_no_fault(healthy: dict[str, NDArray[np
     assert rounding(10, columns(**healthy)) == []
 
 
+def test_a_row_of_sentinels_alone_is_no_fault() -> None:
+    """The budget may leave nothing but sentinels: weights and gradients are not recorded then, all is finite."""
+    unmeasured = dict.fromkeys(columns(), np.full(COUNT, np.nan))
+    sentinels = {"nonfinite_steps": np.zeros(COUNT), "norm_peak": np.ones(COUNT)}
+    assert list(NonFinite().judge(40, ALL, unmeasured | sentinels, 2.0)) == []
+
+
 def test_what_was_not_finite_between_frames_is_dated_and_placed_by_its_step() -> None:
     """The layer that was first in time is the origin, also if all is finite again at the frame."""
     steps = np.where(np.isin(np.arange(COUNT), (2, 5)), 1.0, 0.0)

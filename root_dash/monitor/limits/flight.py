@@ -71,7 +71,7 @@ class Alarm:
             self._recent = [recent, *self._recent[:7]]  # the parameters of an optimizer change now and then
         # One comparison for nearly every row: NaN is below no bound.
         fired = None
-        if (values < recent.bound).all():
+        if np.logical_and.reduce(values < recent.bound, None):
             np.maximum(recent.fresh, values, out=recent.fresh)
             if recent.any_broken:
                 recent.broken[:] = recent.any_broken = False

@@ -7,6 +7,7 @@ keeps to the multiples of its interval.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -24,42 +25,55 @@ def phase(seed: int, stretch: int) -> int:
     return int.from_bytes(drawn, "little") % STRETCH + 1
 
 
-def remains(asked: int, kept: int, unit: int, seed: int, step: int) -> bool:
-    """Return whether a kind is due at a step, given its interval as asked for and as kept.
+def remaining(asked: int, kept: int, unit: int, seed: int, steps: range) -> Iterator[int]:
+    """Yield the steps at which a kind is due, given its interval as asked for and as kept.
 
     Args:
         asked: the interval that was asked for; 0 for never.
         kept: the interval that is kept, `asked` times a power of two.
         unit: the interval of which phases are multiples; it divides `asked`.
         seed: what the run's processes share.
-        step: the step, from 1.
+        steps: consecutive steps, from 1 or later.
     """
+    if not asked:
+        return
     if kept == asked:
-        return bool(asked) and step % asked == 0
-    recording, rest = divmod(step, unit)
-    return not rest and (recording + phase(seed, recording // STRETCH)) % (kept // unit) == 0
+        yield from range(steps.start + -steps.start % asked, steps.stop, asked)
+        return
+    every, recording, end = kept // unit, -(-steps.start // unit), -(-steps.stop // unit)
+    while recording < end:  # a stretch at a time
+        shift, after = phase(seed, recording // STRETCH), (recording // STRETCH + 1) * STRETCH
+        for place in range(recording + -(recording + shift) % every, min(after, end), every):
+            yield place * unit
+        recording = after
 
 
-def due(asked: Cadence, kept: Cadence, seed: int, step: int) -> frozenset[Kind]:
-    """Return the kinds that are due at a step of a run that keeps to one cadence and was asked for another.
+def recorded(asked: Cadence, kept: Cadence, seed: int, steps: range) -> dict[int, frozenset[Kind]]:
+    """Return the kinds that are due at steps, without the steps at which none is: "scalars" stands for the log.
 
     If a kind that was not thinned is due in a step in which statistics were asked for too, they come along.
     """
-    if kept == asked:
-        return asked.due(step)
-    found = frozenset(
-        kind
-        for kind in KINDS
-        if kind != "scalars" and (step == 1 or remains(asked.of(kind), kept.of(kind), _unit(asked, kind), seed, step))
-        if asked.of(kind)
-    )
-    along = asked.statistics and step % asked.statistics == 0 and found
-    return found | {"statistics"} if along else found
+    found: dict[int, set[Kind]] = {}
+    for kind in KINDS:
+        for step in remaining(asked.of(kind), kept.of(kind), _unit(asked, kind), seed, steps):
+            found.setdefault(step, set()).add(kind)
+    if 1 in steps:
+        found[1] = {kind for kind in KINDS if kind == "scalars" or asked.of(kind)}
+    if kept != asked and asked.statistics:
+        for step, kinds in found.items():
+            if step % asked.statistics == 0 and kinds - {"scalars"}:
+                kinds.add("statistics")
+    return {step: frozenset(kinds) for step, kinds in found.items()}
+
+
+def due(asked: Cadence, kept: Cadence, seed: int, step: int) -> frozenset[Kind]:
+    """Return the kinds that are due at a step of a run that keeps to one cadence and was asked for another."""
+    return recorded(asked, kept, seed, range(step, step + 1)).get(step, frozenset()) - {"scalars"}
 
 
 def scalars_due(asked: Cadence, kept: Cadence, seed: int, step: int) -> bool:
     """Return whether what is logged at a step is recorded."""
-    return step <= 1 or remains(asked.scalars, kept.scalars, _unit(asked, "scalars"), seed, step)
+    return "scalars" in recorded(asked, kept, seed, range(step, step + 1)).get(step, frozenset())
 
 
 def _unit(asked: Cadence, kind: Kind) -> int:

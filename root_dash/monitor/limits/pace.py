@@ -18,6 +18,12 @@ from root_dash.records import KINDS, Event, Kind
 TOGETHER = 8
 """Steps without any kind whose costs are settled together."""
 
+AHEAD = 64
+"""Steps for which it is looked up at once what is due."""
+
+_NOTHING: frozenset[Kind] = frozenset()
+_LOG: frozenset[Kind] = frozenset({"scalars"})
+
 
 class Pace:
     """Keeps a recorder's cadence, and what is known of its cost; events tell what changes.
@@ -43,7 +49,8 @@ class Pace:
         self._began = math.nan
         self._exhausted = False
         self._looked_up: Cadence | None = None
-        self._due_at: dict[int, tuple[frozenset[Kind], bool]] = {}
+        self._looked_until = 0
+        self._due_at: dict[int, frozenset[Kind]] = {}
         self._alone: list[tuple[float, float]] = []
 
     def due(self, step: int, fill: float) -> tuple[frozenset[Kind], list[Event]]:
@@ -54,7 +61,7 @@ class Pace:
         elif step == 1 and self._staggered:
             due = frozenset()
         else:
-            due = self._ahead(step)[0]
+            due = self._ahead(step) - _LOG
         before = self._backpressure
         if not before.kinds and fill == 0.0:
             return due, events
@@ -78,18 +85,15 @@ class Pace:
 
     def logs(self, step: int) -> bool:
         """Return whether what is logged at a step is recorded, also if nothing else of the step is."""
-        return self.flight.active(step) or self._ahead(step)[1]
+        return self.flight.active(step) or step == 0 or "scalars" in self._ahead(step)
 
-    def _ahead(self, step: int) -> tuple[frozenset[Kind], bool]:
-        """Return what is due at a step, and whether its log is; looked up for some steps ahead at a time."""
+    def _ahead(self, step: int) -> frozenset[Kind]:
+        """Return what is due at a step, the log among it; looked up for some steps ahead at a time."""
         cadence = self.budget.cadence
-        if self._looked_up is not cadence or step not in self._due_at:
-            asked, seed, self._looked_up = self.budget.asked, self._seed, cadence
-            self._due_at = {
-                at: (jitter.due(asked, cadence, seed, at), jitter.scalars_due(asked, cadence, seed, at))
-                for at in range(step, step + TOGETHER)
-            }
-        return self._due_at[step]
+        if self._looked_up is not cadence or not self._looked_until - AHEAD <= step < self._looked_until:
+            self._looked_up, self._looked_until = cadence, step + AHEAD
+            self._due_at = jitter.recorded(self.budget.asked, cadence, self._seed, range(step, step + AHEAD))
+        return self._due_at.get(step, _NOTHING)
 
     def settle(self, due: frozenset[Kind], step: int, entered: float | None = None) -> Iterator[Event]:
         """Compare the cost of the last step's recording, of the kinds that were due, with the budget.
