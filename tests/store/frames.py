@@ -122,6 +122,7 @@ def forget_later(frame: Frame) -> None:
     recorded = statistic_names("statistics")
     frame.statistics[:, [recorded.index(name) for name in LATER]] = np.nan
     for _, numbers in frame.spectra.values():
+        assert isinstance(numbers, dict)
         numbers |= {name: np.nan for name in numbers if name.startswith(LATER_SPECTRAL)}
 
 
