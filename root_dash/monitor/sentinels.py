@@ -149,7 +149,7 @@ class GradientReader:
         scale = local(scale) if isinstance(scale, Tensor) else None
         if self._plain:
             gradients = [gradient for parameter in self._own if (gradient := parameter.grad) is not None]
-            sparse = self._may_be_sparse and any([gradient.is_sparse for gradient in gradients])  # noqa: C419 (faster)
+            sparse = self._may_be_sparse and any([gradient.is_sparse for gradient in gradients])
             if len(gradients) == len(self._own) and not sparse:
                 return SentinelRow(step, self._watched, ((_ALL, read(gradients, scale, self._small)),))
         together: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
