@@ -281,9 +281,7 @@ class Recorder:
         self._lookout.attach(adapter, self._positions)
         # The first of the hooks: it hands over the frame of the step before, and reads the sentinels, which may fire.
         self._handles.append(
-            optimizer.register_step_pre_hook(
-                lambda _, *given: self._enter(index, has_closure((None, *given[0][1:]), given[1]))
-            )
+            optimizer.register_step_pre_hook(lambda _, args, kwargs: self._enter(index, has_closure(args, kwargs)))
         )
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._leave(index)))
         hooks = RecorderHooks(

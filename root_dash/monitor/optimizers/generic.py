@@ -236,4 +236,4 @@ class StepObserver:
 
 def has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Return whether a step was given a closure; the first of its arguments is the optimizer itself."""
-    return any(argument is not None for argument in (*args[1:], kwargs.get("closure")))
+    return kwargs.get("closure") is not None or any(argument is not None for argument in args[1:])
