@@ -83,6 +83,18 @@ def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], Sequen
     }, layers
 
 
+def leads_somewhere(store: Store, path: str) -> bool:
+    """Return whether there is a page at a path: the start page, or the page of a run or layer in the store."""
+    wanted = address.parse(path)
+    if wanted.page == "newest":
+        return True
+    try:
+        _view(store, wanted)
+    except (NotRecorded, ValueError):
+        return False
+    return True
+
+
 def ended(store: Store, view: View | None) -> int | None:
     """Return the id of the view's run if the run has ended, which the stream does not tell."""
     run_id = (view or {}).get("run")
