@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State
 
 from root_dash.frontend import ids, routing
+from root_dash.frontend.once import Once
 from root_dash.frontend.pages import layer
 from root_dash.frontend.panels import PANELS, Panels
 from root_dash.frontend.panels.panel import Panel, Selection, kinds_at_step
@@ -30,7 +32,7 @@ def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
     def ended(quiet: Any, view: View | None) -> int | None:
         return routing.ended(store, view)
 
-    view = Input(ids.VIEW, "data")
+    view, once = Input(ids.VIEW, "data"), Once()
     _serve(
         app, route, routing.ROUTE,
         path=Input(ids.URL, "pathname"), search=Input(ids.URL, "search"),
@@ -40,7 +42,7 @@ def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
     _serve(app, partial(layer.head, store), layer.HEAD, view=view)
     for page in panels.values():
         for panel in page:
-            _serve(app, partial(_answer, store, panel), _outputs(panel), **_inputs(panel))
+            _serve(app, partial(_answer, store, once, panel), _outputs(panel), **_inputs(panel))
     _register_clientside(app, panels)
 
 
@@ -64,6 +66,7 @@ def _inputs(panel: Panel) -> dict[str, Any]:
 
 def _answer(
     store: Store,
+    once: Once,
     panel: Panel,
     *,
     view: View,
@@ -72,7 +75,10 @@ def _answer(
     shown: View | None = None,
     values: View | None = None,
 ) -> dict[str, Any]:
-    """Return what a panel draws of the view, at the shown step, with its controls' values."""
+    """Return what a panel draws of the view, at the shown step, with its controls' values.
+
+    All viewers of one figure get the same answer, until the run has changed.
+    """
     step = (shown or {}).get("step")
     selection = Selection(
         store,
@@ -81,7 +87,18 @@ def _answer(
         step=None if step is None else int(step),
         values=dict(values or {}),
     )
-    return panel.answer(selection, theme(theme_name))
+    paper, run = theme(theme_name), store.run(selection.run)
+    state = (run.uid, run.frames, run.lost, run.last_step, run.last_time, run.ended_at)
+    what = (panel.id, selection.run, selection.layer, selection.step, *sorted(selection.values.items()))
+
+    def make() -> dict[str, Any]:
+        answer = panel.answer(selection, paper)
+        if isinstance(answer["body"], go.Figure):
+            answer["body"] = answer["body"].to_plotly_json()  # here too, and not for each viewer
+        return answer
+
+    answer: dict[str, Any] = once((what, paper.name, state), make)
+    return answer
 
 
 def _serve(app: Dash, function: Callable[..., Any], outputs: Any, **inputs: Any) -> None:
