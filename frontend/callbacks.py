@@ -14,7 +14,9 @@ from root_dash.frontend import ids, routing
 from root_dash.frontend.once import Once
 from root_dash.frontend.pages import layer
 from root_dash.frontend.panels import PANELS, Panels
+from root_dash.frontend.panels.layer import verdict
 from root_dash.frontend.panels.panel import Panel, Selection, kinds_at_step
+from root_dash.frontend.runs import AGAIN, Runs
 from root_dash.frontend.theme import theme
 
 if TYPE_CHECKING:
@@ -26,8 +28,10 @@ View = routing.View
 def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
     """Bind every callback of the shell, the pages and the panels to the app."""
 
+    runs = Runs(store)
+
     def route(path: str | None, search: str | None, before: View | None, retries: int | None) -> dict[str, Any]:
-        return routing.route(store, path, search, before, panels)
+        return routing.route(store, path, search, before, panels, runs)
 
     def ended(quiet: Any, view: View | None) -> int | None:
         return routing.ended(store, view)
@@ -39,7 +43,11 @@ def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
         retries=Input(ids.RETRY, "n_intervals"), before=State(ids.VIEW, "data"),
     )  # fmt: skip
     _serve(app, ended, Output(ids.ENDED, "data"), quiet=Input(ids.QUIET, "data"), view=State(ids.VIEW, "data"))
-    _serve(app, partial(layer.head, store), layer.HEAD, view=view)
+    _serve(
+        app, runs.again, AGAIN, initially=False, tick=Input(ids.RUNS, "n_intervals"), view=State(ids.VIEW, "data"),
+        before=State(ids.RUN_PICKER, "data"),
+    )  # fmt: skip
+    _serve(app, partial(layer.head, store, panels["layer"]), layer.HEAD, view=view)
     for page in panels.values():
         for panel in page:
             _serve(app, partial(_answer, store, once, panel), _outputs(panel), **_inputs(panel))
@@ -101,14 +109,14 @@ def _answer(
     return answer
 
 
-def _serve(app: Dash, function: Callable[..., Any], outputs: Any, **inputs: Any) -> None:
+def _serve(app: Dash, function: Callable[..., Any], outputs: Any, initially: bool = True, **inputs: Any) -> None:
     """Bind a function that takes its inputs and answers its outputs by name."""
 
     # The function runs in a thread, because the event loop also feeds the streams.
     async def answer(**values: Any) -> Any:
         return await asyncio.to_thread(_call, function, **values)
 
-    app.callback(output=outputs, inputs=inputs)(answer)
+    app.callback(output=outputs, inputs=inputs, prevent_initial_call=not initially)(answer)
 
 
 def _call(function: Callable[..., Any], **values: Any) -> Any:
@@ -120,12 +128,10 @@ def _call(function: Callable[..., Any], **values: Any) -> Any:
 
 
 def _register_clientside(app: Any, panels: Panels) -> None:
-    """Bind what `assets/view.js` answers without the server."""
+    """Bind what `assets/view.js` and `assets/layer.js` answer without the server."""
 
-    def bind(name: str, outputs: list[Any], *inputs: Any, initially: bool = False) -> None:
-        app.clientside_callback(
-            ClientsideFunction("rootdash", name), *outputs, *inputs, prevent_initial_call=not initially
-        )
+    def bind(name: str, outputs: list[Any], *inputs: Any, initially: bool = False, of: str = "rootdash") -> None:
+        app.clientside_callback(ClientsideFunction(of, name), *outputs, *inputs, prevent_initial_call=not initially)
 
     def also(component: str, name: str) -> Output:
         return Output(component, name, allow_duplicate=True)
@@ -144,16 +150,10 @@ def _register_clientside(app: Any, panels: Panels) -> None:
             bind(panel.click, [], Input(panel.id, "clickData"), State(panel.id, "figure"), view)
     for control_id in dict.fromkeys(c.id for panel in every for c in panel.controls if c.in_url):
         bind("keep", [], Input(control_id, "value"))
-    bind(
-        "advance",
-        [also(slider, "max"), also(slider, "value")],
-        Input(ids.cursor("histograms"), "data"),
-        State(follow, "checked"),
-    )
-    bind("letGo", [also(follow, "checked")], value, most, State(follow, "checked"))
-    bind("catchUp", [also(slider, "value")], Input(follow, "checked"), most, State(slider, "value"))
-    clicks = [Input(ids.EARLIER, "n_clicks"), Input(ids.LATER, "n_clicks")]
-    bind("nudge", [also(slider, "value")], *clicks, *(State(slider, name) for name in ("value", "min", "max", "step")))
+    bind("gone", [], Input(ids.GONE, "data"))
+    for kind in layer.walked(panels["layer"]):
+        grown = [also(slider, "max"), also(slider, "value")]
+        bind("advance", grown, Input(ids.cursor(kind), "data"), State(follow, "checked"), of="layer")
     for kind in kinds_at_step(panels["layer"]):
         store = ids.shown(kind)
         bind(
@@ -164,5 +164,13 @@ def _register_clientside(app: Any, panels: Panels) -> None:
             Input(follow, "checked"),
             State(store, "data"),
             initially=True,
+            of="layer",
         )
-    bind("step", [Output(ids.STEP_LABEL, "children")], value, Input(follow, "checked"), initially=True)
+    bind("known", [], Input(ids.STEPS, "data"), initially=True, of="layer")
+    bind("snap", [also(slider, "value")], value, of="layer")
+    bind("letGo", [also(follow, "checked")], value, most, State(follow, "checked"), of="layer")
+    bind("catchUp", [also(slider, "value")], Input(follow, "checked"), most, State(slider, "value"), of="layer")
+    clicks = [Input(ids.EARLIER, "n_clicks"), Input(ids.LATER, "n_clicks")]
+    bind("nudge", [also(slider, "value")], *clicks, State(slider, "value"), of="layer")
+    bind("step", [Output(ids.STEP_LABEL, "children")], value, Input(follow, "checked"), initially=True, of="layer")
+    bind("evidence", [], Input(verdict.PANEL.id, "children"), initially=True, of="layer")

@@ -24,7 +24,7 @@ def cards(panels: Iterable[Panel], query: Mapping[str, str]) -> list[Any]:
 
 def _card(panel: Panel, controls: list[Any]) -> Any:
     if not panel.title:
-        return html.P(id=panel.id, className=panel.className)
+        return html.Div(id=panel.id, className=panel.className)
     note = [html.Span(panel.note, className="hint far")] if panel.note else []
     body = html.Div(id=panel.id) if panel.words else layout.graph(panel.id, panel.label or panel.title)
     head = [

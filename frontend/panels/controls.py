@@ -18,7 +18,7 @@ def segmented(control_id: str, label: str, options: Mapping[str, str]) -> Contro
         dmc.SegmentedControl, size="xs", className="far", **aria(label=label),
         data=[{"value": value, "label": text} for value, text in options.items()],
     )  # fmt: skip
-    return Control(control_id, tuple(options), component)
+    return Control(control_id, tuple(options), component, in_url=True)
 
 
 def picker(control_id: str, label: str, groups: Mapping[str, Mapping[str, str]], **how: Any) -> Control:
