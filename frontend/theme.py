@@ -40,6 +40,8 @@ class Theme:
     """The ink of the momentum before the outliers are removed."""
     band: str
     """The ink of a confidence band behind the data."""
+    curve: str
+    """The ink of the band between the least and the largest values of a curve."""
     density: Stops
     """The scale of a density, from nothing to much, in the blue of the data."""
     severity: Stops
@@ -100,6 +102,7 @@ LIGHT = Theme(
     second="#667085",
     grey="#7b8494",
     band="rgba(102,112,133,0.14)",
+    curve="rgba(59,130,196,0.24)",
     density=((0.0, "#f3f7fb"), (0.35, "#b5d3ec"), (0.7, "#3b82c4"), (1.0, "#173f70")),
     severity=_severity(
         "#2c6aa8", "#8dbbe0", "#e8edf3", "#eef1f5", "#f0efeb", "#fbd38b", "#f58e5c", "#d23f76", "#5e1a66"
@@ -116,6 +119,7 @@ DARK = Theme(
     second="#9aa4b2",
     grey="#8b95a5",
     band="rgba(154,164,178,0.20)",
+    curve="rgba(59,130,196,0.32)",
     density=((0.0, "#1b2330"), (0.35, "#2b5680"), (0.7, "#4f9bdc"), (1.0, "#b4d9fb")),
     severity=_severity(
         "#86bdf0", "#3d6f9e", "#212c3b", "#1f2734", "#272932", "#70403a", "#c0583f", "#f08a5d", "#ffe0a3"

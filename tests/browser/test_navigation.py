@@ -11,17 +11,17 @@ from playwright.sync_api import Browser, Page, expect
 from root_dash.frontend import ids
 from tests.browser.conftest import running, tab
 from tests.browser.test_dashboard import LAYER_GRAPHS, PATIENCE, wait_until_filled
-from tests.store.frames import make_layers, record
+from tests.store.frames import CADENCE, make_layers, record
 
 pytestmark = [pytest.mark.heavy, pytest.mark.browser]
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two finished runs of three layers; as `watch` records: step 1, and then every tenth step."""
+    """Two finished runs of three layers, whose recordings are not evenly apart: at 10, 15, 20, 30, 40, 45, ..."""
     path = tmp_path_factory.mktemp("navigation") / "runs.db"
     for at in (1, 2):
-        record(path, 60, make_layers(3), uid=f"run-{at}", name="twin", start=1)
+        record(path, 60, make_layers(3), uid=f"run-{at}", name="twin", start=1, cadence={**CADENCE, "spectra": 15})
     return path
 
 
@@ -48,7 +48,8 @@ def at(page: Page, path: str, step: int | None) -> None:
     )  # fmt: skip
     if step is not None:
         expect(page.locator(f"#{ids.STEP_LABEL}")).to_have_text(f"step {step}", timeout=PATIENCE)
-        expect(page.locator("#histogram-hint")).to_contain_text(f"step {step} ·", timeout=PATIENCE)
+        shown = {10: 10, 15: 10, 20: 20}[step]  # the histogram at or before the step
+        expect(page.locator("#histogram-hint")).to_contain_text(f"step {shown} ·", timeout=PATIENCE)
 
 
 def test_layers_steps_and_runs_are_walked_and_the_view_is_kept(page: Page) -> None:
@@ -59,9 +60,8 @@ def test_layers_steps_and_runs_are_walked_and_the_view_is_kept(page: Page) -> No
     at(page, "/r/1/l/2", 20)
     page.locator("[data-go=previous]").click()
     at(page, "/r/1/l/1", 20)
-    # The first step that was recorded is 1, and then every tenth.
-    for key, step in (("ArrowLeft", 10), ("ArrowLeft", 1), ("ArrowLeft", 1), ("ArrowRight", 10), ("ArrowRight", 20)):
-        page.keyboard.press(key)
+    for key, step in (("Left", 15), ("Left", 10), ("Left", 10), ("Right", 15), ("Right", 20)):
+        page.keyboard.press(f"Arrow{key}")
         at(page, "/r/1/l/1", step)
     # After a choice in a picker the keys work as before.
     page.locator(f"#{ids.LAYER_PICKER}").click()

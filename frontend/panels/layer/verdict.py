@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from dash import html
 
 from root_dash.frontend import layout
 from root_dash.frontend.numbers import count
 from root_dash.frontend.panels.layer import statistics
+from root_dash.frontend.panels.layer.findings import found, lasting, nonfinite
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
-from root_dash.frontend.panels.reading import recorded
 from root_dash.frontend.theme import Theme
-from root_dash.records import History, Layer, Run
-from root_dash.records.verdict import SEVERITIES, Verdict
+from root_dash.records import Layer, Run
+from root_dash.records.verdict import Verdict
 
 EVIDENCE: Mapping[str, tuple[str, ...]] = {
     "grad_zero": ("histogram", "evolution"),
@@ -48,28 +47,11 @@ class Broken:
         return f"{'skipped' if self.skipped else 'gradient not finite'} since {count(self.since)}"
 
 
-def of_layer(verdicts: Sequence[Verdict], place: int) -> list[Verdict]:
-    """Return the verdicts on a layer, or for which the layer is a candidate: what lasts and is worst comes first."""
-    own = [verdict for verdict in verdicts if verdict.layer == place or place in verdict.candidates]
-    return sorted(
-        own, key=lambda one: (one.under is not None, one.until is not None, -SEVERITIES.index(one.severity), one.since)
-    )
-
-
 def evidence(verdict: Verdict, names: Sequence[str]) -> list[str]:
     """Return the ids of the panels that hold the evidence of a verdict; `names` are the statistics of the curves."""
     panels = [panel for name in verdict.evidence for panel in EVIDENCE.get(name, ())]
     panels += [statistics.PANELS[names.index(name)].id for name in verdict.evidence if name in names]
     return list(dict.fromkeys([*panels, *(["mask"] if GATHERED in verdict.text else [])]))
-
-
-def broken_since(nan: History | None, inf: History | None, *, skipped: bool) -> Broken | None:
-    """Return since when every recorded gradient has had entries that are not finite; None if the newest has none."""
-    if nan is None or inf is None or nan.values.shape != inf.values.shape or not len(nan.steps):
-        return None
-    finite = np.flatnonzero(~(nan.values + inf.values > 0))
-    first = int(finite[-1]) + 1 if len(finite) else 0
-    return Broken(int(nan.steps[first]), skipped) if first < len(nan.steps) else None
 
 
 def skips(run: Run, algorithm: str) -> bool:
@@ -81,48 +63,57 @@ def skips(run: Run, algorithm: str) -> bool:
 
 
 def _read(selection: Selection) -> dict[str, Any]:
-    store, run = selection.store, selection.store.run(selection.run)
-    layers = store.layers(selection.run)
-    place = next(place for place, layer in enumerate(layers) if layer.id == selection.layer)
-    nan, inf = (recorded(store.history, selection.layer, name) for name in ("grad_nan", "grad_inf"))
+    store = selection.store
+    layer, since = store.layer(selection.layer), lasting(nonfinite(selection), 1)
     return {
-        "layer": layers[place],
-        "verdicts": of_layer(store.verdicts(selection.run), place),
+        "layer": layer,
+        "verdicts": found(selection),
         "judged": store.is_judged(selection.run),
-        "broken": broken_since(nan, inf, skipped=skips(run, layers[place].algorithm)),
+        "broken": None if since is None else Broken(since, skips(store.run(selection.run), layer.algorithm)),
     }
 
 
 def _draw(_theme: Theme, *, layer: Layer, verdicts: Sequence[Verdict], judged: bool, broken: Broken | None) -> Drawing:
     chip = [] if broken is None else [html.Span(broken.words, className="chip-broken")]
     if not verdicts:
-        quiet = "Nothing found: the layer is within its own range."
+        quiet = "No rule found anything in this layer."
         words = quiet if judged else "Recorded without diagnosis: root-dash diagnose judges the run."
         kind = "healthy" if judged and broken is None else "note"
         return Drawing(html.Div([*chip, html.Span(words)], className=f"strip {kind}"))
     first, *others = verdicts
-    more = [html.Details([html.Summary(f"{len(others)} more"), *(_line(other, layer) for other in others)])]
+    said, *ruled_out = _sentence(first, layer).split("; ")
+    rest = [html.P("; ".join(ruled_out).capitalize())] if ruled_out else []
+    rest += [_line(other, layer) for other in others]
+    more = html.Details([html.Summary(f"{len(others)} more" if others else "details"), *rest])
     return Drawing(
         html.Div(
-            [*_parts(first, layer), *chip, *(more if others else [])],
+            [*_head(first), html.Span(said, className="strip-text"), *chip, _go(first), *([more] if rest else [])],
             className=f"strip {first.severity if first.until is None else 'note'}",
             **layout.data(evidence=" ".join(evidence(first, statistics.names_of(layer)))),
         )
     )
 
 
-def _parts(verdict: Verdict, layer: Layer) -> list[Any]:
-    text = verdict.text.removeprefix(f"{layer.name}: ")
+def _sentence(verdict: Verdict, layer: Layer) -> str:
+    """Return a verdict's sentence without what the strip says already: the layer's name and the onset."""
+    text = verdict.text.removeprefix(f"{layer.name}: ").replace(f", since step {verdict.since:,}", "", 1)
+    return text[:1].upper() + text[1:]
+
+
+def _head(verdict: Verdict) -> list[Any]:
     return [
         html.Span(verdict.rule.replace("-", " ").capitalize(), className=f"strip-rule {verdict.severity}"),
         html.Span(_when(verdict), className="strip-facts mono"),
-        html.Span(text[:1].upper() + text[1:], className="strip-text"),
-        html.Button("go to onset", className="ghost onset", **layout.data(onset=str(verdict.since))),
     ]
 
 
+def _go(verdict: Verdict) -> Any:
+    return html.Button("go to onset", className="ghost onset", **layout.data(onset=str(verdict.since)))
+
+
 def _line(verdict: Verdict, layer: Layer) -> Any:
-    return html.P([part for part in _parts(verdict, layer) for part in (part, " ")])
+    parts = [*_head(verdict), html.Span(_sentence(verdict, layer)), _go(verdict)]
+    return html.P([part for one in parts for part in (one, " ")])
 
 
 def _when(verdict: Verdict) -> str:
