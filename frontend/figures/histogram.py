@@ -111,7 +111,8 @@ def why_empty(recorded: Histogram, since: int | None = None) -> str:
     if len(kinds) == 1:
         number, name = kinds[0]
         return f"All {count(number)} entries are {name}{ever}." if number > 1 else f"The entry is {name}{ever}."
-    return f"Entries{ever}: {', '.join(f'{count(n)} {name}' for n, name in kinds)}."
+    parts = (f"{count(n)} {'zero' if name == '0' else name}" for n, name in kinds)
+    return f"Entries{ever}: {', '.join(parts)}."
 
 
 def joined_bars(recorded: Histogram) -> Bars | None:
