@@ -84,12 +84,12 @@ def header() -> Any:
             dmc.Select(
                 id=ids.RUN_PICKER, data=[], allowDeselect=False, size="xs", className="run-picker",
                 placeholder="run", maxDropdownHeight=420, renderOption={"function": "runOption"},
-                comboboxProps={"width": 420, "position": "bottom-start"}, **aria(label="run"),
+                comboboxProps={"width": 420, "position": "bottom-start", "withinPortal": False}, **aria(label="run"),
             ),
             dmc.Select(
                 id=ids.LAYER_PICKER, data=[], searchable=True, size="xs", className="layer-picker",
                 placeholder="/  search layers", nothingFoundMessage="no such layer", maxDropdownHeight=420,
-                selectFirstOptionOnChange=True, **aria(label="go to a layer"),
+                selectFirstOptionOnChange=True, comboboxProps={"withinPortal": False}, **aria(label="go to a layer"),
             ),
             html.Div(
                 id=ids.STATUS, className="status", role="status", **aria(live="off"),

@@ -89,7 +89,7 @@ def _unknown(panels: Sequence[Panel], query: Mapping[str, str]) -> list[Any]:
     asked = [(control, query[control.id]) for control in controls.values() if control.id in query]
     return [
         html.P(
-            f"The address asks for {control.id} “{wanted[:80]}”, which there is not: this is {control.values[0]}.",
+            f"The address asks for {control.id} “{wanted[:80]}”, which is unknown. It shows {control.values[0]}.",
             className="remark", role="status",
         )
         for control, wanted in asked

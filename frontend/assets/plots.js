@@ -32,6 +32,9 @@
     zooms.set(box, { revision, axes });
   }
 
+  // Under a finger a drag scrolls the page, and does not zoom.
+  const finger = window.matchMedia("(pointer: coarse)");
+
   function wrap(plotly) {
     const react = plotly.react;
     plotly.react = function (box, figure, ...rest) {
@@ -39,6 +42,7 @@
       if (known && figure.layout && figure.layout.uirevision === known.revision)
         for (const [axis, range] of Object.entries(known.axes))
           figure.layout[axis] = { ...figure.layout[axis], range, autorange: false };
+      if (figure.layout && finger.matches) figure.layout.dragmode = false;
       if (figure.layout && figure.layout.shapes) figure.layout.shapes = figure.layout.shapes.map(placed);
       return react.call(this, box, figure, ...rest).then((drawn) => {
         if (!zooms.has(box)) {

@@ -47,7 +47,7 @@ def history(
     values = recorded.values
     if not np.isfinite(values).any():
         broken = nonfinite is not None and bool((nonfinite.values > 0).any())
-        return base.empty(theme, plot, "never finite" if broken else "no finite value", sick=broken)
+        return base.empty(theme, plot, "never finite" if broken else "no value yet", sick=broken)
     span = base.log_range(values) if statistic.log else None
     shown = np.where(values > 0, values, np.nan) if span else values
     drawn = base.figure(theme, plot)

@@ -35,7 +35,7 @@ def spectrum(
         return base.empty(
             theme,
             "spectrum",
-            sentence or "No spectrum at this step: watch() records spectra as often as `spectra` says.",
+            sentence or "No spectrum at this step: watch() records spectra less often than histograms.",
         )
     top = float(np.nanmax(recorded.momentum, initial=0.0)) or 1.0
     # What orthogonalizes nothing has no use for a base.

@@ -414,7 +414,7 @@ def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> No
     [
         (
             history(History("grad_norm", np.arange(2), np.full(2, NAN)), statistic("grad_norm"), LIGHT),
-            "no finite value",
+            "no value yet",
         ),
         (history(History("grad_norm", np.arange(0), np.zeros(0)), statistic("grad_norm"), LIGHT), "not recorded"),
         (

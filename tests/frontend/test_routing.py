@@ -158,8 +158,8 @@ def test_a_run_is_asked_for_the_layer_of_the_same_name(tmp_path: Path, like: str
 def test_a_value_that_a_control_does_not_have_is_named(store: Store) -> None:
     """The page says what it shows instead; a value that the control has needs no words."""
     said = [str(routing.route(store, "/r/1", search, None)["page"]) for search in ("?stat=<b>no", "?stat=grad_std", "")]
-    assert "asks for stat “<b>no”, which there is not" in said[0]
-    assert ["which there is not" in words for words in said] == [True, False, False]
+    assert "asks for stat “<b>no”, which is unknown. It shows grad_norm." in said[0]
+    assert ["which is unknown" in words for words in said] == [True, False, False]
 
 
 def test_a_run_that_was_pruned_says_so(tmp_path: Path) -> None:

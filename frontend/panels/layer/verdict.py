@@ -30,6 +30,8 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = {
     "outlier_col_share": ("mask",),
 }
 """The panels that show what a verdict rests on, by the name of the statistic. The small curves come with their own."""
+WORDS: Mapping[str, str] = {"non-finite-gradient": "gradient not finite", "learning-rate-jump": "learning rate jumped"}
+"""Rules in words, if the words are not the rule's own name."""
 GATHERED = "outliers gathering in"
 """The words of a verdict that names the rows and columns in which outliers gather."""
 
@@ -68,21 +70,25 @@ def _read(selection: Selection) -> dict[str, Any]:
     return {
         "layer": layer,
         "verdicts": found(selection),
+        "begun": store.latest(selection.run) is not None,
         "judged": store.is_judged(selection.run),
         "broken": None if since is None else Broken(since, skips(store.run(selection.run), layer.algorithm)),
     }
 
 
-def _draw(_theme: Theme, *, layer: Layer, verdicts: Sequence[Verdict], judged: bool, broken: Broken | None) -> Drawing:
+def _draw(
+    _theme: Theme, *, layer: Layer, verdicts: Sequence[Verdict], begun: bool, judged: bool, broken: Broken | None
+) -> Drawing:
     chip = [] if broken is None else [html.Span(broken.words, className="chip-broken")]
     if not verdicts:
         quiet = "No rule found anything in this layer."
         words = quiet if judged else "Recorded without diagnosis: root-dash diagnose judges the run."
-        kind = "healthy" if judged and broken is None else "note"
+        words = words if begun else "Nothing recorded yet."
+        kind = "healthy" if begun and judged and broken is None else "note"
         return Drawing(html.Div([*chip, html.Span(words)], className=f"strip {kind}"))
     first, *others = verdicts
     said, *ruled_out = _sentence(first, layer).split("; ")
-    rest = [html.P("; ".join(ruled_out).capitalize())] if ruled_out else []
+    rest = [html.P(_begun("; ".join(ruled_out)))] if ruled_out else []
     rest += [_line(other, layer) for other in others]
     more = html.Details([html.Summary(f"{len(others)} more" if others else "details"), *rest])
     return Drawing(
@@ -97,12 +103,18 @@ def _draw(_theme: Theme, *, layer: Layer, verdicts: Sequence[Verdict], judged: b
 def _sentence(verdict: Verdict, layer: Layer) -> str:
     """Return a verdict's sentence without what the strip says already: the layer's name and the onset."""
     text = verdict.text.removeprefix(f"{layer.name}: ").replace(f", since step {verdict.since:,}", "", 1)
+    return _begun(text)
+
+
+def _begun(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 def _head(verdict: Verdict) -> list[Any]:
     return [
-        html.Span(verdict.rule.replace("-", " ").capitalize(), className=f"strip-rule {verdict.severity}"),
+        html.Span(
+            _begun(WORDS.get(verdict.rule, verdict.rule.replace("-", " "))), className=f"strip-rule {verdict.severity}"
+        ),
         html.Span(_when(verdict), className="strip-facts mono"),
     ]
 
