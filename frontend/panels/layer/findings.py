@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from root_dash.exceptions import NotRecorded
 from root_dash.frontend.panels.panel import Selection
 from root_dash.frontend.panels.reading import recorded
 from root_dash.records import History
@@ -21,10 +22,16 @@ def of_layer(verdicts: Sequence[Verdict], place: int) -> list[Verdict]:
 
 
 def found(selection: Selection) -> list[Verdict]:
-    """Return the verdicts on the selected layer, as `of_layer` sorts them."""
+    """Return the verdicts on the selected layer, as `of_layer` sorts them.
+
+    Raises:
+        NotRecorded: the run has no such layer.
+    """
     store = selection.store
-    place = next(at for at, layer in enumerate(store.layers(selection.run)) if layer.id == selection.layer)
-    return of_layer(store.verdicts(selection.run), place)
+    ids = [layer.id for layer in store.layers(selection.run)]
+    if selection.layer not in ids:
+        raise NotRecorded(f"run {selection.run} has no layer {selection.layer}")
+    return of_layer(store.verdicts(selection.run), ids.index(selection.layer))
 
 
 def onset(selection: Selection) -> int | None:
