@@ -65,8 +65,8 @@ def route(
     try:
         view, layers = _view(store, wanted)
     except (NotRecorded, ValueError) as error:
-        page = notices.missing(path, str(error) if wanted.run is not None else "")
-        return {**answer, "view": {"page": "missing"}, "page": page}
+        why = notices.missing(path, str(error) if wanted.run is not None else "")
+        return {**answer, "view": {"page": "missing"}, "page": why}
     # The page of a layer stays for the next layer; the overview's controls take their values from the address.
     page: Any = no_update
     if view["ended"] and view["latest"] is None:

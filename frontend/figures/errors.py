@@ -28,7 +28,12 @@ def errors(
     if span is None:
         recorded = any(h is not None and len(h.steps) for h, _, _ in named)
         nothing = "No spectra yet: the error is computed from spectra."
-        return base.empty(theme, "errors", sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing))
+        return base.empty(
+            theme,
+            "errors",
+            sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing),
+            sick=recorded and not sentence,
+        )
     drawn = base.figure(theme, "errors")
     for history, text, colour in reversed(curves):
         drawn.add_scatter(

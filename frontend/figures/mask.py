@@ -84,16 +84,16 @@ def line_totals(counts: CountArray | IntArray, entries: int) -> LineTotals:
     bars = min(BARS, len(share))
     edges = _block_edges(len(share), bars)
     line = np.array([a + int(np.argmax(share[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)], np.int64)
-    return LineTotals(edges.astype(np.float64), line, share[line], outlying(np.asarray(counts))[line])
+    return LineTotals(edges.astype(np.float64), line, share[line], outlying(np.asarray(counts, np.uint32))[line])
 
 
 def named(counts: CountArray | IntArray, noun: str) -> str:
     """Return the outlying lines in words, those with the most outliers first: rows 17, 5, 40 +2; empty for none."""
-    counts = np.asarray(counts)
-    lines = np.flatnonzero(outlying(counts))
+    totals = np.asarray(counts, np.uint32)
+    lines = np.flatnonzero(outlying(totals))
     if not len(lines):
         return ""
-    worst = lines[np.argsort(-counts[lines].astype(np.int64), kind="stable")[:NAMED]]
+    worst = lines[np.argsort(-totals[lines].astype(np.int64), kind="stable")[:NAMED]]
     more = f" +{count(len(lines) - NAMED)}" if len(lines) > NAMED else ""
     return f"{noun}{'s' if len(lines) > 1 else ''} {', '.join(count(int(line)) for line in worst)}{more}"
 

@@ -50,7 +50,7 @@ def spectrum(
         (name, colour, np.asarray(values, np.float64)) for name, colour, values in wanted if len(values)
     ]
     if not any((values > 0).any() for _, _, values in lines):
-        return base.empty(theme, "spectrum", base.NO_SPECTRUM_LEFT)
+        return base.empty(theme, "spectrum", base.NO_SPECTRUM_LEFT, sick=True)
     span = _span([values for _, _, values in lines])
     drawn = base.figure(theme, "spectrum")
     longest = max(len(values) for _, _, values in lines)

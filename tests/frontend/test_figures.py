@@ -426,9 +426,12 @@ def test_a_value_between_gaps_is_a_dot_in_every_curve(values: list[float]) -> No
             histogram(replace(counted(np.zeros(9)), nan=2, inf=1), LIGHT),
             "● Entries: 9 zero, 2 NaN, 1 ±Inf.",
         ),
-        (spectrum(alike(NAN), LIGHT), base.NO_SPECTRUM_LEFT),
-        (spectrum(alike(0.0), LIGHT), base.NO_SPECTRUM_LEFT),
-        (errors(History("polar_error", np.arange(2), np.full(2, NAN)), None, None, LIGHT), base.NO_SPECTRUM_LEFT),
+        (spectrum(alike(NAN), LIGHT), f"● {base.NO_SPECTRUM_LEFT}"),
+        (spectrum(alike(0.0), LIGHT), f"● {base.NO_SPECTRUM_LEFT}"),
+        (
+            errors(History("polar_error", np.arange(2), np.full(2, NAN)), None, None, LIGHT),
+            f"● {base.NO_SPECTRUM_LEFT}",
+        ),
         (errors(None, None, None, LIGHT), "No spectra yet: the error is computed from spectra."),
     ],
 )

@@ -266,8 +266,7 @@ def test_a_layer_without_a_finding_is_quiet(tmp_path: Path) -> None:
 
 def test_lasting_is_what_the_newest_steps_have() -> None:
     """A fault that is over does not last."""
-    history_of = lambda values: History("grad_zero", np.arange(len(values)) * 10, np.array(values, float))  # noqa: E731
-    assert lasting(history_of([0, 4, 0, 4, 4]), 4) == 30
-    assert lasting(history_of([4, 4, 0]), 4) is None
-    assert lasting(history_of([4, 4]), 4) == 0
+    for values, since in (([0, 4, 0, 4, 4], 30), ([4, 4, 0], None), ([4, 4], 0)):
+        zero = History("grad_zero", np.arange(len(values)) * 10, np.array(values, np.float64))
+        assert lasting(zero, 4) == since
     assert lasting(None, 4) is None

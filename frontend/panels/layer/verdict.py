@@ -30,7 +30,9 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = {
     "outlier_col_share": ("mask",),
 }
 """The panels that show what a verdict rests on, by the name of the statistic. The small curves come with their own."""
-WORDS: Mapping[str, str] = {"non-finite-gradient": "gradient not finite", "learning-rate-jump": "learning rate jumped"}
+NONFINITE = "non-finite-gradient"
+"""The rule of gradients that are not finite."""
+WORDS: Mapping[str, str] = {NONFINITE: "gradient not finite", "learning-rate-jump": "learning rate jumped"}
 """Rules in words, if the words are not the rule's own name."""
 GATHERED = "outliers gathering in"
 """The words of a verdict that names the rows and columns in which outliers gather."""
@@ -87,6 +89,8 @@ def _draw(
         kind = "healthy" if begun and judged and broken is None else "note"
         return Drawing(html.Div([*chip, html.Span(words)], className=f"strip {kind}"))
     first, *others = verdicts
+    if broken is not None and not broken.skipped and first.rule == NONFINITE:
+        chip = []  # the verdict says so
     said, *ruled_out = _sentence(first, layer).split("; ")
     rest = [html.P(_begun("; ".join(ruled_out)))] if ruled_out else []
     rest += [_line(other, layer) for other in others]
