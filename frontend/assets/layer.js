@@ -33,20 +33,23 @@
   }
 
   // While the steps change quickly, as under a held key, panels are drawn for the last of them alone.
-  const PAUSE = 250; // ms
+  const PAUSE = 250, QUICK = 1500; // ms; while the page draws, keys wait in the browser
   const changed = {};
   function settled(id, next) {
-    const now = performance.now(), quick = now - (changed[id] ?? -Infinity) < PAUSE;
+    const now = performance.now(), quick = now - (changed[id] ?? -Infinity) < QUICK;
     changed[id] = now;
-    if (!quick) return next;
+    if (!quick || next.step === null) return next;
     return new Promise((done) => setTimeout(() => done(changed[id] === now ? next : skip()), PAUSE));
   }
+
+  const clicked = {}; // how often each of the two buttons was clicked
 
   // "Go to onset": the first recording at the onset or after it.
   document.addEventListener("click", (event) => {
     const link = event.target.closest("[data-onset]");
     if (!link) return;
     event.preventDefault();
+    if (event.detail > 0) link.blur(); // after a mouse, space follows the newest step again
     set("step-slider", { value: above(Number(link.dataset.onset) - 1) });
     set("follow", { checked: false });
   });
@@ -68,7 +71,14 @@
       // If the user moves the slider away from its end, the page stops following the newest step.
       letGo(value, most, follow) { return follow && value < most ? false : skip(); },
       catchUp(follow, most, value) { return follow && value !== most ? most : skip(); },
-      nudge(earlier, later, value) { return triggered() === "earlier" ? below(value - 1) : above(value); },
+      // Several clicks may come as one: as many steps as there were clicks.
+      nudge(earlier, later, value) {
+        const id = triggered(), clicks = (id === "earlier" ? earlier : later) ?? 0;
+        for (let at = clicks < (clicked[id] ?? 0) ? 0 : clicked[id] ?? 0; at < clicks; at += 1)
+          value = id === "earlier" ? below(value - 1) : above(value);
+        clicked[id] = clicks;
+        return value;
+      },
       shown(cursor, value, follow, before) {
         const next = follow ? { step: null, cursor: cursor ? cursor.id : 0 } : { step: value };
         return same(next, before) ? skip() : settled(window.dash_clientside.callback_context.outputs_list.id, next);

@@ -12,9 +12,16 @@
   const placed = (shape) =>
     shape.name !== "step" ? shape : { ...shape, x0: shown ?? 0, x1: shown ?? 0, visible: shown !== null };
 
+  // Under a held key the line moves when the key rests: each move draws every figure.
+  let moving = null;
   function mark(step) {
     if (step === shown) return;
     shown = step;
+    clearTimeout(moving);
+    moving = setTimeout(move, 80);
+  }
+
+  function move() {
     for (const box of document.querySelectorAll(".layer .js-plotly-plot"))
       if (box.layout?.shapes?.some((shape) => shape.name === "step"))
         window.Plotly.relayout(box, { shapes: box.layout.shapes.map(placed) });
