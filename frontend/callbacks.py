@@ -166,11 +166,10 @@ def _register_clientside(app: Any, panels: Panels) -> None:
             initially=True,
             of="layer",
         )
-    bind("known", [], Input(ids.STEPS, "data"), initially=True, of="layer")
+    placed = [Output(slider, "value"), Output(follow, "checked")]
+    bind("known", placed, Input(ids.STEPS, "data"), most, initially=True, of="layer")
     bind("snap", [also(slider, "value")], value, of="layer")
     bind("letGo", [also(follow, "checked")], value, most, State(follow, "checked"), of="layer")
     bind("catchUp", [also(slider, "value")], Input(follow, "checked"), most, State(slider, "value"), of="layer")
-    clicks = [Input(ids.EARLIER, "n_clicks"), Input(ids.LATER, "n_clicks")]
-    bind("nudge", [also(slider, "value")], *clicks, State(slider, "value"), of="layer")
     bind("step", [Output(ids.STEP_LABEL, "children")], value, Input(follow, "checked"), initially=True, of="layer")
     bind("evidence", [], Input(verdict.PANEL.id, "children"), initially=True, of="layer")

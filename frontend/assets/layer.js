@@ -3,7 +3,6 @@
   const address = window.rootDashAddress;
   const skip = () => window.dash_clientside.no_update;
   const set = (id, props) => window.dash_clientside.set_props(id, props);
-  const triggered = () => window.dash_clientside.callback_context.triggered_id;
   const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
   const count = (step) => step.toLocaleString("en-US");
 
@@ -42,7 +41,12 @@
     return new Promise((done) => setTimeout(() => done(changed[id] === now ? next : skip()), PAUSE));
   }
 
-  const clicked = {}; // how often each of the two buttons was clicked
+  // Previous and next recorded step. Not in a callback: a callback's answer is dropped if the next click is faster.
+  document.addEventListener("click", (event) => {
+    const id = event.target.closest("#earlier, #later")?.id;
+    const value = id && window.dash_component_api.getLayout("step-slider")?.props.value;
+    if (typeof value === "number") set("step-slider", { value: id === "earlier" ? below(value - 1) : above(value) });
+  });
 
   // "Go to onset": the first recording at the onset or after it.
   document.addEventListener("click", (event) => {
@@ -58,7 +62,13 @@
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     layer: {
-      known(recorded) { stretches = (recorded || []).map((stretch) => [...stretch]); },
+      // The steps of a layer: the slider goes to the step of the address, as it is now, or to the newest.
+      known(recorded, most) {
+        stretches = (recorded || []).map((stretch) => [...stretch]);
+        const step = new URLSearchParams(window.location.search).get(address.step);
+        const named = /^\d{1,18}$/.test(step ?? "") && stretches.length > 0;
+        return [named ? below(Number(step)) : most, !named];
+      },
       // A new recording: the slider grows, and moves along if the page follows the newest step.
       advance(cursor, follow) {
         if (!cursor) return [skip(), skip()];
@@ -71,14 +81,6 @@
       // If the user moves the slider away from its end, the page stops following the newest step.
       letGo(value, most, follow) { return follow && value < most ? false : skip(); },
       catchUp(follow, most, value) { return follow && value !== most ? most : skip(); },
-      // Several clicks may come as one: as many steps as there were clicks.
-      nudge(earlier, later, value) {
-        const id = triggered(), clicks = (id === "earlier" ? earlier : later) ?? 0;
-        for (let at = clicks < (clicked[id] ?? 0) ? 0 : clicked[id] ?? 0; at < clicks; at += 1)
-          value = id === "earlier" ? below(value - 1) : above(value);
-        clicked[id] = clicks;
-        return value;
-      },
       shown(cursor, value, follow, before) {
         const next = follow ? { step: null, cursor: cursor ? cursor.id : 0 } : { step: value };
         return same(next, before) ? skip() : settled(window.dash_clientside.callback_context.outputs_list.id, next);

@@ -27,8 +27,6 @@ HEAD = {
     "steps": Output(ids.STEPS, "data"),
     "first": Output(ids.STEP_SLIDER, "min"),
     "last": Output(ids.STEP_SLIDER, "max"),
-    "shown": Output(ids.STEP_SLIDER, "value"),
-    "follows": Output(ids.FOLLOW, "checked"),
     "follow": Output(ids.FOLLOW, "label"),
     "colour": Output(ids.FOLLOW, "color"),
 }
@@ -102,13 +100,12 @@ def walked(panels: Iterable[Panel]) -> list[Kind]:
 
 
 def head(store: Store, panels: Sequence[Panel], view: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answers of `HEAD`: the layer, the recorded steps, and the slider at the step of the address."""
+    """Return the answers of `HEAD`: the layer, its recorded steps, and the ends of the slider."""
     run_id, layer_id = int(view["run"]), int(view["layer"])
     layers = store.layers(run_id)
     layer = layers[position(layers, run_id, layer_id)]
     steps = recorded_steps(store, layer_id, walked(panels))
     first, last = (int(steps[0]), int(steps[-1])) if len(steps) else (0, 0)
-    step = view.get("step") if len(steps) else None
     ended = bool(view.get("ended"))
     return {
         "name": layer.name,
@@ -118,8 +115,6 @@ def head(store: Store, panels: Sequence[Panel], view: Mapping[str, Any]) -> dict
         # A slider needs two ends, and the newest step is the upper end.
         "first": min(first, last - 1),
         "last": last,
-        "shown": last if step is None else int(steps[max(0, int(np.searchsorted(steps, step, side="right")) - 1)]),
-        "follows": step is None,
         "follow": "newest" if ended else "follow",
         "colour": "gray" if ended else GREEN,
     }

@@ -81,6 +81,14 @@ def test_dash_component_api_gives_the_layers_of_the_picker(page: Page) -> None:
     assert [layer["value"] for layer in layers] == ["1", "2", "3"]
 
 
+def test_dash_set_props_is_seen_at_once_by_the_component_api(page: Page) -> None:
+    """layer.js reads the slider's value after it has set it: keys that come fast are all counted."""
+    code = (
+        "id => { dash_clientside.set_props(id, { value: '2' }); return dash_component_api.getLayout(id).props.value; }"
+    )
+    assert page.evaluate(code, ids.LAYER_PICKER) == "2"
+
+
 def test_the_browser_makes_and_reads_addresses_as_the_server_does(page: Page) -> None:
     """Both sides make the same address for a view, and both read an address or both refuse it."""
     for run, layer in ((1, 2), (31, 10**17)):
