@@ -235,9 +235,12 @@ def test_the_overview_says_which_layer_is_sick_and_leads_there(browser: Browser,
 
 
 def test_an_address_that_leads_nowhere_says_so(browser: Browser, tmp_path: Path) -> None:
-    """The address of a missing run or layer shows a sentence, not a broken page."""
+    """The address of a missing run or layer shows a sentence, not a broken page, and its status is 404."""
     db = record(tmp_path / "runs.db", 3)
-    with running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url, tab(browser) as opened:
+    with (
+        running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url,
+        tab(browser, expected="404 |console: Failed to load resource") as opened,
+    ):
         opened.page.goto(url)
         base = opened.page.url.split("/r/")[0].rstrip("/")
         for path in ("/r/999", "/r/1/l/999", "/r/x", "/nowhere"):

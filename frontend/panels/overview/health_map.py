@@ -90,12 +90,12 @@ STATISTIC = Control(
 )
 ROWS = segmented(
     "rows", "which layers, in which order", {"model": "model order", "worst": "worst first", "sick": "only sick"},
-    in_url=True, rescales=False,
+    rescales=False,
 )  # fmt: skip
 FILTER = text("only", "filter layers by name", "filter: *.attn.*")
 OPENED = Control(ids.OPENED, (), _opened, in_url=True, rescales=False)
 SCALARS = Control(ids.SCALARS, (), _scalars, in_url=True, rescales=False)
-AXIS = segmented("axis", "axis of the scalars", {"lin": "lin", "log": "log"}, in_url=True, rescales=False)
+AXIS = segmented("axis", "axis of the scalars", {"lin": "lin", "log": "log"}, rescales=False)
 
 
 # Reading
