@@ -11,6 +11,7 @@ from dash import Dash
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend import callbacks, layout, routing
+from root_dash.frontend.judgement import Replay
 from root_dash.frontend.panels import PANELS, Panels
 from root_dash.frontend.static_files import StaticFiles
 
@@ -40,18 +41,20 @@ _INDEX = """<!DOCTYPE html>
 </html>"""
 
 
-def mount(api: FastAPI, store: Store, panels: Panels = PANELS) -> None:
-    """Serve the dashboard on every path that `api` does not answer.
+def mount(api: FastAPI, store: Store, panels: Panels = PANELS, replay: Replay | None = None) -> None:
+    """Serve the dashboard on every path that `api` does not answer; `replay` judges runs without stored verdicts.
 
     Register the API's routes first, and a 404 for unknown paths below the API's prefix: Dash answers every other path.
     """
     files = StaticFiles()
     files.serve(api)
-    dash = dashboard(api, store, files, panels)
+    dash = dashboard(api, store, files, panels, replay)
     _answer_pages(api, dash, store)
 
 
-def dashboard(api: FastAPI, store: Store, files: StaticFiles, panels: Panels = PANELS) -> Any:
+def dashboard(
+    api: FastAPI, store: Store, files: StaticFiles, panels: Panels = PANELS, replay: Replay | None = None
+) -> Any:
     """Make the Dash app on an API, with its layout and its callbacks."""
     dash: Any = Dash(
         "root_dash.frontend",
@@ -71,7 +74,7 @@ def dashboard(api: FastAPI, store: Store, files: StaticFiles, panels: Panels = P
     )
     dash.index_string = _index(files)
     dash.layout = layout.shell
-    callbacks.register(dash, store, panels)
+    callbacks.register(dash, store, panels, replay)
     # Dash collects callbacks at the first request to a route of Dash; a page's route may be asked before.
     dash._setup_server()
     return dash

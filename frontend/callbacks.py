@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State
 
 from root_dash.frontend import bookkeeping, ids, routing
+from root_dash.frontend.judgement import Judgement, Replay, judgement
 from root_dash.frontend.once import Once
 from root_dash.frontend.pages import layer, overview
 from root_dash.frontend.panels import PANELS, Panels
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 View = routing.View
 
 
-def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
+def register(app: Dash, store: Store, panels: Panels = PANELS, replay: Replay | None = None) -> None:
     """Bind every callback of the shell, the pages and the panels to the app."""
 
-    runs = Runs(store)
+    runs = Runs(store, replay)
 
     def route(path: str | None, search: str | None, before: View | None, retries: int | None) -> dict[str, Any]:
         return routing.route(store, path, search, before, panels, runs)
@@ -46,7 +47,7 @@ def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
     _serve(app, ended, Output(ids.ENDED, "data"), quiet=Input(ids.QUIET, "data"), view=State(ids.VIEW, "data"))
     _serve(
         app, runs.again, AGAIN, initially=False, tick=Input(ids.RUNS, "n_intervals"), view=State(ids.VIEW, "data"),
-        before=State(ids.RUN_PICKER, "data"),
+        before=State(ids.RUN_PICKER, "data"), judged=State(ids.JUDGED, "data"),
     )  # fmt: skip
     _serve(app, partial(layer.head, store, panels["layer"]), layer.HEAD, view=view)
     _serve(app, partial(overview.scalars, store), overview.SCALARS, view=view)
@@ -55,7 +56,7 @@ def register(app: Dash, store: Store, panels: Panels = PANELS) -> None:
     _serve(app, partial(bookkeeping.header, store), bookkeeping.HEADER, view=view, cursor=cursor)
     for page in panels.values():
         for panel in page:
-            _serve(app, partial(_answer, store, once, panel), _outputs(panel), **_inputs(panel))
+            _serve(app, partial(_answer, store, replay, once, panel), _outputs(panel), **_inputs(panel))
     _register_clientside(app, panels)
 
 
@@ -69,7 +70,7 @@ def _outputs(panel: Panel) -> dict[str, Output]:
 def _inputs(panel: Panel) -> dict[str, Any]:
     inputs: dict[str, Any] = {"view": Input(ids.VIEW, "data"), "theme_name": Input(ids.THEME, "data")}
     if panel.shows != "step":
-        inputs["cursor"] = Input(ids.cursor(panel.kind), "data")
+        inputs |= {"cursor": Input(ids.cursor(panel.kind), "data"), "judged": Input(ids.JUDGED, "data")}
     if panel.shows != "history" and panel.kind is not None:
         store = ids.selected(panel.kind) if panel.selected else ids.shown(panel.kind)
         inputs["shown"] = Input(store, "data")
@@ -80,12 +81,14 @@ def _inputs(panel: Panel) -> dict[str, Any]:
 
 def _answer(
     store: Store,
+    replay: Replay | None,
     once: Once,
     panel: Panel,
     *,
     view: View,
     theme_name: str | None,
     cursor: Any = None,
+    judged: Any = None,
     shown: View | None = None,
     values: View | None = None,
 ) -> dict[str, Any]:
@@ -95,17 +98,21 @@ def _answer(
     figure get the same answer, until the run has changed.
     """
     step, layer_id = (shown or {}).get("step"), (shown or {}).get("layer") or view.get("layer")
+    paper, run = theme(theme_name), store.run(int(view["run"]))
+    state = (run.uid, run.frames, run.lost, run.last_step, run.last_time, run.ended_at)
+    found: Judgement = once(state, partial(judgement, store, run.id))
+    if not found.whole:
+        found = judgement(store, run.id, replay)
     selection = Selection(
         store,
-        run=int(view["run"]),
+        run=run.id,
         layer=int(layer_id or 0),
         step=None if step is None else int(step),
         values=dict(values or {}),
+        judge=lambda *_: found,
     )
-    paper, run = theme(theme_name), store.run(selection.run)
-    state = (run.uid, run.frames, run.lost, run.last_step, run.last_time, run.ended_at)
-    values_kept = json.dumps(selection.values, sort_keys=True)  # a value may be a list
-    what = (panel.id, selection.run, selection.layer, selection.step, values_kept)
+    controls = json.dumps(selection.values, sort_keys=True)  # a value may be a list
+    what = (panel.id, selection.run, selection.layer, selection.step, controls, found.revision)
 
     def make() -> dict[str, Any]:
         answer = panel.answer(selection, paper)

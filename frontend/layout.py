@@ -65,6 +65,7 @@ def shell() -> Any:
             dcc.Store(id=ids.ENDED),
             *(dcc.Store(id=ids.cursor(kind)) for kind in (None, *KINDS)),
             dcc.Store(id=ids.GONE),
+            dcc.Store(id=ids.JUDGED),
             dcc.Interval(id=ids.RUNS, interval=5000),
             dcc.Interval(id=ids.RETRY, interval=2000, disabled=True),
             header(),

@@ -8,6 +8,9 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+from dash.development.base_component import Component
+
 BYTES = 64 * 2**20
 """The size of all kept answers, estimated."""
 
@@ -58,9 +61,13 @@ class Once:
 
 
 def weight(answer: Any) -> int:
-    """Return about how many bytes an answer of dictionaries, lists, texts and numbers takes."""
+    """Return about how many bytes an answer of dictionaries, lists, texts, numbers, arrays and components takes."""
     if isinstance(answer, str):
         return len(answer) + 50
+    if isinstance(answer, np.ndarray):
+        return 100 + answer.nbytes
+    if isinstance(answer, Component):
+        return weight(answer.to_plotly_json())
     if isinstance(answer, dict):
         return 100 + sum(weight(key) + weight(value) for key, value in answer.items())
     if isinstance(answer, list | tuple):

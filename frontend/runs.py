@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from dash import Output, no_update
 
 from root_dash.frontend import ids
+from root_dash.frontend.findings import findings
+from root_dash.frontend.judgement import Replay, judgement
 from root_dash.frontend.numbers import count, plural, value
 from root_dash.frontend.once import Once
 from root_dash.records import Run
-from root_dash.records.verdict import SEVERITIES, Verdict
+from root_dash.records.verdict import Verdict
 
 if TYPE_CHECKING:
     from root_dash.store import Store
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 AGAIN = {
     "runs": Output(ids.RUN_PICKER, "data", allow_duplicate=True),
     "gone": Output(ids.GONE, "data"),
+    "judged": Output(ids.JUDGED, "data"),
 }
 """The outputs that `Runs.again` fills, by name."""
 
@@ -39,20 +42,19 @@ def state(run: Run, now: float) -> str:
 
 
 def found(verdicts: Sequence[Verdict]) -> tuple[str, str]:
-    """Return the worst severity of what was found in a run and a few words; empty texts if nothing was found."""
-    causes = [verdict for verdict in verdicts if verdict.under is None]
-    if not causes:
-        return "", ""
-    worst = max((verdict.severity for verdict in causes), key=SEVERITIES.index)
-    first = min(verdict.since for verdict in causes if verdict.severity == worst)
-    return worst, f"{plural(len(causes), 'finding')}{', worst' if len(causes) > 1 else ''} since {count(first)}"
+    """Return the worst severity that lasts in a run, and a few words; empty texts if nothing was found."""
+    groups = findings(verdicts)
+    if not groups.now:
+        return "", plural(len(groups.earlier), "earlier finding") if groups.earlier else ""
+    worst, many = groups.now[0].verdict, len(groups.now)
+    return worst.severity, f"{plural(many, 'finding')}{', worst' if many > 1 else ''} since step {count(worst.since)}"
 
 
 class Runs:
     """The options of the run picker. What a run logged last is read again only when the run has changed."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
-        self._store, self._clock, self._once = store, clock, Once()
+    def __init__(self, store: Store, replay: Replay | None = None, clock: Callable[[], float] = time.time) -> None:
+        self._store, self._replay, self._clock, self._once = store, replay, clock, Once()
 
     def options(self, runs: Sequence[Run]) -> list[dict[str, str | float]]:
         """Return an option for each run; `label` is unique and tells runs of one name apart."""
@@ -70,13 +72,28 @@ class Runs:
             for run in runs
         ]
 
-    def again(self, tick: Any, view: dict[str, Any] | None, before: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """Return the options if they have changed, and whether the run of a view has lost all that the view shows."""
+    def again(
+        self, tick: Any, view: dict[str, Any] | None, before: list[dict[str, Any]] | None, judged: Any = None
+    ) -> dict[str, Any]:
+        """Return the options if they have changed, and what has become of the run of a view.
+
+        The run may have lost all that the view shows, or have been judged further by the server.
+        """
         runs = self._store.runs()
         options, view = self.options(runs), view or {}
         frames = {run.id: run.frames for run in runs}
         gone = view.get("latest") is not None and not frames.get(int(view["run"]))
-        return {"runs": no_update if options == before else options, "gone": tick if gone else no_update}
+        return {
+            "runs": no_update if options == before else options,
+            "gone": tick if gone else no_update,
+            "judged": self._judged_further(int(view["run"]), judged) if frames.get(view.get("run")) else no_update,
+        }
+
+    def _judged_further(self, run_id: int, before: Any) -> Any:
+        found = judgement(self._store, run_id, self._replay)
+        now = [run_id, *found.revision]
+        # Verdicts that are stored come with a frame, and every frame draws the panels anew.
+        return no_update if found.progress in ("stored", "unjudged") or now == before else now
 
     def _facts(self, run: Run) -> dict[str, str]:
         def make() -> dict[str, str]:

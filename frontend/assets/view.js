@@ -7,8 +7,11 @@
     history[record](null, "", to);
     window.dispatchEvent(new PopStateEvent("popstate"));
   };
-  // What the query of the address says: a page that leads to another one hands it on.
-  const query = () => Object.fromEntries(new URLSearchParams(window.location.search));
+  // What a page hands on to the page that it leads to: its query, but not the layer that the overview selects.
+  function query() {
+    const { [address.selected]: _, ...rest } = Object.fromEntries(new URLSearchParams(window.location.search));
+    return rest;
+  }
 
   // The address of the layer so many places further in the picker; null on other pages.
   function beside(places) {
@@ -25,13 +28,24 @@
     const to = beside(places);
     if (to) go(to);
   }
-  window.rootDashView = { go, walk };
+
+  // The page of a layer that a link names, at the link's step; null if the link leads elsewhere.
+  function open(href, step) {
+    const url = new URL(href, window.location), numbers = address.read("layer", url.pathname);
+    const { [address.step]: _, ...rest } = query();
+    const at = url.searchParams.get(address.step) ?? step ?? null;
+    return numbers && go(address.make("layer", numbers, at === null ? rest : { ...rest, [address.step]: at }));
+  }
+  window.rootDashView = { open, walk };
 
   // Links whose address follows the query, which changes with the shown step.
   const targets = {
     previous: () => beside(-1),
     next: () => beside(1),
-    back: () => address.make("overview", address.read("layer", window.location.pathname) ?? { run: "" }, query()),
+    back() {
+      const numbers = address.read("layer", window.location.pathname);
+      return numbers && address.make("overview", numbers, { ...query(), [address.selected]: numbers.layer });
+    },
   };
   const linked = (event) => event.target.closest?.("a[data-go]");
   for (const name of ["pointerover", "focusin"])

@@ -37,7 +37,7 @@ def compose(
     from root_dash.server.limits.bodies import WholeBodies
 
     api = create_app(settings, store, stopping, inbox)
-    mount(api, store)
+    mount(api, store, replay=api.state.replays.verdicts)
     return Guard(WholeBodies(Compressed(api)), settings)
 
 

@@ -180,7 +180,9 @@ def test_a_run_that_was_pruned_says_so(tmp_path: Path) -> None:
     with Store.create(record(tmp_path / "a.db", 5)) as pruned:
         listed = Runs(pruned)
         before = routing.route(pruned, "/r/1", "", None, listed=listed)
-        assert listed.again(1, before["view"], before["runs"]) == {"runs": no_update, "gone": no_update}
+        assert listed.again(1, before["view"], before["runs"]) == {
+            name: no_update for name in ("runs", "gone", "judged")
+        }
         prune(tmp_path / "a.db", before=1e12, dry_run=False)
         answer = routing.route(pruned, "/r/1", "", before["view"], listed=listed)
         again = listed.again(2, before["view"], before["runs"])

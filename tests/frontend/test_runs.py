@@ -41,8 +41,10 @@ def test_the_worst_finding_counts_and_what_follows_from_another_does_not() -> No
     """The onset is of the first finding of the worst severity."""
     assert found([]) == ("", "")
     many = [verdict(1, "warning", 50), verdict(2, "critical", 90), verdict(3, "critical", 80), verdict(4, "note", 9, 1)]
-    assert found(many) == ("critical", "3 findings, worst since 80")
-    assert found(many[:1]) == ("warning", "1 finding since 50")
+    assert found(many) == ("critical", "3 findings, worst since step 80")
+    assert found(many[:1]) == ("warning", "1 finding since step 50")
+    ended = [replace(one, until=99) for one in many]
+    assert found(ended) == ("", "3 earlier findings")
 
 
 def test_the_options_tell_runs_apart_and_follow_what_is_logged(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def found(selection: Selection) -> list[Verdict]:
     ids = [layer.id for layer in store.layers(selection.run)]
     if selection.layer not in ids:
         raise NotRecorded(f"run {selection.run} has no layer {selection.layer}")
-    return of_layer(store.verdicts(selection.run), ids.index(selection.layer))
+    return of_layer(selection.judgement.verdicts, ids.index(selection.layer))
 
 
 def onset(selection: Selection) -> int | None:

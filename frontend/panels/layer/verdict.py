@@ -9,6 +9,7 @@ from typing import Any
 from dash import html
 
 from root_dash.frontend import layout
+from root_dash.frontend.findings import capital, rule_words, said, when
 from root_dash.frontend.numbers import count
 from root_dash.frontend.panels.layer import statistics
 from root_dash.frontend.panels.layer.findings import found, lasting, nonfinite
@@ -32,8 +33,14 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = {
 """The panels that show what a verdict rests on, by the name of the statistic. The small curves come with their own."""
 NONFINITE = "non-finite-gradient"
 """The rule of gradients that are not finite."""
-WORDS: Mapping[str, str] = {NONFINITE: "gradient not finite", "learning-rate-jump": "learning rate jumped"}
-"""Rules in words, if the words are not the rule's own name."""
+_QUIET: Mapping[str, str] = {
+    "stored": "No rule found anything in this layer.",
+    "replayed": "No rule found anything in this layer.",
+    "pending": "Recorded without diagnosis: the server judges the run now.",
+    "failed": "Recorded without diagnosis, and the server could not judge the run.",
+    "unjudged": "Recorded without diagnosis: root-dash diagnose judges the run.",
+}
+"""What the strip says if no verdict is known, by how far the run is judged."""
 GATHERED = "outliers gathering in"
 """The words of a verdict that names the rows and columns in which outliers gather."""
 
@@ -73,53 +80,39 @@ def _read(selection: Selection) -> dict[str, Any]:
         "layer": layer,
         "verdicts": found(selection),
         "begun": store.latest(selection.run) is not None,
-        "judged": store.is_judged(selection.run),
+        "progress": selection.judgement.progress,
         "broken": None if since is None else Broken(since, skips(store.run(selection.run), layer.algorithm)),
     }
 
 
 def _draw(
-    _theme: Theme, *, layer: Layer, verdicts: Sequence[Verdict], begun: bool, judged: bool, broken: Broken | None
+    _theme: Theme, *, layer: Layer, verdicts: Sequence[Verdict], begun: bool, progress: str, broken: Broken | None
 ) -> Drawing:
     chip = [] if broken is None else [html.Span(broken.words, className="chip-broken")]
     if not verdicts:
-        quiet = "No rule found anything in this layer."
-        words = quiet if judged else "Recorded without diagnosis: root-dash diagnose judges the run."
-        words = words if begun else "Nothing recorded yet."
-        kind = "healthy" if begun and judged and broken is None else "note"
+        words = _QUIET[progress] if begun else "Nothing recorded yet."
+        kind = "healthy" if begun and progress in ("stored", "replayed") and broken is None else "note"
         return Drawing(html.Div([*chip, html.Span(words)], className=f"strip {kind}"))
     first, *others = verdicts
     if broken is not None and not broken.skipped and first.rule == NONFINITE:
         chip = []  # the verdict says so
-    said, *ruled_out = _sentence(first, layer).split("; ")
-    rest = [html.P(_begun("; ".join(ruled_out)))] if ruled_out else []
+    main, *ruled_out = said(first, layer.name).split("; ")
+    rest = [html.P(capital("; ".join(ruled_out)))] if ruled_out else []
     rest += [_line(other, layer) for other in others]
     more = html.Details([html.Summary(f"{len(others)} more" if others else "details"), *rest])
     return Drawing(
         html.Div(
-            [*_head(first), html.Span(said, className="strip-text"), *chip, _go(first), *([more] if rest else [])],
+            [*_head(first), html.Span(main, className="strip-text"), *chip, _go(first), *([more] if rest else [])],
             className=f"strip {first.severity if first.until is None else 'note'}",
             **layout.data(evidence=" ".join(evidence(first, statistics.names_of(layer)))),
         )
     )
 
 
-def _sentence(verdict: Verdict, layer: Layer) -> str:
-    """Return a verdict's sentence without what the strip says already: the layer's name and the onset."""
-    text = verdict.text.removeprefix(f"{layer.name}: ").replace(f", since step {verdict.since:,}", "", 1)
-    return _begun(text)
-
-
-def _begun(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _head(verdict: Verdict) -> list[Any]:
     return [
-        html.Span(
-            _begun(WORDS.get(verdict.rule, verdict.rule.replace("-", " "))), className=f"strip-rule {verdict.severity}"
-        ),
-        html.Span(_when(verdict), className="strip-facts mono"),
+        html.Span(capital(rule_words(verdict.rule)), className=f"strip-rule {verdict.severity}"),
+        html.Span(when(verdict), className="strip-facts mono"),
     ]
 
 
@@ -128,16 +121,8 @@ def _go(verdict: Verdict) -> Any:
 
 
 def _line(verdict: Verdict, layer: Layer) -> Any:
-    parts = [*_head(verdict), html.Span(_sentence(verdict, layer)), _go(verdict)]
+    parts = [*_head(verdict), html.Span(said(verdict, layer.name)), _go(verdict)]
     return html.P([part for one in parts for part in (one, " ")])
-
-
-def _when(verdict: Verdict) -> str:
-    if verdict.until is None:
-        return f"since {count(verdict.since)}"
-    if verdict.until == verdict.since:
-        return f"at {count(verdict.since)}"
-    return f"{count(verdict.since)} to {count(verdict.until)}"
 
 
 PANEL = Panel("verdict", "", "", _read, _draw, kind="statistics", words=True, className="verdict-strip")

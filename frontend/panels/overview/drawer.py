@@ -30,7 +30,7 @@ def selected(selection: Selection) -> Layer | None:
     known = {layer.id: layer for layer in layers}
     if selection.layer in known:
         return known[selection.layer]
-    sick = findings(selection.store.verdicts(selection.run)).sick
+    sick = findings(selection.judgement.verdicts).sick
     if sick and sick[0] < len(layers):
         return layers[sick[0]]
     optimizer = selection.store.run(selection.run).optimizer
