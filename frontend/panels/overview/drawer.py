@@ -81,7 +81,8 @@ def _draw(theme: Theme, *, panel: Panel | None, found: dict[str, Any], step: int
     drawing.body.update_yaxes(title=None)
     title, hint = (drawing.title or panel.title), (panel.hint if drawing.hint is None else drawing.hint)
     # The drawer's head says the step; a panel says its own only if it shows another recording.
-    hint = hint.removeprefix(f"step {count(step)} · ") if step is not None else hint
+    at, _, reading = hint.partition(" · ")
+    hint = reading if step is not None and at == f"step {count(step)}" else hint
     return Drawing(drawing.body, title="Gradient" if panel is histogram.PANEL else title, hint=hint)
 
 
