@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from root_dash.frontend.numbers import count, plural
-from root_dash.health import SEVERITIES, Severity, Verdict
+from root_dash.records.verdict import SEVERITIES, Severity, Verdict
 
 _WORDS: Mapping[str, str] = {
     "non-finite-gradient": "gradient not finite",
@@ -119,3 +119,16 @@ def when(verdict: Verdict) -> str:
     if verdict.until == verdict.since:
         return f"at step {count(verdict.since)}"
     return f"from step {count(verdict.since)} to {count(verdict.until)}"
+
+
+def said(verdict: Verdict, name: str | None) -> str:
+    """Return a verdict's sentence without what stands beside the sentence: name, onset, and the verdict above."""
+    text = verdict.text.removeprefix(f"{name}: ") if name is not None else verdict.text
+    text = text.split("; it follows from verdict ")[0].replace(f", since step {count(verdict.since)}", "", 1)
+    text = capital(text)
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def capital(text: str) -> str:
+    """Return a text with a capital at its start."""
+    return text[:1].upper() + text[1:]

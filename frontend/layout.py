@@ -64,10 +64,14 @@ def shell() -> Any:
             dcc.Store(id=ids.QUIET),
             dcc.Store(id=ids.ENDED),
             *(dcc.Store(id=ids.cursor(kind)) for kind in (None, *KINDS)),
+            dcc.Store(id=ids.GONE),
+            dcc.Store(id=ids.JUDGED),
+            dcc.Interval(id=ids.RUNS, interval=5000),
             dcc.Interval(id=ids.RETRY, interval=2000, disabled=True),
             header(),
             connection(),
             html.Main(id=ids.PAGE, **data(grammar=address.GRAMMAR)),
+            shortcuts(),
         ],
     )
 
@@ -80,12 +84,13 @@ def header() -> Any:
             dcc.Link("root-dash", href="/", className="brand"),
             dmc.Select(
                 id=ids.RUN_PICKER, data=[], allowDeselect=False, size="xs", className="run-picker",
-                placeholder="run", maxDropdownHeight=420, **aria(label="run"),
+                placeholder="run", maxDropdownHeight=420, renderOption={"function": "runOption"},
+                comboboxProps={"width": 420, "position": "bottom-start", "withinPortal": False}, **aria(label="run"),
             ),
             dmc.Select(
                 id=ids.LAYER_PICKER, data=[], searchable=True, size="xs", className="layer-picker",
                 placeholder="/  search layers", nothingFoundMessage="no such layer", maxDropdownHeight=420,
-                selectFirstOptionOnChange=True, **aria(label="go to a layer"),
+                selectFirstOptionOnChange=True, comboboxProps={"withinPortal": False}, **aria(label="go to a layer"),
             ),
             html.Div(
                 id=ids.STATUS, className="status", role="status", **aria(live="off"),
@@ -97,6 +102,9 @@ def header() -> Any:
                 ],
             ),
             html.Span(id=ids.BOOKKEEPING, className="bookkeeping"),
+            html.Button(
+                "?", className="ghost", title="keys (?)", **aria(label="show the keys"), **data(opens=ids.SHORTCUTS),
+            ),
             html.Button(
                 id=ids.THEME_TOGGLE, className="ghost", n_clicks=0, title="light or dark",
                 **aria(label="switch between light and dark"),
@@ -116,6 +124,26 @@ def connection() -> Any:
             html.Button("Try now", id=ids.CONNECTION_RETRY, className="ghost"),
         ],
     )  # fmt: skip
+
+
+KEYS = {
+    "J, K": "next, previous layer",
+    "←, →": "previous, next recorded step",
+    "space": "follow the newest step",
+    "/": "search a layer",
+    "Enter": "open the layer that is selected on the map",
+    "?": "these keys",
+}
+"""What the keys do, as `assets/keys.js` binds them."""
+
+
+def shortcuts() -> Any:
+    """Return the dialog of the keys, which the browser opens and closes."""
+    rows = [html.Div([html.Dt(html.Kbd(key)), html.Dd(does)]) for key, does in KEYS.items()]
+    close = html.Button("Close", className="ghost", **data(closes=ids.SHORTCUTS))
+    return html.Dialog(
+        [html.H2("Keys"), html.Dl(rows), close], id=ids.SHORTCUTS, className="card shortcuts", **aria(label="keys")
+    )
 
 
 def graph(graph_id: str, label: str) -> Any:

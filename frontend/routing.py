@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
 
-from dash import Output, no_update
+from dash import Output, html, no_update
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend import address, ids
 from root_dash.frontend.pages import layer as layer_page
 from root_dash.frontend.pages import notices, overview
 from root_dash.frontend.panels import PANELS, Panels
+from root_dash.frontend.panels.panel import Panel
+from root_dash.frontend.runs import Runs
 from root_dash.records import Layer
 
 if TYPE_CHECKING:
     from root_dash.store import Store
 
 View = Mapping[str, Any]
+
+LIKE = "like"
+"""The name in the query that asks a run for its layer of the same name as another run's."""
 
 _LAYOUTS = {"overview": overview.page, "layer": layer_page.page}
 
@@ -33,36 +39,78 @@ ROUTE = {
 
 
 def route(
-    store: Store, path: str | None, search: str | None, before: View | None, panels: Panels = PANELS
+    store: Store,
+    path: str | None,
+    search: str | None,
+    before: View | None,
+    panels: Panels = PANELS,
+    listed: Runs | None = None,
 ) -> dict[str, Any]:
     """Return the answers of `ROUTE`: the view of an address, and the page unless the page before shows the view."""
     wanted = address.parse(path, search)
     runs = store.runs()
     answer: dict[str, Any] = {
         "page": None,
-        "runs": [{"value": str(run.id), "label": run.title} for run in runs],
+        "runs": (listed or Runs(store)).options(runs),
         "run": None,
         "layers": [],
         "settled": True,
     }
-    if wanted.page == "newest":
-        if runs:
-            return {**answer, "view": {"page": "newest", "to": address.overview(runs[0].id)}, "run": no_update}
+    if wanted.page == "newest" and not runs:
         return {**answer, "view": {"page": "empty"}, "page": notices.empty(), "settled": False}
+    if to := _elsewhere(store, wanted, search):
+        there = route(store, *to.partition("?")[::2], before, panels, listed)
+        # The browser goes on to this address. Until then the panels have a whole view.
+        return {**there, "view": {**there["view"], "to": to}}
     try:
         view, layers = _view(store, wanted)
     except (NotRecorded, ValueError) as error:
-        page = notices.missing(path, str(error) if wanted.run is not None else "")
-        return {**answer, "view": {"page": "missing"}, "page": page}
+        why = notices.missing(path, str(error) if wanted.run is not None else "")
+        return {**answer, "view": {"page": "missing"}, "page": why}
     # The page of a layer stays for the next layer; the overview's controls take their values from the address.
-    stays = before is not None and before.get("page") == view["page"] == "layer"
+    page: Any = no_update
+    if view["ended"] and view["latest"] is None:
+        view, page = {**view, "page": "bare"}, notices.bare()
+    elif before is None or not before.get("page") == view["page"] == "layer":
+        of_page = panels[wanted.page]
+        page = [*_unknown(of_page, wanted.query), _LAYOUTS[wanted.page](of_page, wanted.query)]
     return {
         **answer,
         "view": view,
-        "page": no_update if stays else _LAYOUTS[wanted.page](panels[wanted.page], wanted.query),
+        "page": page,
         "run": str(view["run"]),
         "layers": [{"value": str(layer.id), "label": layer.name} for layer in layers],
     }
+
+
+def _unknown(panels: Sequence[Panel], query: Mapping[str, str]) -> list[Any]:
+    """Return a line for each value in the query that a control of the page does not have."""
+    controls = {control.id: control for panel in panels for control in panel.controls if control.in_url}
+    asked = [(control, query[control.id]) for control in controls.values() if control.id in query]
+    return [
+        html.P(
+            f"The address asks for {control.id} “{wanted[:80]}”, which is unknown. It shows {control.values[0]}.",
+            className="remark", role="status",
+        )
+        for control, wanted in asked
+        if control.values and wanted not in control.values
+    ]  # fmt: skip
+
+
+def _elsewhere(store: Store, wanted: address.Address, search: str | None) -> str:
+    """Return the address that an address stands for: the newest run's, or a layer's like another; empty for others."""
+    if wanted.page == "newest":
+        return address.overview(store.runs()[0].id)
+    if wanted.page != "overview" or wanted.run is None or LIKE not in wanted.query:
+        return ""
+    query = urlencode([pair for pair in parse_qsl((search or "").removeprefix("?")) if pair[0] != LIKE])
+    to = address.overview(wanted.run)
+    try:
+        name = store.layer(int(wanted.query[LIKE])).name
+        to = next(address.layer(wanted.run, layer.id) for layer in store.layers(wanted.run) if layer.name == name)
+    except (NotRecorded, ValueError, StopIteration):
+        pass  # the run has no such layer
+    return f"{to}?{query}" if query else to
 
 
 def _view(store: Store, wanted: address.Address) -> tuple[dict[str, Any], Sequence[Layer]]:
@@ -88,6 +136,18 @@ def _chosen(layers: Sequence[Layer], wanted: address.Address) -> int | None:
     """Return the id of the layer that an overview's address selects, if the run has the layer."""
     named = wanted.query.get(address.SELECTED, "")
     return next((layer.id for layer in layers if str(layer.id) == named), None)
+
+
+def leads_somewhere(store: Store, path: str) -> bool:
+    """Return whether there is a page at a path: the start page, or the page of a run or layer in the store."""
+    wanted = address.parse(path)
+    if wanted.page == "newest":
+        return True
+    try:
+        _view(store, wanted)
+    except (NotRecorded, ValueError):
+        return False
+    return True
 
 
 def ended(store: Store, view: View | None) -> int | None:

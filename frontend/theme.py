@@ -40,6 +40,8 @@ class Theme:
     """The ink of the momentum before the outliers are removed."""
     band: str
     """The ink of a confidence band behind the data."""
+    curve: str
+    """The ink of the band between the least and the largest values of a curve."""
     density: Stops
     """The scale of a density, from nothing to much, in the blue of the data."""
     zero: str
@@ -102,6 +104,7 @@ LIGHT = Theme(
     second="#667085",
     grey="#7b8494",
     band="rgba(102,112,133,0.14)",
+    curve="rgba(59,130,196,0.24)",
     density=((0.0, "#f3f7fb"), (0.35, "#b5d3ec"), (0.7, "#3b82c4"), (1.0, "#173f70")),
     zero="#a9b1be",
     severity=_severity(
@@ -119,6 +122,7 @@ DARK = Theme(
     second="#9aa4b2",
     grey="#8b95a5",
     band="rgba(154,164,178,0.20)",
+    curve="rgba(59,130,196,0.32)",
     density=((0.0, "#1b2330"), (0.35, "#2b5680"), (0.7, "#4f9bdc"), (1.0, "#b4d9fb")),
     zero="#586274",
     severity=_severity(

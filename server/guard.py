@@ -174,13 +174,18 @@ def _bears(request: HTTPConnection, token: bytes) -> bool:
 
 
 def _with_security_headers(scope: Scope, send: Send) -> Send:
-    """Return a `send` that sets the security headers of each response and forbids caches to keep the API's answers."""
-    ours = _SECURITY_HEADERS | ({"cache-control": "no-store"} if _is_api(scope) else {})
+    """Return a `send` that sets the security headers of each response.
+
+    No cache keeps an answer of the API, or an answer that does not say itself how long it may be kept: it holds data.
+    """
+    api = _is_api(scope)
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.http.response.start"):
             headers = MutableHeaders(raw=list(message.get("headers", ())))
-            headers.update(ours)
+            headers.update(_SECURITY_HEADERS)
+            if api or not {"cache-control", "etag"} & set(headers):
+                headers["cache-control"] = "no-store"
             message = {**message, "headers": headers.raw}
         await send(message)
 

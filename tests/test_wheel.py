@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_module_and_asset(files: set[str]) -> None:
         path.relative_to(TREE).as_posix()
         for folder in ("root_dash", "root_dash/server", "root_dash/frontend")
         for path in (TREE / folder).rglob("*")
-        if path.suffix in {".py", ".js", ".css", ".typed"}
+        if path.suffix in {".py", ".js", ".css", ".svg", ".gz", ".typed"}
     }
     assert {"root_dash/server/app.py", "root_dash/frontend/app.py", "root_dash/frontend/assets/stream.js"} <= expected
     assert expected <= files

@@ -3,7 +3,7 @@
   const address = window.rootDashAddress;
   const set = (id, props) => window.dash_clientside.set_props(id, props);
   const held = (id) => window.dash_component_api?.getLayout(id)?.props ?? {};
-  const INKS = { "": "#667085", healthy: "#009e73", warning: "#e69f00", critical: "#d55e00" };
+  const INKS = { "": "--second", healthy: "--good", warning: "--warn", critical: "--sick" };
 
   // Show the layers of a block, or hide them again.
   function fold(block) {
@@ -12,10 +12,10 @@
     set("opened", { value: next.map(encodeURIComponent).join(",") });
   }
 
-  function icon(colour) {
+  function icon(ink) {
     const canvas = Object.assign(document.createElement("canvas"), { width: 32, height: 32 });
     const drawn = canvas.getContext("2d");
-    drawn.fillStyle = colour;
+    drawn.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(ink).trim();
     drawn.arc(16, 16, 12, 0, 2 * Math.PI);
     drawn.fill();
     let link = document.querySelector("link[rel~='icon']");
@@ -27,14 +27,12 @@
     const chip = event.target.closest(".chip[data-stat]");
     if (chip) return set("stat", { value: chip.dataset.stat });
     if (event.target.closest("#unfold")) return document.querySelector(".overview")?.classList.add("unfolded");
-    // The names of the map's rows: a layer's name is a link, a block's name folds.
-    const link = event.target.closest(".js-plotly-plot .ytick a, .js-plotly-plot .yaxislayer-above a");
+    // Links to layers hand on the query. The names of the map's rows: a layer's name is a link, a block's name folds.
+    const link = event.target.closest(".overview a");
     if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
       event.preventDefault();
-      const at = held("selected").data?.step;
-      const query = at === null || at === undefined ? "" : `?${address.step}=${at}`;
-      const url = new URL(link.href?.baseVal ?? link.getAttribute("href"), window.location);
-      return window.rootDashView.go(url.pathname + query);
+      event.stopPropagation(); // from dcc.Link
+      return window.rootDashView.open(link.href.baseVal ?? link.href, held("selected").data?.step);
     }
     const tick = event.target.closest("#map .ytick text");
     const name = tick?.__data__?.text ?? "";

@@ -18,9 +18,16 @@
     });
   }
 
+  // Under a held key the marks move when the key rests: each move draws every figure.
+  let moving = null;
   function mark(step, layer = null) {
     if (step === shown && layer === chosen) return;
     [shown, chosen] = [step, layer];
+    clearTimeout(moving);
+    moving = setTimeout(move, 80);
+  }
+
+  function move() {
     for (const box of document.querySelectorAll(".js-plotly-plot"))
       if (box.layout?.shapes?.some((shape) => shape.name === "step"))
         window.Plotly.relayout(box, { shapes: placed(box.layout) });
@@ -44,6 +51,9 @@
     for (const name of ["least", "most"]) document.getElementById("page").style.setProperty(`--${name}`, `${meta[name]}px`);
   }
 
+  // Under a finger a drag scrolls the page, and does not zoom.
+  const finger = window.matchMedia("(pointer: coarse)");
+
   function wrap(plotly) {
     const react = plotly.react;
     plotly.react = function (box, figure, ...rest) {
@@ -52,6 +62,7 @@
         for (const [axis, range] of Object.entries(known.axes))
           figure.layout[axis] = { ...figure.layout[axis], range, autorange: false };
       sized(figure.layout && figure.layout.meta);
+      if (figure.layout && finger.matches) figure.layout.dragmode = false;
       if (figure.layout && figure.layout.shapes) figure.layout.shapes = placed(figure.layout);
       return react.call(this, box, figure, ...rest).then((drawn) => {
         if (!zooms.has(box)) {

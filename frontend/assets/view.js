@@ -1,24 +1,64 @@
 // The answers that need no server: theme, address, shown step, and the marker at the shown step.
 (function () {
   const address = window.rootDashAddress;
-  const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
   const skip = () => window.dash_clientside.no_update;
   // dcc.Location hears of a new address through a popstate event.
   const go = (to, record = "pushState") => {
     history[record](null, "", to);
     window.dispatchEvent(new PopStateEvent("popstate"));
   };
-  const count = (step) => step.toLocaleString("en-US");
+  // What a page hands on to the page that it leads to: its query, but not the layer that the overview selects.
+  function query() {
+    const { [address.selected]: _, ...rest } = Object.fromEntries(new URLSearchParams(window.location.search));
+    return rest;
+  }
 
-  // J and K: go to the layer so many places further in the picker.
-  function walk(places) {
+  // The address of the layer so many places further in the picker; null on other pages.
+  function beside(places) {
     const picker = window.dash_component_api?.getLayout("layer-picker");
     const layers = ((picker && picker.props.data) || []).map((layer) => layer.value);
     const { run, layer } = address.read("layer", window.location.pathname) ?? {};
     const at = layers.indexOf(layer);
-    if (at >= 0) go(address.make("layer", { run, layer: layers[(at + places + layers.length) % layers.length] }));
+    if (at < 0) return null;
+    return address.make("layer", { run, layer: layers[(at + places + layers.length) % layers.length] }, query());
   }
-  window.rootDashView = { go, walk };
+
+  // J and K.
+  function walk(places) {
+    const to = beside(places);
+    if (to) go(to);
+  }
+
+  // The page of a layer that a link names, at the link's step; null if the link leads elsewhere.
+  function open(href, step) {
+    const url = new URL(href, window.location), numbers = address.read("layer", url.pathname);
+    const { [address.step]: _, ...rest } = query();
+    const at = url.searchParams.get(address.step) ?? step ?? null;
+    return numbers && go(address.make("layer", numbers, at === null ? rest : { ...rest, [address.step]: at }));
+  }
+  window.rootDashView = { open, walk };
+
+  // Links whose address follows the query, which changes with the shown step.
+  const targets = {
+    previous: () => beside(-1),
+    next: () => beside(1),
+    back() {
+      const numbers = address.read("layer", window.location.pathname);
+      return numbers && address.make("overview", numbers, { ...query(), [address.selected]: numbers.layer });
+    },
+  };
+  const linked = (event) => event.target.closest?.("a[data-go]");
+  for (const name of ["pointerover", "focusin"])
+    document.addEventListener(name, (event) => {
+      const link = linked(event);
+      if (link) link.href = targets[link.dataset.go]() ?? "/";
+    });
+  document.addEventListener("click", (event) => {
+    const link = linked(event);
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    go(targets[link.dataset.go]() ?? "/");
+  });
 
   window.dash_clientside = Object.assign({}, window.dash_clientside, {
     rootdash: {
@@ -33,10 +73,15 @@
         window.rootDashStream.follow(view);
       },
       ended(run) { window.rootDashStream.end(run); },
-      pickRun(run, view) { if (run && (!view || String(view.run) !== run)) go(address.make("overview", { run })); },
+      pickRun(run, view) {
+        if (!run || (view && String(view.run) === run)) return;
+        // From a layer's page to the layer of the same name in the other run.
+        const { layer } = address.read("layer", window.location.pathname) ?? {};
+        go(address.make("overview", { run }, layer ? { ...query(), like: layer } : query()));
+      },
       pickLayer(layer, view) {
         if (!layer || !view) return skip();
-        go(address.make("layer", { run: view.run, layer }));
+        go(address.make("layer", { run: view.run, layer }, query()));
         return null;
       },
       // The URL keeps the value of a control under the control's id.
@@ -44,27 +89,8 @@
         const text = Array.isArray(value) ? value.map(encodeURIComponent).join(",") : value;
         address.keep({ [window.dash_clientside.callback_context.triggered_id]: text || null });
       },
-      // A new recording: the slider grows, and moves along if the page follows the newest step.
-      advance(cursor, follow) {
-        if (!cursor || document.querySelector("#step-slider:active")) return [skip(), skip()];
-        return [cursor.step, follow ? cursor.step : skip()];
-      },
-      // If the user moves the slider away from its end, the page stops following the newest step.
-      letGo(value, most, follow) { return follow && value < most ? false : skip(); },
-      catchUp(follow, most, value) { return follow && value !== most ? most : skip(); },
-      nudge(earlier, later, value, least, most, step) {
-        const back = window.dash_clientside.callback_context.triggered_id === "earlier";
-        return Math.min(most, Math.max(least, value + (back ? -step : step)));
-      },
-      shown(cursor, value, follow, before) {
-        const next = follow ? { step: null, cursor: cursor ? cursor.id : 0 } : { step: value };
-        return same(next, before) ? skip() : next;
-      },
-      step(value, follow) {
-        address.keep({ [address.step]: follow ? null : value });
-        window.rootDashPlots.mark(follow ? null : value);
-        return value === null || value === undefined ? "" : `step ${count(value)}`;
-      },
+      // The run lost all its frames, or was removed: the address is routed anew.
+      gone() { window.dispatchEvent(new PopStateEvent("popstate")); },
     },
   });
 })();

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from root_dash.frontend.theme import Stops, Theme
+from root_dash.frontend.theme import VERMILION, Stops, Theme
 from root_dash.records import Float64Array
 
 NO_SPECTRUM_LEFT = "Every singular value is zero or not finite."
@@ -22,14 +22,18 @@ def figure(theme: Theme, plot: str) -> go.Figure:
     return go.Figure(layout={"template": theme.template, "uirevision": plot, "hovermode": "closest"})
 
 
-def empty(theme: Theme, plot: str, sentence: str) -> go.Figure:
-    """Return a figure without data: axes, and a sentence that says why nothing is drawn or what to do."""
+def empty(theme: Theme, plot: str, sentence: str, *, sick: bool = False) -> go.Figure:
+    """Return a figure of words: why nothing is drawn, or what to do.
+
+    If `sick` is true, the words are a finding and not a lack: in ink, after a vermilion dot.
+    """
     drawn = figure(theme, plot)
-    bare = {"range": [0, 1], "showticklabels": False, "showgrid": False, "showline": True, "fixedrange": True}
-    drawn.update_layout(xaxis=bare, yaxis=bare)
+    drawn.update_layout(xaxis={"visible": False, "fixedrange": True}, yaxis={"visible": False, "fixedrange": True})
+    words = wrap(plain(sentence))
     drawn.add_annotation(
-        text=wrap(sentence), x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.second}
-    )
+        text=f'<span style="color:{VERMILION}">●</span> {words}' if sick else words,
+        x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 12, "color": theme.ink if sick else theme.second},
+    )  # fmt: skip
     return drawn
 
 
@@ -39,8 +43,20 @@ def wrap(sentence: str, width: int = 44) -> str:
 
 
 def plain(text: str) -> str:
-    """Return a text as Plotly shows it letter by letter: Plotly takes `<b>` for markup."""
+    """Return a text that Plotly writes as it is: Plotly takes `<b>` in a user's name for markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def step_axis(steps: Any) -> dict[str, Any]:
+    """Return an axis over ascending steps. Few steps are ticks themselves: an axis without a choice makes fractions."""
+    if not len(steps):
+        return STEP_AXIS
+    first, last = int(steps[0]), int(steps[-1])
+    if last - first >= 8:
+        return STEP_AXIS
+    room = 0.5 if first == last else 0.04 * (last - first)
+    ticks = list(range(first, last + 1, 1 + (last - first) // 4))
+    return {"tickvals": ticks, "tickformat": ",d", "hoverformat": ",", "range": [first - room, last + room]}
 
 
 def cell_edges(steps: Any) -> Float64Array:
@@ -133,3 +149,12 @@ def marker(drawn: go.Figure, theme: Theme) -> None:
         name="step", visible=False, type="line", x0=0, x1=0, y0=0, y1=1, yref="y domain",
         line={"color": theme.ink, "width": 1, "dash": "dot"},
     )  # fmt: skip
+
+
+def onset(drawn: go.Figure, step: int | None) -> None:
+    """Add a dotted vermilion line at the onset of a fault; nothing if there is none."""
+    if step is not None:
+        drawn.add_shape(
+            name="onset", type="line", x0=step, x1=step, y0=0, y1=1, yref="y domain",
+            line={"color": VERMILION, "width": 1.2, "dash": "dot"},
+        )  # fmt: skip

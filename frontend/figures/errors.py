@@ -18,6 +18,7 @@ def errors(
     theme: Theme,
     *,
     name: str = "ROOT",
+    onset: int | None = None,
     sentence: str = "",
 ) -> go.Figure:
     """Draw three curves, named at their ends, on a logarithmic axis: this run's (`name`), Muon's and the paper's."""
@@ -27,7 +28,12 @@ def errors(
     if span is None:
         recorded = any(h is not None and len(h.steps) for h, _, _ in named)
         nothing = "No spectra yet: the error is computed from spectra."
-        return base.empty(theme, "errors", sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing))
+        return base.empty(
+            theme,
+            "errors",
+            sentence or (base.NO_SPECTRUM_LEFT if recorded else nothing),
+            sick=recorded and not sentence,
+        )
     drawn = base.figure(theme, "errors")
     for history, text, colour in reversed(curves):
         drawn.add_scatter(
@@ -35,14 +41,15 @@ def errors(
                 history.steps, np.where(history.values > 0, history.values, np.nan), colour,
                 2 if colour == colours.GREEN else 1.5,
             ),
-            name=text, hovertemplate="step %{x:,}: %{y:.3~g}",
+            name=base.plain(text), hovertemplate="step %{x:,}: %{y:.3~g}",
         )  # fmt: skip
     drawn.update_layout(
-        xaxis={**base.STEP_AXIS, "showgrid": False},
+        xaxis={**base.step_axis(max((h.steps for h, _, _ in curves), key=len)), "showgrid": False},
         yaxis={"type": "log", "range": list(span), **base.log_ticks(*span)},
         margin={"r": 52},
     )
-    ends = [(text, colour, base.end_height(history.values)) for history, text, colour in curves]
+    ends = [(base.plain(text), colour, base.end_height(history.values)) for history, text, colour in curves]
     base.end_labels(drawn, ends, span, theme)
+    base.onset(drawn, onset)
     base.marker(drawn, theme)
     return drawn

@@ -28,13 +28,13 @@ class Bands:
     share: Float64Array
 
 
-def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
+def evolution(recorded: HistogramHistory | None, theme: Theme, onset: int | None = None) -> go.Figure:
     """Draw the share of the entries in each band of magnitude over the steps, on a symmetric logarithmic axis."""
     if recorded is None or not len(recorded.steps):
         return base.empty(theme, "evolution", "No histograms yet: watch() records histograms every 10 steps.")
     bands = joined_bands(recorded)
     if bands is None:
-        return base.empty(theme, "evolution", "Every entry so far is zero or not finite.")
+        return base.empty(theme, "evolution", "Every entry so far is zero or not finite.", sick=True)
     drawn = base.figure(theme, "evolution")
     most = float(bands.share.max())
     names = [_name(low, high) for low, high in zip(bands.low, bands.high, strict=True)]
@@ -50,7 +50,7 @@ def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
     )  # fmt: skip
     ticks = _ticks(bands)
     drawn.update_layout(
-        xaxis={**base.STEP_AXIS, "showgrid": False},
+        xaxis={**base.step_axis(recorded.steps), "showgrid": False},
         yaxis={
             "type": "category",
             "tickvals": [at for at, _ in ticks],
@@ -64,6 +64,7 @@ def evolution(recorded: HistogramHistory | None, theme: Theme) -> go.Figure:
             text="blank: no finite entry", x=0, y=1, xref="paper", yref="paper", xanchor="left", yanchor="top",
             bgcolor=theme.card, opacity=0.9,
         )  # fmt: skip
+    base.onset(drawn, onset)
     base.marker(drawn, theme)
     return drawn
 

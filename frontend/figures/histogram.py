@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import plotly.graph_objects as go
@@ -33,13 +34,20 @@ def histogram(
     mean: float = np.nan,
     deviation: float = np.nan,
     threshold: float = np.nan,
+    mark: str = "ε",
+    sentence: str = "",
 ) -> go.Figure:
-    """Draw the density on a logarithmic axis; bars beyond ±`threshold` are vermilion, the Gaussian is dashed ink."""
+    """Draw the density on a logarithmic axis, over the dashed Gaussian of the same moments.
+
+    On both sides of ±`threshold` lines with the name `mark` stand, and what lies beyond is vermilion. `sentence` says
+    why there are no bars.
+    """
     if recorded is None:
         return base.empty(theme, "histogram", "No histogram at this step: watch() records histograms every 10 steps.")
     bars = joined_bars(recorded)
     if bars is None:
-        return base.empty(theme, "histogram", why_empty(recorded))
+        return base.empty(theme, "histogram", sentence or why_empty(recorded), sick=True)
+    bars = split_bars(bars, threshold)
     centre = (bars.edges[1:] + bars.edges[:-1]) / 2
     colour = np.where(np.abs(centre) > threshold, colours.VERMILION, colours.BLUE)
     seen = bars.density > 0
@@ -67,7 +75,7 @@ def histogram(
                 type="line", x0=at, x1=at, y0=0, y1=1, yref="y domain", line={"color": colours.VERMILION, "width": 1}
             )
         drawn.add_annotation(
-            text="ε", x=threshold, y=1, yref="y domain", xanchor="left", yanchor="top", xshift=4,
+            text=mark, x=threshold, y=1, yref="y domain", xanchor="left", yanchor="top", xshift=4,
             font={"color": theme.words[colours.VERMILION], "size": 12},
         )  # fmt: skip
     drawn.update_layout(
@@ -80,13 +88,31 @@ def histogram(
     return drawn
 
 
-def why_empty(recorded: Histogram) -> str:
-    """Say what the entries are, if every entry is zero or not finite."""
+def split_bars(bars: Bars, threshold: float) -> Bars:
+    """Return the bars cut at ±`threshold`; both parts of a bar keep its density and its count."""
+    cuts = [at for at in (-threshold, threshold) if bars.edges[0] < at < bars.edges[-1] and at not in bars.edges]
+    edges = np.sort(np.append(bars.edges, cuts))
+    whole = np.searchsorted(bars.edges, edges[:-1], side="right") - 1
+    return Bars(edges, bars.counts[whole], bars.density[whole])
+
+
+def expected_reach(mean: float, deviation: float, entries: int) -> float:
+    """Return the magnitude beyond which a Gaussian has less than one of so many entries; NaN without moments."""
+    if not (np.isfinite(mean) and deviation > 0 and entries > 1):
+        return np.nan
+    return abs(mean) + deviation * NormalDist().inv_cdf(1 - 0.5 / entries)
+
+
+def why_empty(recorded: Histogram, since: int | None = None) -> str:
+    """Say what the entries are, if every entry is zero or not finite, and since which step if it is known."""
     zero = int(np.asarray(recorded.counts, np.int64).sum())
-    kinds = [(n, name) for n, name in ((zero, "zero"), (recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
+    kinds = [(n, name) for n, name in ((zero, "0"), (recorded.nan, "NaN"), (recorded.inf, "±Inf")) if n]
+    ever = "" if since is None else f" since step {count(since)}"
     if len(kinds) == 1:
-        return f"Every entry is {kinds[0][1]}."
-    return f"Entries: {', '.join(f'{count(n)} {name}' for n, name in kinds)}."
+        number, name = kinds[0]
+        return f"All {count(number)} entries are {name}{ever}." if number > 1 else f"The entry is {name}{ever}."
+    parts = (f"{count(n)} {'zero' if name == '0' else name}" for n, name in kinds)
+    return f"Entries{ever}: {', '.join(parts)}."
 
 
 def joined_bars(recorded: Histogram) -> Bars | None:

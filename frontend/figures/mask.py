@@ -9,15 +9,14 @@ import plotly.graph_objects as go
 
 from root_dash.frontend import theme as colours
 from root_dash.frontend.figures import base
+from root_dash.frontend.numbers import count
 from root_dash.frontend.theme import Theme
-from root_dash.records import CountArray, Float64Array, IntArray, Mask
+from root_dash.records import CountArray, Float64Array, IntArray, Mask, outlying
 
 BARS = 160
 """The most bars beside the map. A bar shows the worst of its rows or columns."""
-FAR = 6.0
-"""Robust deviations above the median. A row with a larger share may be vermilion."""
-WORST = 0.01
-"""The largest share of the rows that is vermilion, as in `outlier_row_share`."""
+NAMED = 3
+"""The most rows or columns that are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,14 @@ class LineTotals:
     edges: Float64Array
     line: IntArray
     share: Float64Array
-    worst: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    outlying: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    """Whether a row of the bar is an outlier, as `records.outlying` says."""
 
 
 def mask(recorded: Mask | None, theme: Theme, *, sentence: str = "") -> go.Figure:
-    """Draw the share of outliers per block, per row at the right and per column above; the worst bars are vermilion."""
+    """Draw the share of outliers per block, per row at the right and per column above; bars with an outlying row or
+    column are vermilion, as `records.outlying` tells them.
+    """
     if recorded is None or not recorded.pooled.size:
         return base.empty(theme, "mask", sentence or "No mask at this step: watch() records masks with the spectra.")
     shares = block_shares(recorded)
@@ -52,7 +54,7 @@ def mask(recorded: Mask | None, theme: Theme, *, sentence: str = "") -> go.Figur
         )
         drawn.add_bar(
             orientation=side, width=width, **axes, customdata=np.stack([totals.line, totals.share], axis=1),
-            marker={"color": np.where(totals.worst, colours.VERMILION, colours.BLUE), "line": {"width": 0}},
+            marker={"color": np.where(totals.outlying, colours.VERMILION, colours.BLUE), "line": {"width": 0}},
             hovertemplate=f"{line} %{{customdata[0]:,}}: %{{customdata[1]:.2~p}}<extra></extra>",
         )  # fmt: skip
     drawn.update_layout(
@@ -76,17 +78,24 @@ def block_shares(recorded: Mask) -> Float64Array:
 def line_totals(counts: CountArray | IntArray, entries: int) -> LineTotals:
     """Return the share of outliers per line (row or column), with several lines to a bar if there are more than `BARS`.
 
-    `entries` is the number of entries of a line. The worst lines lie far above the others: see `FAR` and `WORST`.
+    `entries` is the number of entries of a line.
     """
     share = np.asarray(counts, np.float64) / max(entries, 1)
-    median = float(np.median(share))
-    spread = max(1.4826 * float(np.median(np.abs(share - median))), 0.1 * median, 1e-9)
     bars = min(BARS, len(share))
     edges = _block_edges(len(share), bars)
     line = np.array([a + int(np.argmax(share[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)], np.int64)
-    least_of_worst = np.sort(share)[-max(1, round(WORST * len(share)))]
-    worst = (share[line] > median + FAR * spread) & (share[line] >= least_of_worst)
-    return LineTotals(edges.astype(np.float64), line, share[line], worst)
+    return LineTotals(edges.astype(np.float64), line, share[line], outlying(np.asarray(counts, np.uint32))[line])
+
+
+def named(counts: CountArray | IntArray, noun: str) -> str:
+    """Return the outlying lines in words, those with the most outliers first: rows 17, 5, 40 +2; empty for none."""
+    totals = np.asarray(counts, np.uint32)
+    lines = np.flatnonzero(outlying(totals))
+    if not len(lines):
+        return ""
+    worst = lines[np.argsort(-totals[lines].astype(np.int64), kind="stable")[:NAMED]]
+    more = f" +{count(len(lines) - NAMED)}" if len(lines) > NAMED else ""
+    return f"{noun}{'s' if len(lines) > 1 else ''} {', '.join(count(int(line)) for line in worst)}{more}"
 
 
 def _block_edges(length: int, blocks: int) -> IntArray:

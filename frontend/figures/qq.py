@@ -13,6 +13,8 @@ from root_dash.frontend.figures import base
 from root_dash.frontend.theme import Theme
 from root_dash.records import Float64Array, Quantiles, quantile_positions, quantile_probabilities
 
+FAR = 1.0
+"""Standard deviations between a quantile and the normal's quantile from which on a point is vermilion."""
 Z95 = 1.959963984540054  # the 0.975 quantile of the standard normal distribution
 
 
@@ -26,18 +28,32 @@ class Points:
     high: Float64Array
 
     @property
-    def outside(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Return which points lie outside the band, as 5 % of a normal sample's quantiles do."""
-        return (self.observed < self.low) | (self.observed > self.high)
+    def far(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return which points are more than `FAR` standard deviations from the normal's quantiles."""
+        far: np.ndarray[tuple[int], np.dtype[np.bool_]] = np.abs(self.observed - self.position) > FAR
+        return far
 
 
-def qq(recorded: Quantiles | None, theme: Theme, *, mean: float = np.nan, deviation: float = np.nan) -> go.Figure:
-    """Draw standardized quantiles against the normal's, with the dashed diagonal and the 95 % band in grey."""
+def qq(
+    recorded: Quantiles | None,
+    theme: Theme,
+    *,
+    mean: float = np.nan,
+    deviation: float = np.nan,
+    before: Points | None = None,
+    sentence: str = "",
+) -> go.Figure:
+    """Draw standardized quantiles against the normal's, with the dashed diagonal and the 95 % band in grey.
+
+    Points far from the diagonal are vermilion: see `FAR`. `before` are the layer's own points at an earlier step, drawn
+    in grey. `sentence` says why there are no points.
+    """
     if recorded is None:
         return base.empty(theme, "qq", "No quantiles at this step: watch() records quantiles with the histograms.")
     points = standardized(recorded, mean, deviation)
     if points is None:
-        return base.empty(theme, "qq", "No quantiles to standardize: the entries are all equal or not finite.")
+        equal = "No quantiles to standardize: the entries are all equal or not finite."
+        return base.empty(theme, "qq", sentence or equal, sick=bool(sentence))
     drawn = base.figure(theme, "qq")
     drawn.add_scatter(
         x=np.concatenate([points.position, points.position[::-1]]),
@@ -48,10 +64,16 @@ def qq(recorded: Quantiles | None, theme: Theme, *, mean: float = np.nan, deviat
     drawn.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": theme.ink, "width": 1.2, "dash": "dash"}, hoverinfo="skip"
     )
+    if before is not None:
+        drawn.add_scatter(
+            x=before.position, y=before.observed, mode="markers", name="before", opacity=0.55,
+            marker={"size": 4, "color": theme.grey}, hovertemplate="before: %{y:.2f} σ<extra></extra>",
+        )  # fmt: skip
     drawn.add_scatter(
-        x=points.position, y=points.observed, mode="markers",
-        marker={"size": 5, "color": np.where(points.outside, colours.VERMILION, colours.BLUE)},
-        hovertemplate="normal %{x:.2f} σ, here %{y:.2f} σ<extra></extra>",
+        x=points.position, y=points.observed, mode="markers", name="now",
+        marker={"size": 5, "color": np.where(points.far, colours.VERMILION, colours.BLUE)},
+        customdata=points.observed - points.position,
+        hovertemplate="normal %{x:.2f} σ, here %{y:.2f} σ: %{customdata:+.2f} σ<extra></extra>",
     )  # fmt: skip
     drawn.update_layout(
         xaxis={"title": {"text": "normal quantile, σ"}, "nticks": 6, "tickformat": "~g"},

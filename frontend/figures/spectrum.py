@@ -16,52 +16,60 @@ DEEPEST = 5.0
 
 
 def spectrum(
-    recorded: Spectrum | None, theme: Theme, *, own: str = "ROOT", of_base: bool = True, sentence: str = ""
+    recorded: Spectrum | None,
+    theme: Theme,
+    *,
+    own: str = "ROOT",
+    of_base: bool = True,
+    polar: bool = True,
+    sentence: str = "",
 ) -> go.Figure:
     """Draw singular values by index: momentum and base relative to the momentum's largest, the update unscaled.
 
     The amber line is the result of Muon's coefficients on the spectrum that the optimizer orthogonalizes, which is the
     base's if `of_base` is true, else the momentum's. Each result stands at the index of its input. `own` names the
-    line of the update.
+    line of the update: green, or blue if nothing is orthogonalized. The dashed line at 1 is the
+    aim of an update that is `polar`.
     """
     if recorded is None or not len(recorded.momentum):
         return base.empty(
             theme,
             "spectrum",
-            sentence or "No spectrum at this step: watch() records spectra as often as `spectra` says.",
+            sentence or "No spectrum at this step: watch() records spectra less often than histograms.",
         )
     top = float(np.nanmax(recorded.momentum, initial=0.0)) or 1.0
+    # What orthogonalizes nothing has no use for a base.
+    base_of = recorded.base if of_base or polar else recorded.base[:0]
     wanted = [
         ("momentum", theme.grey, recorded.momentum / top),
-        ("base", colours.BLUE, recorded.base / top),
+        ("base", colours.BLUE, base_of / top),
         ("Muon", colours.AMBER, polynomial.muon(polynomial.orthogonalized(recorded, of_base=of_base))),
-        (own, colours.GREEN, recorded.update),
+        (own, colours.GREEN if of_base or polar else colours.BLUE, recorded.update),
     ]
     lines: list[tuple[str, str, NDArray[np.float64]]] = [
         (name, colour, np.asarray(values, np.float64)) for name, colour, values in wanted if len(values)
     ]
     if not any((values > 0).any() for _, _, values in lines):
-        return base.empty(theme, "spectrum", base.NO_SPECTRUM_LEFT)
+        return base.empty(theme, "spectrum", base.NO_SPECTRUM_LEFT, sick=True)
     span = _span([values for _, _, values in lines])
     drawn = base.figure(theme, "spectrum")
     longest = max(len(values) for _, _, values in lines)
-    drawn.add_shape(
-        type="line", x0=0, x1=1, xref="x domain", y0=1, y1=1, line={"color": theme.ink, "width": 1.2, "dash": "dash"}
-    )
+    if polar:
+        dashed = {"color": theme.ink, "width": 1.2, "dash": "dash"}
+        drawn.add_shape(type="line", x0=0, x1=1, xref="x domain", y0=1, y1=1, line=dashed)
     for name, colour, values in lines:
         positive = np.where(values > 0, values, np.nan)
         drawn.add_scatter(
-            **base.line(np.arange(1, len(values) + 1), positive, colour, 2 if colour == colours.GREEN else 1.5),
-            name=name, hovertemplate="%{x}: %{y:.3~g}",
+            **base.line(np.arange(1, len(values) + 1), positive, colour, 2 if name == own else 1.5),
+            name=base.plain(name), hovertemplate="%{x}: %{y:.3~g}",
         )  # fmt: skip
     drawn.update_layout(
         xaxis={"title": {"text": "index"}, "range": [1, max(2, longest)], "nticks": 6, "showgrid": False},
         yaxis={"type": "log", "range": list(span), "title": {"text": "singular value"}, **base.log_ticks(*span)},
         margin={"r": 78},
     )
-    base.end_labels(
-        drawn, [(_named(name, values), colour, base.end_height(values)) for name, colour, values in lines], span, theme
-    )
+    ends = [(base.plain(_named(name, values)), colour, base.end_height(values)) for name, colour, values in lines]
+    base.end_labels(drawn, ends, span, theme)
     return drawn
 
 

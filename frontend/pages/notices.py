@@ -30,3 +30,12 @@ def missing(path: str | None, reason: str) -> Any:
     """Return the page of an address that leads nowhere: why, and a link to the newest run."""
     why = f"{reason[:1].upper()}{reason[1:]}." if reason else f"There is no page at {path}."
     return layout.notice("Nothing here", why, dcc.Link("Go to the newest run", href="/"))
+
+
+def bare() -> Any:
+    """Return the page of a run that has ended and holds no frame."""
+    return layout.notice(
+        "This run holds no frames",
+        "It has ended. Either nothing was recorded, or root-dash prune removed what was.",
+        dcc.Link("Go to the newest run", href="/"),
+    )

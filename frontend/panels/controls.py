@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import dash_mantine_components as dmc
 
@@ -12,16 +11,16 @@ from root_dash.frontend.layout import aria
 from root_dash.frontend.panels.panel import Control
 
 
-def segmented(control_id: str, label: str, options: Mapping[str, str], **how: Any) -> Control:
-    """Return a control of a few values side by side. `options` maps each value to its text; `label` is for readers.
+def segmented(control_id: str, label: str, options: Mapping[str, str], *, rescales: bool = True) -> Control:
+    """Return a control of a few values side by side, kept in the URL.
 
-    `how` goes to `Control`.
+    `options` maps each value to its text; `label` is for readers; `rescales` goes to `Control`.
     """
     component = partial(
         dmc.SegmentedControl, size="xs", className="far", **aria(label=label),
         data=[{"value": value, "label": text} for value, text in options.items()],
     )  # fmt: skip
-    return Control(control_id, tuple(options), component, **how)
+    return Control(control_id, tuple(options), component, in_url=True, rescales=rescales)
 
 
 def text(control_id: str, label: str, placeholder: str) -> Control:

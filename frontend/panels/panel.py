@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import plotly.graph_objects as go
 
+from root_dash.frontend.judgement import Judgement, judgement
 from root_dash.frontend.theme import Theme
 from root_dash.records import Kind
 
@@ -54,6 +55,12 @@ class Selection:
     layer: int = 0
     step: int | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
+    judge: Callable[[Store, int], Judgement] = judgement
+
+    @property
+    def judgement(self) -> Judgement:
+        """Return the verdicts of the run so far."""
+        return self.judge(self.store, self.run)
 
 
 @dataclass(frozen=True, slots=True)

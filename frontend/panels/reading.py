@@ -40,7 +40,7 @@ def nearest(selection: Selection, kind: Kind, read: Callable[[int, int | None], 
 
 def with_step(found: Histogram | Quantiles | Spectrum | Mask | None, hint: str) -> str:
     """Return the hint after the step of the shown recording, because each kind has its own cadence."""
-    return hint if found is None else f"step {count(found.step)} · {hint}"
+    return hint if found is None else " · ".join(part for part in (f"step {count(found.step)}", hint) if part)
 
 
 def traits(selection: Selection, layer: Layer) -> AlgorithmTraits:

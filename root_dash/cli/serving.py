@@ -32,12 +32,13 @@ def compose(
     """
     from root_dash.frontend.app import mount
     from root_dash.server.app import create_app
+    from root_dash.server.compression import Compressed
     from root_dash.server.guard import Guard
     from root_dash.server.limits.bodies import WholeBodies
 
     api = create_app(settings, store, stopping, inbox)
-    mount(api, store)
-    return Guard(WholeBodies(api), settings)
+    mount(api, store, replay=api.state.replays.verdicts)
+    return Guard(WholeBodies(Compressed(api)), settings)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -201,6 +201,17 @@ class Store(Database):
         kept = downsampling.decimate(values, max_points)
         return History(name, steps[kept], values[kept], len(steps))
 
+    def last_scalars(self, run_id: int) -> dict[str, float]:
+        """Return the value that a run logged last of each of its scalars, by name."""
+        columns = schema.scalars.c
+        last = {}
+        for name in self.scalar_names(run_id):
+            with self._reading() as connection:
+                where = (columns.run_id == run_id) & (columns.name == name)
+                newest = select(columns.value).where(where).order_by(columns.frame_id.desc()).limit(1)
+                last[name] = queries.number(connection.scalar(newest))
+        return last
+
     def cost(self, run_id: int, max_points: int = 2000) -> History:
         """Return the seconds of the training thread that recording took, over the steps."""
         with self._reading() as connection:

@@ -231,13 +231,19 @@ def test_the_overview_says_which_layer_is_sick_and_leads_there(browser: Browser,
 
         page.locator(".verdict .why").click()
         expect(page.locator(f"#{ids.LAYER_TITLE}")).to_have_text(sick, timeout=PATIENCE)
-        assert page.url.endswith("/l/12?step=20")
+        assert re.search(r"/r/1/l/12\?opened=.*step=20$", page.url)  # the rest of the view is handed on
+        page.locator("[data-go=back]").click()
+        page.wait_for_function("location.search.includes('layer=12')", timeout=PATIENCE)
+        expect(page.locator("#drawer-name")).to_have_text(sick, timeout=PATIENCE)
 
 
 def test_an_address_that_leads_nowhere_says_so(browser: Browser, tmp_path: Path) -> None:
-    """The address of a missing run or layer shows a sentence, not a broken page."""
+    """The address of a missing run or layer shows a sentence, not a broken page, and its status is 404."""
     db = record(tmp_path / "runs.db", 3)
-    with running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url, tab(browser) as opened:
+    with (
+        running(["serve", str(db), "--port", "0", "--no-open"], tmp_path / "serve.log") as url,
+        tab(browser, expected="404 |console: Failed to load resource") as opened,
+    ):
         opened.page.goto(url)
         base = opened.page.url.split("/r/")[0].rstrip("/")
         for path in ("/r/999", "/r/1/l/999", "/r/x", "/nowhere"):

@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from root_dash.frontend import address, ids
 from root_dash.frontend.panels import PANELS
+from root_dash.frontend.static_files import PLOTLY
 from tests.browser.conftest import running, tab
 from tests.browser.test_dashboard import MAP, OVERVIEW_GRAPHS, PATIENCE, wait_until_filled
 from tests.store.frames import make_layers, record
@@ -81,6 +82,14 @@ def test_dash_component_api_gives_the_layers_of_the_picker(page: Page) -> None:
     assert [layer["value"] for layer in layers] == ["1", "2", "3"]
 
 
+def test_dash_set_props_is_seen_at_once_by_the_component_api(page: Page) -> None:
+    """layer.js reads the slider's value after it has set it: keys that come fast are all counted."""
+    code = (
+        "id => { dash_clientside.set_props(id, { value: '2' }); return dash_component_api.getLayout(id).props.value; }"
+    )
+    assert page.evaluate(code, ids.LAYER_PICKER) == "2"
+
+
 def test_the_browser_makes_and_reads_addresses_as_the_server_does(page: Page) -> None:
     """Both sides make the same address for a view, and both read an address or both refuse it."""
     for run, layer in ((1, 2), (31, 10**17)):
@@ -96,3 +105,10 @@ def test_the_browser_makes_and_reads_addresses_as_the_server_does(page: Page) ->
     for path in ("/r/1/l/2", "/r/1/l/2/", *wrong):
         read = page.evaluate("path => window.rootDashAddress.read('layer', path)", path)
         assert (read is not None) == (address.parse(path).page == "layer")
+
+
+def test_the_graphs_are_drawn_by_our_bundle_of_plotly(page: Page) -> None:
+    """The page keeps Dash from loading the full bundle, three times as large."""
+    loaded = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    plotly = [name for name in loaded if "plotly" in name]
+    assert [name.partition("/assets/")[2].partition("?")[0] for name in plotly] == [PLOTLY.stem]

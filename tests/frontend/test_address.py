@@ -37,7 +37,8 @@ def test_a_control_takes_no_value_that_it_does_not_have(search: str) -> None:
     """A query may hold anything; the control then has its first value."""
     assert STATISTIC.value(parse("/r/1", search).query) == "severity"
     assert STATISTIC.value(parse("/r/1", "?stat=stable_rank").query) == "stable_rank"
-    assert TENSOR.value({"tensor": "momentum"}) == "gradient"  # the URL does not keep this control's value
+    assert TENSOR.value(parse("/r/1/l/1", search).query) == "gradient"
+    assert TENSOR.value(parse("/r/1/l/1", "?tensor=momentum").query) == "momentum"
     assert (FILTER.value({}), FILTER.value({"only": "<b>*"})) == ("", "<b>*")  # a control without values takes any text
 
 

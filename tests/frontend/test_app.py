@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fastapi import FastAPI
+from plotly.offline import get_plotlyjs_version
 from starlette.testclient import TestClient
 
 from root_dash import ROOT, watch
@@ -18,6 +20,7 @@ from root_dash.exceptions import StoreBusy
 from root_dash.frontend import app, callbacks, ids
 from root_dash.frontend.panels import PANELS
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
+from root_dash.frontend.static_files import ASSETS, PLOTLY
 from root_dash.server.app import create_app
 from root_dash.settings import Settings
 from root_dash.store import Store
@@ -37,15 +40,40 @@ def fresh_client(store: Store) -> TestClient:
     return TestClient(server(store), base_url="http://localhost", raise_server_exceptions=False)
 
 
-@pytest.mark.parametrize("path", ["/", "/r/1", "/r/1/l/1", "/r/9", "/nowhere"])
-def test_the_first_page_of_a_server_is_complete(store: Store, path: str) -> None:
-    """A server's first request may be for a bookmark, or for a tab that is loaded again."""
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/r/1", 200), ("/r/1/l/1", 200), ("/r/9", 404), ("/r/1/l/99", 404), ("/r/x", 404), ("/nowhere", 404)],
+)
+def test_the_first_page_of_a_server_is_complete(store: Store, path: str, status: int) -> None:
+    """A server's first request may be for a bookmark, or for a tab that is loaded again.
+
+    A page that leads nowhere says so to programs too. A browser keeps the files until their content changes.
+    """
     with fresh_client(store) as client:
         page = client.get(path)
-        linked = set(re.findall(r'(?:src|href)="/assets/([\w.]+)', page.text))
-        assert linked == {asset.name for asset in app.ASSETS.iterdir()}
-        for name in sorted(linked):
-            assert client.get(f"/assets/{name}").status_code == 200
+        assert page.status_code == status
+        linked = re.findall(r'(?:src|href)="(/assets/([\w.-]+)[^"]*)"', page.text)
+        assert {name for _, name in linked} == {asset.name for asset in ASSETS.iterdir()} | {PLOTLY.stem}
+        for address, _ in linked:
+            file = client.get(address)
+            assert file.status_code == 200
+            assert "immutable" in file.headers["cache-control"]
+            assert client.get(address.partition("?")[0] + "?v=old").headers["cache-control"] == "no-cache"
+
+
+def test_plotly_is_sent_compressed_and_is_the_bundle_that_npm_has(store: Store) -> None:
+    """The bundle of the version in its name, to the byte; also for a client that cannot read gzip."""
+    with fresh_client(store) as client:
+        compressed, plain = (
+            client.get(f"/assets/{PLOTLY.stem}", headers={"accept-encoding": accepted})
+            for accepted in ("gzip", "identity")
+        )
+    assert int(compressed.headers["content-length"]) < 500_000
+    assert compressed.content == plain.content
+    digest = "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
+    assert hashlib.sha256(plain.content).hexdigest() == digest
+    assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}" in plain.text[:200]
+    assert "MIT license" in plain.text[:200]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +168,7 @@ def test_a_recorded_layer_that_was_never_finite_is_on_the_map(tmp_path: Path, no
     painted = next(trace for trace in figure.data if "not finite" in (trace.hovertemplate or ""))
     assert all(painted.z[layers.index("1.weight")])
     assert "loss NaN<br>at every step" in [a.text for a in figure.layout.annotations]
-    assert norm.layout.annotations[0].text == "no finite value"
+    assert norm.layout.annotations[0].text.endswith("never finite")
 
 
 def test_the_dashboard_answers_its_addresses_and_leaves_the_api_its_own(store: Store) -> None:
@@ -155,7 +183,7 @@ def test_the_dashboard_answers_its_addresses_and_leaves_the_api_its_own(store: S
     with TestClient(api) as client:
         page = client.get("/r/1/l/1")
         assert page.status_code == 200
-        assert '<script src="/assets/theme.js"' in page.text
+        assert '<script src="/assets/theme.js?v=' in page.text
         assert "https://" not in page.text.replace("https://dash.plotly.com", "")
         assert client.get("/assets/stream.js").status_code == 200
         assert client.get("/api/v1/ping").json() == {"said": "pong"}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from root_dash.frontend.findings import Findings, findings, headline, rule_words, when
-from root_dash.frontend.panels.overview.verdicts import PANEL, said, words
+from root_dash.frontend.findings import findings, headline, rule_words, said, when
+from root_dash.frontend.judgement import Judgement
+from root_dash.frontend.panels.overview.verdicts import PANEL, words
 from root_dash.frontend.theme import LIGHT
 from root_dash.health import RULES, Verdict
 from root_dash.health.baseline import OPENING
@@ -26,9 +28,9 @@ def verdict(id: int, layer: int | None = 0, severity: Any = "warning", since: in
     return Verdict(id, layer, rule, severity, since, text, **how)
 
 
-def card(found: Findings, run: Run = RUN, judged: bool = True) -> Any:
+def card(verdicts: Sequence[Verdict], run: Run = RUN) -> Any:
     """Return the card of findings."""
-    return PANEL.draw(LIGHT, run=run, layers=LAYERS, found=found, judged=judged).body
+    return PANEL.draw(LIGHT, run=run, layers=LAYERS, judged=Judgement("stored", verdicts)).body
 
 
 def text_of(tree: Any) -> str:
@@ -93,24 +95,26 @@ def test_the_headline_counts_layers(verdicts: list[Verdict], layers: int, said: 
 def test_the_hint_says_what_the_headline_rests_on() -> None:
     """Steps, healthy layers, and why nothing can be said yet."""
     none = findings([])
-    assert words(RUN, 3, none, judged=True) == ("All 3 layers are within their own range", "240 steps")
-    assert words(RUN, 3, findings([verdict(1)]), judged=True)[1] == "2 healthy · 240 steps"
+    assert words(RUN, 3, none) == ("All 3 layers are within their own range", "240 steps")
+    assert words(RUN, 3, findings([verdict(1)]))[1] == "2 healthy · 240 steps"
     spread = findings(
         [verdict(1), verdict(2, 1, "note", under=1), verdict(3, 2, under=1, until=9), verdict(4, 0, under=1)]
     )
-    assert words(RUN, 3, spread, judged=True)[1] == "1 layer ill after it · 1 healthy · 240 steps"
+    assert words(RUN, 3, spread)[1] == "1 layer ill after it · 1 healthy · 240 steps"
     early = Run("u", "", 0.0, frames=OPENING - 1, last_step=9)
-    assert words(early, 3, none, judged=True)[0] == "Nothing is wrong with 3 layers so far"
+    assert words(early, 3, none)[0] == "Nothing is wrong with 3 layers so far"
     empty = Run("u", "", 0.0)
-    assert words(empty, 3, none, judged=True) == ("Nothing recorded yet", "")
-    assert words(replace(empty, ended_at=1.0), 3, none, judged=True)[0] == "Nothing was recorded"
-    assert words(RUN, 3, none, judged=False)[0] == "This run is not judged yet"
-    assert words(RUN, 3, findings([verdict(1)]), judged=False)[0] == "1 of 3 layers needs a look"
+    assert words(empty, 3, none) == ("Nothing recorded yet", "")
+    assert words(replace(empty, ended_at=1.0), 3, none)[0] == "Nothing was recorded"
+    assert words(RUN, 3, none, "unjudged")[0] == "This run is not judged yet"
+    assert words(RUN, 3, none, "pending")[0] == "This run is being judged"
+    assert "more may be found" in words(RUN, 3, findings([verdict(1)]), "pending")[1]
+    assert words(RUN, 3, findings([verdict(1)]), "unjudged")[0] == "1 of 3 layers needs a look"
 
 
 def test_every_finding_names_its_layer_and_leads_to_the_onset() -> None:
     """Name, rule in words, since when, the sentence, and a link to the layer at its first sick step."""
-    tree = card(findings([verdict(1, 1, "critical", since=1200)]))
+    tree = card([verdict(1, 1, "critical", since=1200)])
     said = text_of(tree)
     for part in (LAYERS[1].name, "heavy tails", "since step 1,200", "Kurtosis is 9."):
         assert part in said
@@ -122,8 +126,8 @@ def test_every_finding_names_its_layer_and_leads_to_the_onset() -> None:
 
 def test_a_healthy_run_is_one_line() -> None:
     """No list, no empty box; earlier findings are folded, and open if nothing else is to be said."""
-    assert [type(part).__name__ for part in components(card(findings([])))] == ["Section", "Div", "H1", "Span"]
-    past = card(findings([verdict(1, until=130)]))
+    assert [type(part).__name__ for part in components(card([]))] == ["Section", "Div", "H1", "Span"]
+    past = card([verdict(1, until=130)])
     folds = [part for part in components(past) if type(part).__name__ == "Details"]
     assert [(fold.open, text_of(fold.children[0])) for fold in folds] == [(True, "1 earlier finding")]
     assert "from step 120 to 130" in text_of(past)
@@ -131,7 +135,7 @@ def test_a_healthy_run_is_one_line() -> None:
 
 def test_what_follows_is_folded_and_candidates_are_links() -> None:
     """One line for each verdict below, and a link for each layer of which one is the cause."""
-    tree = card(findings([verdict(1, None, candidates=(0, 2)), verdict(2, 1, under=1)]))
+    tree = card([verdict(1, None, candidates=(0, 2)), verdict(2, 1, under=1)])
     said = text_of(tree)
     assert "1 finding that follows from it" in said
     assert "One of" in said
@@ -141,7 +145,7 @@ def test_what_follows_is_folded_and_candidates_are_links() -> None:
 
 def test_many_findings_are_folded() -> None:
     """The page stays a page: five findings, and the rest behind a line that counts them."""
-    tree = card(findings([verdict(at, at % 3, since=at) for at in range(1, 31)]))
+    tree = card([verdict(at, at % 3, since=at) for at in range(1, 31)])
     assert [text_of(part) for part in components(tree) if type(part).__name__ == "Summary"] == ["25 more"]
 
 

@@ -267,7 +267,7 @@ def test_the_hover_text_of_a_loud_cell_names_the_rule() -> None:
 
 
 def test_a_grid_that_is_older_has_no_severity_for_new_layers() -> None:
-    """The severities are kept for some seconds, in which layers may come."""
+    """The severities are read after the grid, and layers may come between."""
     assert np.array_equal(worst_of(gridded([[0.1, 3.0], [NAN, NAN]]), 3), [3.0, NAN, NAN], equal_nan=True)
 
 

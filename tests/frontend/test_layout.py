@@ -17,6 +17,7 @@ from root_dash.frontend import app, layout
 from root_dash.frontend.bookkeeping import share, summary, words
 from root_dash.frontend.pages import layer, notices, overview
 from root_dash.frontend.panels import PANELS
+from root_dash.frontend.static_files import ASSETS, StaticFiles
 from root_dash.records import History, Layer, Notice, Run
 from root_dash.store import Store
 from tests.store.frames import record
@@ -52,7 +53,7 @@ def test_ids_are_unique_on_every_page(page: str) -> None:
 def test_every_id_of_a_callback_is_in_some_page(tmp_path: Path) -> None:
     """A callback on a component that no page has would never run."""
     with Store.open(record(tmp_path / "a.db", 2)) as store:
-        dash = app.dashboard(FastAPI(), store)
+        dash = app.dashboard(FastAPI(), store, StaticFiles())
     known = {
         component.id
         for component in components([layout.shell(), *(page() for page in PAGES.values())])
@@ -117,8 +118,8 @@ def test_the_header_says_what_recording_costs() -> None:
 
 def test_assets_call_nothing_outside() -> None:
     """The machine itself serves everything: scripts and styles name no other address."""
-    for asset in app.ASSETS.iterdir():
-        text = asset.read_text(encoding="utf-8")
+    for asset in ASSETS.iterdir():
+        text = asset.read_text(encoding="utf-8").replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert "http://" not in text
         assert "https://" not in text
         assert "@import" not in text

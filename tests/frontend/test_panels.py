@@ -209,7 +209,7 @@ def test_the_first_row_shows_the_recording_at_or_before_the_step(store: Store, m
     assert str(bars.hint).startswith("step 30 ·")
     assert str(points.hint).startswith("step 30 ·")
     assert len(bars.body.data) == 2
-    assert len(points.body.data) == 3
+    assert [trace.name for trace in points.body.data] == [None, None, "before", "now"]
     assert ("ε" in str(bars.hint)) == (tensor == "momentum")
     assert bars.body.layout.uirevision == f"histogram {matrix} {tensor}"
     assert str(draw(store, "histogram", matrix, on="dark", tensor=tensor).hint).startswith("step 60 ·")

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash
+from dash import Dash, Input, Output
 from dash.backends import _fastapi
 from fastapi import FastAPI
 from starlette.requests import Request
-
-from root_dash.frontend import app
 
 requests: Any = _fastapi
 REQUEST = Request({"type": "http", "method": "GET", "path": "/r/1", "headers": [], "query_string": b""})
 
 
 def own_app() -> Any:
-    """A Dash app with our assets, as `app.dashboard` makes it."""
+    """A Dash app, as `app.dashboard` makes it."""
     server: Any = FastAPI()
-    dash = Dash("own", server=server, backend="fastapi", assets_folder=str(app.ASSETS))
+    dash = Dash("own", server=server, backend="fastapi", assets_folder="")
     dash.layout = []
     return dash
 
@@ -35,14 +33,12 @@ def test_dash_backends_fastapi_sets_the_request_for_which_an_index_is_made() -> 
     assert requests._current_request_var.get() is None
 
 
-def test_dash_setup_server_collects_the_assets() -> None:
-    """`app.dashboard` calls `_setup_server`, because an index names our styles and scripts only after this call."""
+def test_dash_setup_server_collects_the_callbacks() -> None:
+    """`app.dashboard` calls `_setup_server`, because the callbacks of an app would else go to the next app."""
     dash = own_app()
-    token = requests.set_current_request(REQUEST)
-    before = dash.index()
+    dash.callback(Output("a", "children"), Input("b", "children"))(str)
     dash._setup_server()
-    after = dash.index()
-    requests.reset_current_request(token)
-    assert "assets/view.js" not in before
-    assert "assets/view.js" in after
-    assert "assets/style.css" in after
+    assert [callback["output"] for callback in dash._callback_list] == ["a.children"]
+    later = own_app()
+    later._setup_server()
+    assert later._callback_list == []

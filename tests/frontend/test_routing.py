@@ -11,8 +11,11 @@ from dash import no_update
 
 from root_dash.frontend import bookkeeping, routing
 from root_dash.frontend.pages import layer, overview
+from root_dash.frontend.panels import PANELS
+from root_dash.frontend.runs import Runs
+from root_dash.frontend.theme import GREEN
 from root_dash.records import Run
-from root_dash.store import Store
+from root_dash.store import Store, prune
 from tests.frontend.test_layout import components
 from tests.store.frames import make_layers, record
 
@@ -37,8 +40,8 @@ def test_the_root_address_points_to_the_newest_run(store: Store) -> None:
     """`/` has no page of its own if there is a run."""
     answer = routing.route(store, "/", "", None)
     assert answer["view"]["to"] == "/r/1"
-    assert answer["page"] is None
-    assert answer["runs"] == [{"value": "1", "label": "a run"}]
+    assert answer["view"]["page"] == "overview"
+    assert [(run["value"], run["label"]) for run in answer["runs"]] == [("1", "a run")]
     assert answer["settled"] is True
 
 
@@ -48,7 +51,7 @@ def test_every_answer_has_the_names_of_its_outputs(store: Store, matrix: dict[st
         assert routing.route(store, path, "", None).keys() == routing.ROUTE.keys()
     with Store.create(tmp_path / "empty.db") as empty:
         assert routing.route(empty, "/", "", None).keys() == routing.ROUTE.keys()
-    assert layer.head(store, matrix).keys() == layer.HEAD.keys()
+    assert layer.head(store, PANELS["layer"], matrix).keys() == layer.HEAD.keys()
     assert overview.scalars(store, {"run": 1}).keys() == overview.SCALARS.keys()
     assert (
         bookkeeping.header(store, {"run": 1}).keys()
@@ -59,11 +62,11 @@ def test_every_answer_has_the_names_of_its_outputs(store: Store, matrix: dict[st
 
 @pytest.mark.parametrize("steps", [0, 1, 6])
 def test_a_layer_with_one_histogram_is_followed(tmp_path: Path, steps: int) -> None:
-    """The slider stands at its end, however few steps the run has; elsewhere the page would stop following."""
+    """The slider has two ends, however few steps the run has; its upper end is the newest step."""
     with Store.open(record(tmp_path / "x.db", steps, make_layers(1))) as short:
-        head = layer.head(short, {"run": 1, "layer": 1, "step": None})
-    assert head["follows"]
-    assert head["first"] < head["shown"] == head["last"]
+        head = layer.head(short, PANELS["layer"], {"run": 1, "layer": 1, "step": None})
+    assert head["first"] < head["last"]
+    assert sum(1 + (last - first) // every for first, last, every in head["steps"]) == (1 if steps else 0)
 
 
 def test_runs_of_several_processes_are_told_apart(tmp_path: Path) -> None:
@@ -139,21 +142,50 @@ def test_a_quiet_run_is_asked_whether_it_has_ended(store: Store, tmp_path: Path)
         assert routing.ended(live, {"run": 1}) is None
 
 
-def test_a_layers_head_names_it_and_its_neighbours(store: Store, matrix: dict[str, Any]) -> None:
-    """Name, shape, links around the model, and a slider over the steps that hold histograms."""
-    layers = store.layers(1)
-    assert layer.head(store, matrix) == {
+def test_a_layers_head_names_it_and_its_steps(store: Store, matrix: dict[str, Any]) -> None:
+    """Name, shape, and a slider over the recorded steps. A run that has ended is not followed, but shown at its end."""
+    assert layer.head(store, PANELS["layer"], matrix) == {
         "name": "blocks.0.attn.qkv.weight",
         "shape": "16 × 24 · root",
-        "back": "/r/1",
-        "previous": f"/r/1/l/{layers[4].id}",
-        "next": f"/r/1/l/{layers[1].id}",
+        "whole": "blocks.0.attn.qkv.weight",
+        "steps": [[0, 60, 10]],
         "first": 0,
         "last": 60,
-        "interval": 10,
-        "shown": 60,
-        "follows": True,
+        "follow": "follow",
+        "colour": GREEN,
     }
-    for step, shown in ((37, 30), (10**15, 60)):
-        head = layer.head(store, {**matrix, "step": step})
-        assert (head["shown"], head["follows"]) == (shown, False)
+    assert layer.head(store, PANELS["layer"], {**matrix, "ended": True})["follow"] == "newest"
+
+
+@pytest.mark.parametrize(("like", "to"), [("1", "/r/2/l/3"), ("2", "/r/2"), ("99", "/r/2"), ("x", "/r/2")])
+def test_a_run_is_asked_for_the_layer_of_the_same_name(tmp_path: Path, like: str, to: str) -> None:
+    """The run switch of a layer's page stays on the layer if the other run has it; the rest of the view is kept."""
+    record(tmp_path / "two.db", 2, make_layers(2), uid="one")
+    record(tmp_path / "two.db", 2, make_layers(1), uid="two")
+    with Store.open(tmp_path / "two.db") as both:
+        view = routing.route(both, "/r/2", f"?like={like}&step=20&stat=grad_std", None)["view"]
+    assert view["to"] == f"{to}?step=20&stat=grad_std"
+    assert (view["run"], view["page"]) == (2, "layer" if "/l/" in to else "overview")
+
+
+def test_a_value_that_a_control_does_not_have_is_named(store: Store) -> None:
+    """The page says what it shows instead; a value that the control has needs no words."""
+    said = [str(routing.route(store, "/r/1", search, None)["page"]) for search in ("?stat=<b>no", "?stat=grad_std", "")]
+    assert "asks for stat “<b>no”, which is unknown. It shows severity." in said[0]
+    assert ["which is unknown" in words for words in said] == [True, False, False]
+
+
+def test_a_run_that_was_pruned_says_so(tmp_path: Path) -> None:
+    """A run that has ended waits for no first frame; an open page hears that its frames are gone."""
+    with Store.create(record(tmp_path / "a.db", 5)) as pruned:
+        listed = Runs(pruned)
+        before = routing.route(pruned, "/r/1", "", None, listed=listed)
+        assert listed.again(1, before["view"], before["runs"]) == {
+            name: no_update for name in ("runs", "gone", "judged")
+        }
+        prune(tmp_path / "a.db", before=1e12, dry_run=False)
+        answer = routing.route(pruned, "/r/1", "", before["view"], listed=listed)
+        again = listed.again(2, before["view"], before["runs"])
+    assert "This run holds no frames" in str(answer["page"])
+    assert again["gone"] == 2
+    assert again["runs"][0]["step"] == "–"

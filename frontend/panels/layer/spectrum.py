@@ -23,10 +23,12 @@ def _read(selection: Selection) -> dict[str, Any]:
 def _draw(theme: Theme, *, layer: Layer, algorithm: AlgorithmTraits, found: Spectrum | None) -> Drawing:
     figure = spectrum(
         found, theme, own=own_name(algorithm), of_base=algorithm.orthogonalizes == "base",
-        sentence="" if layer.is_matrix else NO_SPECTRUM,
+        polar=algorithm.aims_at_polar, sentence="" if layer.is_matrix else NO_SPECTRUM,
     )  # fmt: skip
-    hint = "estimated · dashed 1 is perfect" if found is not None and found.estimated else "dashed 1 is perfect"
-    return Drawing(figure, hint=with_step(found, hint))
+    if not figure.data:
+        return Drawing(figure, hint=with_step(found, ""))
+    reading = "dashed 1 is perfect" if algorithm.aims_at_polar else f"{algorithm.label} does not aim at 1"
+    return Drawing(figure, hint=with_step(found, f"estimated · {reading}" if found and found.estimated else reading))
 
 
 PANEL = Panel(

@@ -10,13 +10,19 @@ from dash import html
 
 from root_dash.frontend.figures.history import history
 from root_dash.frontend.numbers import value
+from root_dash.frontend.panels.layer.findings import nonfinite, onset
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.panels.reading import POINTS, recorded
 from root_dash.frontend.theme import Theme
-from root_dash.records import History, Statistic, statistic
+from root_dash.records import History, Layer, Statistic, statistic
 
-_MATRIX = ("grad_norm", "update_to_weight", "grad_kurtosis", "outlier_energy", "stable_rank", "orthogonality_error")
+_MATRIX = ("grad_norm", "update_to_weight", "grad_kurtosis", "outlier_energy", "stable_rank", "mask_overlap")
 _VECTOR = ("grad_norm", "update_to_weight", "grad_kurtosis", "grad_abs_max", "alignment", "weight_norm")
+
+
+def names_of(layer: Layer) -> tuple[str, ...]:
+    """Return the names of the six statistics of a layer."""
+    return _MATRIX if layer.is_matrix else _VECTOR
 
 
 def title(shown: Statistic, found: History | None, step: int | None) -> list[Any]:
@@ -31,13 +37,21 @@ def title(shown: Statistic, found: History | None, step: int | None) -> list[Any
 
 def _read(slot: int, selection: Selection) -> dict[str, Any]:
     store = selection.store
-    names = _MATRIX if store.layer(selection.layer).is_matrix else _VECTOR
-    found = recorded(store.history, selection.layer, names[slot], POINTS)
-    return {"shown": statistic(names[slot]), "found": found, "step": selection.step}
+    names = names_of(store.layer(selection.layer))
+    return {
+        "shown": statistic(names[slot]),
+        "found": recorded(store.history, selection.layer, names[slot], POINTS),
+        "step": selection.step,
+        "since": onset(selection),
+        "broken": nonfinite(selection, POINTS),
+    }
 
 
-def _draw(theme: Theme, *, shown: Statistic, found: History | None, step: int | None) -> Drawing:
-    return Drawing(history(found, shown, theme), title=title(shown, found, step))
+def _draw(
+    theme: Theme, *, shown: Statistic, found: History | None, step: int | None, since: int | None,
+    broken: History | None,
+) -> Drawing:  # fmt: skip
+    return Drawing(history(found, shown, theme, onset=since, nonfinite=broken), title=title(shown, found, step))
 
 
 PANELS = tuple(

@@ -30,7 +30,7 @@ def selected(selection: Selection) -> Layer | None:
     known = {layer.id: layer for layer in layers}
     if selection.layer in known:
         return known[selection.layer]
-    sick = findings(selection.store.verdicts(selection.run)).sick
+    sick = findings(selection.judgement.verdicts).sick
     if sick and sick[0] < len(layers):
         return layers[sick[0]]
     optimizer = selection.store.run(selection.run).optimizer
@@ -81,7 +81,8 @@ def _draw(theme: Theme, *, panel: Panel | None, found: dict[str, Any], step: int
     drawing.body.update_yaxes(title=None)
     title, hint = (drawing.title or panel.title), (panel.hint if drawing.hint is None else drawing.hint)
     # The drawer's head says the step; a panel says its own only if it shows another recording.
-    hint = hint.removeprefix(f"step {count(step)} · ") if step is not None else hint
+    at, _, reading = hint.partition(" · ")
+    hint = reading if step is not None and at == f"step {count(step)}" else hint
     return Drawing(drawing.body, title="Gradient" if panel is histogram.PANEL else title, hint=hint)
 
 

@@ -22,7 +22,6 @@ from root_dash.frontend.findings import Finding, findings, rule_words
 from root_dash.frontend.layout import aria, data
 from root_dash.frontend.numbers import count, plural
 from root_dash.frontend.panels.controls import segmented, text
-from root_dash.frontend.panels.kept import Kept
 from root_dash.frontend.panels.panel import Control, Drawing, Panel, Selection
 from root_dash.frontend.questions import SEVERITY, SEVERITY_RULE, groups, questions
 from root_dash.frontend.theme import Theme, scale
@@ -90,12 +89,12 @@ STATISTIC = Control(
 )
 ROWS = segmented(
     "rows", "which layers, in which order", {"model": "model order", "worst": "worst first", "sick": "only sick"},
-    in_url=True, rescales=False,
+    rescales=False,
 )  # fmt: skip
 FILTER = text("only", "filter layers by name", "filter: *.attn.*")
 OPENED = Control(ids.OPENED, (), _opened, in_url=True, rescales=False)
 SCALARS = Control(ids.SCALARS, (), _scalars, in_url=True, rescales=False)
-AXIS = segmented("axis", "axis of the scalars", {"lin": "lin", "log": "log"}, in_url=True, rescales=False)
+AXIS = segmented("axis", "axis of the scalars", {"lin": "lin", "log": "log"}, rescales=False)
 
 
 # Reading
@@ -106,10 +105,6 @@ def _count_broken(store: Store, run_id: int) -> Grid:
     nan, inf = store.grid(run_id, "grad_nan"), store.grid(run_id, "grad_inf")
     # If a frame comes between the two reads, one grid is longer than the other.
     return nan if nan.values.shape != inf.values.shape else replace(nan, values=nan.values + inf.values)
-
-
-nonfinite = Kept(_count_broken)
-severities = Kept(lambda store, run_id: store.grid(run_id, SEVERITY))
 
 
 def _read(selection: Selection) -> dict[str, Any]:
@@ -124,9 +119,9 @@ def _read(selection: Selection) -> dict[str, Any]:
         "scalars": [store.scalar(run_id, scalar) for scalar in names],
         "grid": grid,
         "rules": store.grid(run_id, SEVERITY_RULE) if severe else None,
-        "severity": grid if severe else severities(store, run_id),
-        "broken": nonfinite(store, run_id),
-        "found": findings(store.verdicts(run_id)),
+        "severity": grid if severe else store.grid(run_id, SEVERITY),
+        "broken": grid if severe else _count_broken(store, run_id),
+        "found": findings(selection.judgement.verdicts),
         "events": store.events(run_id)[-_EVENTS:],
         "ended": store.run(run_id).ended_at is not None,
         "order": values[ROWS.id],

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dash import dcc, html
 
 from root_dash.frontend import address
-from root_dash.frontend.findings import Finding, Findings, findings, headline, rule_words, when
+from root_dash.frontend.findings import Finding, Findings, findings, headline, rule_words, said, when
+from root_dash.frontend.judgement import Judgement
 from root_dash.frontend.layout import data
 from root_dash.frontend.numbers import count, plural
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.theme import Theme
-from root_dash.health import Verdict
 from root_dash.health.baseline import OPENING
 from root_dash.records import Layer, Run
+from root_dash.records.verdict import Verdict
 
+_UNJUDGED: Mapping[str, tuple[str, str]] = {
+    "pending": ("This run is being judged", "the server judges it now"),
+    "failed": ("This run could not be judged", "the server's log says why"),
+    "unjudged": ("This run is not judged yet", "root-dash diagnose --run {run} judges it"),
+}
+"""The headline of a run whose frames are not all judged, and what is done about it, by how far it is judged."""
 SHOWN, BELOW = 5, 20
 """Findings that are not folded, and verdicts that are listed below a finding."""
 
@@ -33,17 +40,17 @@ def _read(selection: Selection) -> dict[str, Any]:
     return {
         "run": store.run(run_id),
         "layers": store.layers(run_id),
-        "found": findings(store.verdicts(run_id)),
-        "judged": store.is_judged(run_id),
+        "judged": selection.judgement,
     }
 
 
-def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], found: Findings, judged: bool) -> Drawing:
-    context = _Context(run, layers)
-    title, hint = words(run, len(layers), found, judged=judged)
+def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], judged: Judgement) -> Drawing:
+    context, found = _Context(run, layers), findings(judged.verdicts)
+    title, hint = words(run, len(layers), found, judged.progress)
+    quiet = "healthy" if judged.whole else ""
     first, rest = found.now[:SHOWN], found.now[SHOWN:]
     body = html.Section(
-        className=f"card verdicts {found.worst or ('healthy' if judged else 'unjudged')}",
+        className=f"card verdicts {found.worst or quiet or 'unjudged'}",
         children=[
             html.Div([html.H1(title), html.Span(hint, className="hint")], className="card-head"),
             *(_row(finding, context) for finding in first),
@@ -52,27 +59,26 @@ def _draw(_theme: Theme, *, run: Run, layers: Sequence[Layer], found: Findings, 
             *_folded(plural(len(found.notes), "note"), found.notes, context),
         ],
         # For the title and the icon of the tab.
-        **data(sick=str(len(found.now)), worst=found.worst or ("healthy" if judged else "")),
+        **data(sick=str(len(found.now)), worst=found.worst or quiet),
     )
     return Drawing(body)
 
 
-def words(run: Run, layers: int, found: Findings, *, judged: bool) -> tuple[str, str]:
+def words(run: Run, layers: int, found: Findings, progress: str = "stored") -> tuple[str, str]:
     """Return the headline and the hint beside the headline."""
     if not run.frames:
         return ("Nothing was recorded", "the run has ended") if run.ended_at else ("Nothing recorded yet", "")
     steps = plural(run.last_step or 0, "step")
-    if not judged and not found.now:
-        return (
-            "This run is not judged yet",
-            f"recorded without diagnosis · root-dash diagnose --run {run.id} judges it · {steps}",
-        )
+    if progress in _UNJUDGED and not found.now:
+        title, how = _UNJUDGED[progress]
+        return title, f"recorded without diagnosis · {how.format(run=run.id)} · {steps}"
     if not found.now and not found.earlier and layers and run.frames < OPENING:
         known = f"a layer's own range is learned from {OPENING} frames, {count(run.frames)} are there"
         return f"Nothing is wrong with {plural(layers, 'layer')} so far", known
     healthy = max(layers - len(found.sick) - found.following, 0)
     parts = [f"{plural(found.following, 'layer')} ill after it"] if found.following else []
     parts += [f"{count(healthy)} healthy"] if found.now else []
+    parts += ["more may be found: the run is being judged"] if progress == "pending" else []
     return headline(found, layers), " · ".join([*parts, steps])
 
 
@@ -141,14 +147,6 @@ def _layer(place: int | None, context: _Context) -> Layer | None:
 
 def _onset(verdict: Verdict, layer: Layer, context: _Context) -> str:
     return address.layer(context.run.id, layer.id, verdict.since)
-
-
-def said(verdict: Verdict, name: str | None) -> str:
-    """Return a verdict's sentence without what stands beside the sentence: name, onset, and the verdict above."""
-    text = verdict.text.removeprefix(f"{name}: ") if name is not None else verdict.text
-    text = text.split("; it follows from verdict ")[0].replace(f", since step {count(verdict.since)}", "", 1)
-    text = f"{text[:1].upper()}{text[1:]}"
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _said(verdict: Verdict, context: _Context) -> str:
