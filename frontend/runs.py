@@ -86,7 +86,9 @@ class Runs:
         return {
             "runs": no_update if options == before else options,
             "gone": tick if gone else no_update,
-            "judged": self._judged_further(int(view["run"]), judged) if frames.get(view.get("run")) else no_update,
+            "judged": self._judged_further(int(view["run"]), judged)
+            if "run" in view and frames.get(int(view["run"]))
+            else no_update,
         }
 
     def _judged_further(self, run_id: int, before: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from root_dash.monitor.limits.budget import Charge
 from root_dash.monitor.limits.cost_meter import CostMeter
 from root_dash.monitor.measure import Measurement
-from root_dash.monitor.sentinels import Sentinels
+from root_dash.monitor.sentinels.rows import Sentinels
 from root_dash.monitor.skipped import SkipCounts, SkippedSteps
 from root_dash.monitor.writing.pending import BatchShape, PendingFrame, tensors_to_send
 from root_dash.monitor.writing.transfer import send

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -29,7 +29,6 @@ from root_dash.monitor.limits.budget import MAX_OVERHEAD, MAX_OVERHEAD_CPU
 from root_dash.monitor.limits.cadence import Cadence
 from root_dash.monitor.limits.pace import Pace, lightest
 from root_dash.monitor.logged import Log
-from root_dash.monitor.lookout import Lookout
 from root_dash.monitor.measure import Memory, measure
 from root_dash.monitor.new_layers import NewLayerFinder, describe_new_layers
 from root_dash.monitor.open_frame import OpenFrame
@@ -39,14 +38,15 @@ from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.changes import CHANGES
 from root_dash.monitor.quantities.quantity import DEFAULT_LIMITS, LayerBatch, MeasureLimits, Quantity
 from root_dash.monitor.quantities.registry import QUANTITIES
+from root_dash.monitor.sentinels.lookout import Lookout
 from root_dash.monitor.skipped import SkippedSteps
+from root_dash.monitor.status import RecorderStatus, VerdictKeeper
 from root_dash.monitor.writing.drain import Drain
 from root_dash.monitor.writing.sigterm import drain_on_termination, forget
 from root_dash.monitor.writing.sink import NullSink, Sink
 from root_dash.monitor.writing.writer import DEFAULT_LIMITS as DEFAULT_WRITER_LIMITS
 from root_dash.monitor.writing.writer import HEAVIEST_FIRST, RankLink, Writer, WriterLimits
 from root_dash.records import Event, Kind
-from root_dash.records.verdict import Verdict
 
 DRAIN_SECONDS = 60.0
 """How long `close` waits for frames to be stored before it reports how many are missing."""
@@ -58,19 +58,7 @@ STAGGERED_ENTRIES = 2**22
 """Entries of a model from which on the kinds begin staggered: the first steps would be the dearest of the run."""
 
 
-class VerdictKeeper(Protocol):
-    """Keeps the verdicts of the run while it trains."""
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """The newest verdicts, by id."""
-
-    @property
-    def failures(self) -> int:
-        """How often a verdict could not be told."""
-
-
-class Recorder:
+class Recorder(RecorderStatus):
     """What `watch` returns: records the steps of the optimizers until it is closed, each kind at its cadence.
 
     Use the recorder as a context manager, or call `close` yourself; otherwise it is closed when the process exits. With
@@ -209,60 +197,6 @@ class Recorder:
             print_to_stderr("root-dash: all frames are stored, but the end of the recording was not waited for")
         elif self.lost:
             print_to_stderr(f"root-dash: {self.lost} frames were lost, {self.stored} stored")
-
-    @property
-    def pending(self) -> int:
-        """Frames taken and not yet stored, including the frame that is still open."""
-        return self._writer.pending + self._frame.unsealed
-
-    @property
-    def stored(self) -> int:
-        """Frames that were stored."""
-        return self._writer.stored
-
-    @property
-    def lost(self) -> int:
-        """Frames that could not be stored, or were stored without what another process had to add."""
-        return self._writer.lost
-
-    @property
-    def cadence(self) -> Cadence:
-        """The present interval of each kind: as asked, or longer to keep the budget."""
-        return self._pace.budget.cadence
-
-    @property
-    def left_out(self) -> int:
-        """How many recordings of a kind were left out because the store could not keep up."""
-        return self._pace.left_out
-
-    @property
-    def overhead(self) -> float:
-        """The share of a step's time that recording adds by its own measurement; 0 before the share is known."""
-        return self._pace.budget.overhead
-
-    @property
-    def failures(self) -> int:
-        """How often recording failed, or telling a verdict. The first failure was shown on stderr."""
-        untold = 0 if self._alerts is None else self._alerts.failures
-        return self._failures.count + self._log.misused.count + self._writer.failures.count + untold
-
-    @property
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """What the diagnosis says of the run so far: the newest 1,000 verdicts in their present form, by id."""
-        return () if self._alerts is None else self._alerts.verdicts
-
-    @property
-    def active(self) -> bool:
-        """Whether this recorder records: it has begun and is not closed, and has not given up."""
-        return self._is_open and not self._failures.gave_up and not self._writer.failures.gave_up
-
-    @property
-    def _is_open(self) -> bool:
-        """Whether steps are the run's: not before the run has begun, after it is closed, or in a forked process.
-
-        Hooks are attached before the run begins, and another thread may step meanwhile.
-        """
-        return self._begun and not self._closed and os.getpid() == self._process
 
     def __reduce__(self) -> tuple[Callable[[], Recorder], tuple[()]]:
         """Copy as a closed recorder, which records nothing: a spawned process may get one with its dataset."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from root_dash.monitor.quantities.sentinels import NONE, finite
-from root_dash.monitor.sentinels import Held, SentinelRow
+from root_dash.monitor.sentinels.rows import Held, SentinelRow
 from root_dash.records import Float64Array
 
 FLIGHT_STEPS = 32

@@ -17,10 +17,10 @@ from root_dash.monitor.quantities.orthogonality import ORTHOGONALITY
 from root_dash.monitor.quantities.outliers import OUTLIERS
 from root_dash.monitor.quantities.quantiles import QUANTILES
 from root_dash.monitor.quantities.quantity import LayerBatch, Quantity
-from root_dash.monitor.quantities.rows import ROWS
 from root_dash.monitor.quantities.sentinels import SENTINELS
-from root_dash.monitor.quantities.spectrum import SPECTRUM
-from root_dash.monitor.quantities.weights import WEIGHTS
+from root_dash.monitor.quantities.spectral.rows import ROWS
+from root_dash.monitor.quantities.spectral.spectrum import SPECTRUM
+from root_dash.monitor.quantities.spectral.weights import WEIGHTS
 from root_dash.records import Kind
 
 QUANTITIES: tuple[Quantity, ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from root_dash.monitor.sentinels import Sentinels
+from root_dash.monitor.sentinels.rows import Sentinels
 from root_dash.monitor.writing.pending import PendingFrame
 from root_dash.monitor.writing.sigterm import forget
 from root_dash.monitor.writing.transfer import send

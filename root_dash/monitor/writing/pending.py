@@ -14,7 +14,7 @@ from root_dash.monitor.limits.budget import Charge
 from root_dash.monitor.limits.cost_meter import StepCost
 from root_dash.monitor.measure import Measurement
 from root_dash.monitor.ranks.merge import Joined
-from root_dash.monitor.sentinels import SentinelRow, groups_of_rows
+from root_dash.monitor.sentinels.rows import SentinelRow, groups_of_rows
 from root_dash.monitor.skipped import SkipCounts
 from root_dash.monitor.writing.transfer import Arrival
 from root_dash.records import Event, Frame

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from root_dash.monitor.gradients import Reading
 from root_dash.monitor.limits.flight import FACTOR, FLIGHT_STEPS, FREE_FIRINGS, LONGEST_HOLD, Alarm, Flight, hold
 from root_dash.monitor.quantities.sentinels import NONE
-from root_dash.monitor.sentinels import Held, SentinelRow
+from root_dash.monitor.sentinels.gradients import Reading
+from root_dash.monitor.sentinels.rows import Held, SentinelRow
 
 WATCHED = (Held(0), Held(3))
 

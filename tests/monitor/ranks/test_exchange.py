@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import root_dash
-from root_dash.monitor.quantities.weights import WEIGHTS
+from root_dash.monitor.quantities.spectral.weights import WEIGHTS
 from root_dash.records import STATISTICS, Layer, Run, statistic_names
 from root_dash.store.store import Store
 from tests.monitor.ranks import processes as ranks

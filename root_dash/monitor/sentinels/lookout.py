@@ -9,7 +9,7 @@ from torch import Tensor
 
 from root_dash.monitor.limits.flight import Alarm
 from root_dash.monitor.optimizers.adapter import Adapter
-from root_dash.monitor.sentinels import GradientReader, SentinelRow, Sentinels
+from root_dash.monitor.sentinels.rows import GradientReader, SentinelRow, Sentinels
 from root_dash.records import Layer
 
 REFRESH_STEPS = 64

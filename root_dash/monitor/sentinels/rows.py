@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from root_dash.monitor.frames import LayerGroup
-from root_dash.monitor.gradients import Reading, Small, read
 from root_dash.monitor.limits.budget import FLUSHED_SECONDS
 from root_dash.monitor.optimizers.adapter import Adapter
 from root_dash.monitor.quantities.sentinels import NONE, SENTINELS
+from root_dash.monitor.sentinels.gradients import Reading, Small, read
 from root_dash.optim.matrices.batches import matrix_shape
 from root_dash.optim.matrices.shards import cut_alike, is_dtensor, local, local_part
 from root_dash.records import Float64Array, IntArray

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from root_dash.monitor.quantities.lanczos import bidiagonalized, random_starts, wide
 from root_dash.monitor.quantities.norms import norms
 from root_dash.monitor.quantities.quantity import HostBatch, HostResult, LayerBatch, Quantity, Tensors, quiet
+from root_dash.monitor.quantities.spectral.lanczos import bidiagonalized, random_starts, wide
 
 STEPS = 12
 """Lanczos steps of a recording, each of two products with the weight."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from root_dash.monitor.quantities.quantity import LayerBatch
-from root_dash.monitor.quantities.rows import ROWS
+from root_dash.monitor.quantities.spectral.rows import ROWS
 from tests.monitor.quantities.measured import statistics_of
 
 

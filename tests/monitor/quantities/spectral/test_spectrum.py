@@ -8,9 +8,9 @@ import torch
 
 from root_dash.monitor.frames import Assembler, LayerGroup
 from root_dash.monitor.measure import measure
-from root_dash.monitor.quantities import lanczos
 from root_dash.monitor.quantities.quantity import LayerBatch, MeasureLimits
-from root_dash.monitor.quantities.spectrum import (
+from root_dash.monitor.quantities.spectral import lanczos
+from root_dash.monitor.quantities.spectral.spectrum import (
     Grams,
     base_and_polar_error,
     estimated_statistics,

@@ -19,10 +19,10 @@ from torch.optim import SGD, AdamW, Optimizer
 
 import root_dash
 from root_dash import Cadence
-from root_dash.monitor.gradients import read
 from root_dash.monitor.optimizers.registry import adapter_for
 from root_dash.monitor.quantities.sentinels import NONE, SENTINELS
-from root_dash.monitor.sentinels import GradientReader, Sentinels, groups_of_rows
+from root_dash.monitor.sentinels.gradients import read
+from root_dash.monitor.sentinels.rows import GradientReader, Sentinels, groups_of_rows
 from root_dash.optim.root import ROOT
 from root_dash.store.store import Store
 from tests.monitor.training import Model, adamw, layers_of, muon, plain_sgd, root, step, train
@@ -146,7 +146,7 @@ def test_what_is_held_is_stored_when_a_signal_ends_the_process(tmp_path: Path) -
     program = f"""
 import os, signal, time, root_dash
 from tests.monitor.training import Model, adamw, train
-from tests.monitor.test_sentinels import NEVER
+from tests.monitor.sentinels.test_sentinels import NEVER
 model = Model()
 optimizers = adamw(model)
 run = root_dash.watch(model, optimizers, db={str(tmp_path / "runs.db")!r}, cadence=NEVER)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from root_dash.monitor.quantities import lanczos
 from root_dash.monitor.quantities.norms import norms
 from root_dash.monitor.quantities.orthogonality import short_side
 from root_dash.monitor.quantities.quantity import Arrays, HostBatch, HostResult, LayerBatch, Quantity, Tensors, flat
+from root_dash.monitor.quantities.spectral import lanczos
 from root_dash.records import Float64Array, Spectrum
 
 _Values = tuple[Float64Array, Float64Array, Float64Array]

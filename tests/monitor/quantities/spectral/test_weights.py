@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from root_dash.monitor.quantities.quantity import Columns, LayerBatch
-from root_dash.monitor.quantities.weights import WEIGHTS
+from root_dash.monitor.quantities.spectral.weights import WEIGHTS
 from tests.monitor.quantities.measured import statistics_of
 
 SETTLED, CHANGED = 2e-3, 2e-2

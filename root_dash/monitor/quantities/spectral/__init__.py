@@ -1,0 +1,1 @@
+"""Quantities that come with the spectra: singular values, and the norms of rows and columns."""
