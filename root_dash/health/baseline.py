@@ -385,7 +385,8 @@ def _median_of_few(values: Float64Array) -> Float64Array:
         other_low, other_high = np.minimum(values[2], values[3]), np.maximum(values[2], values[3])
         low, high = np.maximum(low, other_low), np.minimum(high, other_high)
         low, high = np.minimum(low, high), np.maximum(low, high)
-    return np.maximum(low, np.minimum(high, medians))
+    medians = np.maximum(low, np.minimum(high, medians))
+    return medians
 
 
 def _middle(values: Float64Array, known: Bools, counts: NDArray[np.int64]) -> Float64Array:

@@ -133,8 +133,8 @@ def signals_of(signals: Sequence[Signal], columns: Columns, sizes: Float64Array)
 def floors_of(signals: Sequence[Signal], layers: Sequence[Layer]) -> Float64Array:
     """Return the least bound of each layer and signal, (L, S): wider for layers of few entries.
 
-    A statistic of n entries scatters with 1 / sqrt(n): at 24 entries the bound is 1.8 times as wide as at infinity. Gains
-    and biases of few entries have the heaviest tails: at 8 entries their bound is 4.4 times as wide.
+    A statistic of n entries scatters with 1 / sqrt(n): at 24 entries the bound is 1.8 times as wide as at infinity.
+    Gains and biases of few entries have the heaviest tails: at 8 entries their bound is 4.4 times as wide.
     """
     sizes = np.array([max(layer.size, 1) for layer in layers], np.float64)
     vectors = np.array([len(layer.shape) < 2 for layer in layers], bool)
