@@ -255,6 +255,10 @@ class AbsoluteRules:
         sick: NDArray[np.bool_] = np.any([self._bool(f"{rule}.open") for rule in rules], axis=0)
         return sick
 
+    def at_times_zero(self, layer: int) -> bool:
+        """Return whether a layer's gradient was exactly 0 more than once and came back."""
+        return bool(self._int("zeros")[layer] > 1)
+
     def grow(self, layers: Sequence[Layer]) -> None:
         """Add layers; `layers` are all of them, the old ones first."""
         new = self._empty(len(layers) - len(self._sizes))

@@ -377,14 +377,15 @@ def middle_of(values: Float64Array) -> float:
 
 def _median_of_few(values: Float64Array) -> Float64Array:
     """Return the medians of 1, 3 or 5 finite arrays by comparing them: a fifth of the time that sorting takes."""
+    medians: Float64Array = values[-1]
     if len(values) == 1:
-        return values[0]
+        return medians
     low, high = np.minimum(values[0], values[1]), np.maximum(values[0], values[1])
     if len(values) == 5:  # the lowest and the highest of four are not the median of five
         other_low, other_high = np.minimum(values[2], values[3]), np.maximum(values[2], values[3])
         low, high = np.maximum(low, other_low), np.minimum(high, other_high)
         low, high = np.minimum(low, high), np.maximum(low, high)
-    medians: Float64Array = np.maximum(low, np.minimum(high, values[-1]))
+    medians = np.maximum(low, np.minimum(high, medians))
     return medians
 
 

@@ -31,7 +31,7 @@ from root_dash.health.signals import (
     signals_of,
 )
 from root_dash.records import Float64Array, Frame, Layer, outlying
-from root_dash.records.verdict import Changes, Measured, Verdict
+from root_dash.records.verdict import Changes, Measured, Severity, Verdict
 
 SPARSE_OPENING, SPARSE_SMOOTHING = 6, 3
 """Samples of spectra and masks before they are judged, and those whose median is judged: they come seldom."""
@@ -42,7 +42,7 @@ MASKS_KEPT, ROWS_KEPT = 3, 4
 SCORE_NONFINITE, SCORE_ABSOLUTE = 100.0, 10.0
 """Scores of layers with a fault that no bound is defined for."""
 
-LOST_RULE = "frames-lost"
+LOST_RULE, COLLAPSE_RULE = "frames-lost", "gradient-collapse"
 
 _FORMAT = 2
 
@@ -169,7 +169,9 @@ class Health:
             rule = signal.up if deviation > 0 else signal.down
             what, evidence = _words(signal, value, float(usual[i, s]), deviation, float(self._sizes[i]))
             what += self._places(i)
-            yield Finding(i, rule, "warning", since, what, evidence, float(judged.score[i, s]))
+            expected = rule == COLLAPSE_RULE and self._absolute.at_times_zero(i)  # an expert with few examples
+            severity: Severity = "note" if expected else "warning"
+            yield Finding(i, rule, severity, since, what, evidence, float(judged.score[i, s]))
 
     def _judge_sparse(self, frame: Frame) -> Iterator[Finding | Ending]:
         """Judge spectra and masks, and keep the rows and columns in which outliers gather."""

@@ -79,13 +79,18 @@ def _outlier_energy(columns: Columns, sizes: Float64Array) -> Float64Array:
     return np.where(sizes >= FEWEST_ENTRIES, _log(columns["outlier_energy"] + 0.01), np.nan)
 
 
+def _update(columns: Columns, sizes: Float64Array) -> Float64Array:
+    """Return log ‖X‖ of layers with a gradient: without one, as of an expert without examples, momentum decays."""
+    return np.where(columns["grad_norm"] > 0, _log(columns["update_norm"]), np.nan)
+
+
 SIGNALS: tuple[Signal, ...] = (
     Signal("grad_norm", lambda c, n: _log(c["grad_norm"]), math.log(2.5), "gradient-explosion", "gradient-collapse"),
     Signal("grad_abs_max", _peak, math.log(1.8), "outlier-entries", caution=1.1),
     Signal("grad_kurtosis", lambda c, n: _log(c["grad_kurtosis"] + 4.0), math.log(2.5), "heavy-tails", caution=1.6),
     Signal("outlier_energy", _outlier_energy, math.log(3.0), "outlier-energy", caution=1.4),
     Signal("grad_zero", lambda c, n: _log(1.0 - c["grad_zero"] / n), math.log(1.5), down="dead-rows", hold=16),
-    Signal("update_norm", lambda c, n: _log(c["update_norm"]), math.log(2.5), "update-jump", "update-collapse", 1.2),
+    Signal("update_norm", _update, math.log(2.5), "update-jump", "update-collapse", 1.2),
 )
 """Signals of the statistics, which nearly every frame has."""
 
@@ -129,7 +134,9 @@ def floors_of(signals: Sequence[Signal], layers: Sequence[Layer]) -> Float64Arra
     """Return the least bound of each layer and signal, (L, S): wider for layers of few entries.
 
     A statistic of n entries scatters with 1 / sqrt(n): at 24 entries the bound is 1.8 times as wide as at infinity.
+    Gains and biases of few entries have the heaviest tails: at 8 entries their bound is 4.4 times as wide.
     """
     sizes = np.array([max(layer.size, 1) for layer in layers], np.float64)
-    wider = 1.0 + 4.0 / np.sqrt(sizes)
+    vectors = np.array([len(layer.shape) < 2 for layer in layers], bool)
+    wider = 1.0 + 4.0 / np.sqrt(sizes) + np.where(vectors, 16.0 / sizes, 0.0)
     return np.outer(wider, [signal.floor for signal in signals])

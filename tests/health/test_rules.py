@@ -156,3 +156,15 @@ def test_a_spike_between_frames_is_a_note_if_it_is_far_above_all_before(factor: 
     verdicts = replay(watched, frames)
     assert [(one.layer, one.rule, one.since, one.until) for one in verdicts] == found
     assert {one.severity for one in verdicts} <= {"note"}
+
+
+def test_momentum_that_decays_without_a_gradient_is_no_fault() -> None:
+    """An expert under SGD gets no example for long: its update decays a thousandfold, and is back with its gradient."""
+
+    def sicken(step: int, numbers: NDArray[np.float64]) -> None:
+        if 60 <= step < 120:
+            numbers[4, COLUMN["grad_zero"]] = 32 * 64
+            numbers[4, COLUMN["grad_norm"]] = 0.0
+            numbers[4, COLUMN["update_norm"]] *= 0.9 ** (step - 60)
+
+    assert [one for one in replay(layers(), run(layers(), 200, sicken)) if one.rule.startswith("update")] == []
