@@ -38,7 +38,7 @@ from root_dash.records import (
 from root_dash.records.verdict import Measured, Verdict
 from root_dash.store import Store
 from tests.frontend.asking import PANEL, draw
-from tests.frontend.test_figures import counted, drawn
+from tests.frontend.figures import counted, drawn
 from tests.frontend.test_layout import components
 from tests.store.frames import make_frame, make_layers, record
 
