@@ -67,7 +67,7 @@ def weight(answer: Any) -> int:
     if isinstance(answer, np.ndarray):
         return 100 + answer.nbytes
     if isinstance(answer, Component):
-        return weight(answer.to_plotly_json())  # type: ignore[no-untyped-call]
+        return weight(vars(answer))
     if isinstance(answer, dict):
         return 100 + sum(weight(key) + weight(value) for key, value in answer.items())
     if isinstance(answer, list | tuple):

@@ -82,13 +82,12 @@ class Runs:
         runs = self._store.runs()
         options, view = self.options(runs), view or {}
         frames = {run.id: run.frames for run in runs}
-        gone = view.get("latest") is not None and not frames.get(int(view["run"]))
+        run_id = int(view.get("run") or 0)
+        recorded = bool(frames.get(run_id))
         return {
             "runs": no_update if options == before else options,
-            "gone": tick if gone else no_update,
-            "judged": self._judged_further(int(view["run"]), judged)
-            if "run" in view and frames.get(int(view["run"]))
-            else no_update,
+            "gone": tick if view.get("latest") is not None and not recorded else no_update,
+            "judged": self._judged_further(run_id, judged) if recorded else no_update,
         }
 
     def _judged_further(self, run_id: int, before: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dash import html
 from fastapi import FastAPI
 
 from root_dash.frontend import app, ids
-from root_dash.frontend.once import Once
+from root_dash.frontend.once import Once, weight
 from root_dash.frontend.panels import PANELS
 from root_dash.frontend.panels.panel import Drawing, Panel, Selection
 from root_dash.frontend.theme import Theme
@@ -103,3 +104,38 @@ def test_viewers_share_a_figure_until_the_run_changes(tmp_path: Path) -> None:
         recording.append(make_frame(1, 2, layers, rng))
         assert ask() == ask()
         assert drawn == [None, None, 1, None]
+
+
+def test_the_map_takes_scalars_that_were_picked_and_layers_have_their_own_drawer(tmp_path: Path) -> None:
+    """A control's value may be a list; another selected layer or another value is another answer."""
+    with Store.create(tmp_path / "a.db") as store:
+        recording = store.begin(Run("run-1", "a run", 0.0), layers := make_layers(2))
+        recording.append(make_frame(0, 1, layers, np.random.default_rng(0)))
+        api = FastAPI()
+        app.mount(api, store, {"overview": PANELS["overview"], "layer": ()})
+
+        def ask(layer: int, scalars: list[str]) -> tuple[str, str]:
+            values = {
+                f"{ids.VIEW}.data": {"page": "overview", "run": 1, "step": None},
+                f"{ids.selected('statistics')}.data": {"layer": layer, "step": 1},
+                "stat.value": "grad_norm", "rows.value": "model", f"{ids.SCALARS}.value": scalars,
+            }  # fmt: skip
+            found = answers(api, values)
+            figure, drawer = (
+                found["..map.figure...map-title.children...map-hint.children.."],
+                found["..drawer.children.."],
+            )
+            return figure.text, drawer.text
+
+        names = [name for name in store.scalar_names(1)]
+        assert len(names) > 1
+        (one, first), (_, second), (other, _) = ask(1, names[:1]), ask(2, names[:1]), ask(1, names[1:])
+    assert layers[0].name in first
+    assert layers[1].name in second
+    assert one != other
+
+
+def test_arrays_and_components_weigh_what_they_hold() -> None:
+    """The bound holds for an answer of words, and for numbers that are not sent as text."""
+    assert weight({"z": np.zeros(1000)}) > 8000
+    assert weight(html.Div([html.P("x" * 1000), html.P("y" * 1000)])) > 2000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -122,8 +122,7 @@ def forget_later(frame: Frame) -> None:
     recorded = statistic_names("statistics")
     frame.statistics[:, [recorded.index(name) for name in LATER]] = np.nan
     for _, numbers in frame.spectra.values():
-        assert isinstance(numbers, dict)
-        numbers |= {name: np.nan for name in numbers if name.startswith(LATER_SPECTRAL)}
+        cast(dict[str, float], numbers).update({name: np.nan for name in numbers if name.startswith(LATER_SPECTRAL)})
 
 
 def _statistics(layers: Sequence[Layer], step: int, rng: np.random.Generator) -> Float32Array:

@@ -191,7 +191,9 @@ def _nothing(shown: Statistic, grid: Grid, ended: bool) -> dict[str, str]:
     if not grid.values.size and (shown.name == SEVERITY or not grid.layers):
         return {"sentence": "Nothing was recorded before the run ended."} if ended else {}
     if shown.name == SEVERITY:
-        return {"sentence": "No frame of this run is judged. The other questions above show what was recorded."}
+        return {
+            "sentence": "This run was recorded without severities. The other questions above show what was recorded."
+        }
     if grid.values.size:
         return {"sentence": f"No layer has a value of “{shown.label}”."}
     return {"sentence": f"No layer has “{shown.label}” yet: watch() records it with the {shown.kind}."}
