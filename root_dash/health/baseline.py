@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from root_dash.health.medians import median_of_few
 from root_dash.records import Float64Array
 
 WINDOW = 64
@@ -210,7 +211,7 @@ class Baselines:
                 np.copyto(older, newer, where=sampled)
             np.copyto(held[-1], new, where=sampled)
         full = sampled & (self._steps[0] >= 0)
-        return np.where(full, _median_of_few(self._recent), np.nan), self._steps[self._smoothing // 2]
+        return np.where(full, median_of_few(self._recent), np.nan), self._steps[self._smoothing // 2]
 
     def _deviation(self, values: Float64Array, known: Bools) -> tuple[Float64Array, Float64Array, Float64Array]:
         """Return the signed deviations (R, C), their typical size in the sample (C,), and what all rows did, (C,)."""
@@ -367,26 +368,6 @@ _ATTRIBUTES = {
     "violations": "_violations",
     "tick": "_tick",
 }
-
-
-def middle_of(values: Float64Array) -> float:
-    """Return the median of (n,) finite values: a sort of a few hundred is ten times as fast as `np.median`."""
-    ordered = np.sort(values)
-    return float(0.5 * (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]))
-
-
-def _median_of_few(values: Float64Array) -> Float64Array:
-    """Return the medians of 1, 3 or 5 finite arrays by comparing them: a fifth of the time that sorting takes."""
-    medians: Float64Array = values[-1]
-    if len(values) == 1:
-        return medians
-    low, high = np.minimum(values[0], values[1]), np.maximum(values[0], values[1])
-    if len(values) == 5:  # the lowest and the highest of four are not the median of five
-        other_low, other_high = np.minimum(values[2], values[3]), np.maximum(values[2], values[3])
-        low, high = np.maximum(low, other_low), np.minimum(high, other_high)
-        low, high = np.minimum(low, high), np.maximum(low, high)
-    medians = np.maximum(low, np.minimum(high, medians))
-    return medians
 
 
 def _middle(values: Float64Array, known: Bools, counts: NDArray[np.int64]) -> Float64Array:

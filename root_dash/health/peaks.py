@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from root_dash.health.baseline import middle_of
 from root_dash.health.findings import Ending, Finding
+from root_dash.health.medians import middle_of
 from root_dash.health.signals import Columns
 from root_dash.records import Float64Array
 from root_dash.records.verdict import Measured

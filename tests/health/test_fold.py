@@ -392,9 +392,8 @@ def test_a_frame_of_scalars_alone_changes_nothing_but_the_loss() -> None:
     for frame in frames:
         split.append(replace(frame, scalars={}))
         split.append(Frame(frame.seq, frame.step, frame.time, scalars=frame.scalars))
-    assert [(one.layer, one.rule, one.since) for one in warnings(split)] == [
-        (one.layer, one.rule, one.since) for one in warnings(frames)
-    ]
+    apart, together = ([(one.layer, one.rule, one.since) for one in warnings(f)] for f in (split, frames))
+    assert apart == together
 
 
 def test_verdicts_survive_json() -> None:

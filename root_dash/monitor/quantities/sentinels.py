@@ -1,8 +1,9 @@
 """Sentinels: norm and largest entry of every layer's gradient at every step, whatever is thinned.
 
 They are taken of the gradients themselves, not of a batch of layers (`root_dash.monitor.sentinels.gradients`), and
-wait on the host for the next row of statistics. That row has their extremes and the steps of these. Between the processes that hold
-shards the norms of each step are merged, and then the extremes are taken, so that they are those of the whole layers.
+wait on the host for the next row of statistics. That row has their extremes and the steps of these. Between the
+processes that hold shards the norms of each step are merged, and then the extremes are taken, so that they are those
+of the whole layers.
 """
 
 from __future__ import annotations
