@@ -45,7 +45,10 @@
   document.addEventListener("click", (event) => {
     const id = event.target.closest("#earlier, #later")?.id;
     const value = id && window.dash_component_api.getLayout("step-slider")?.props.value;
-    if (typeof value === "number") set("step-slider", { value: id === "earlier" ? below(value - 1) : above(value) });
+    if (typeof value !== "number") return;
+    const next = id === "earlier" ? below(value - 1) : above(value);
+    if (next !== value) address.keep({ [address.step]: next }); // now: a layer that arrives meanwhile reads it
+    set("step-slider", { value: next });
   });
 
   // "Go to onset": the first recording at the onset or after it.

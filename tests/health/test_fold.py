@@ -21,8 +21,7 @@ SICK = 3
 
 def warnings(frames: list[Frame], watched: tuple[Layer, ...] | None = None) -> list[Verdict]:
     """Return the verdicts of warning or worse that nothing else explains."""
-    watched = layers() if watched is None else watched
-    return [one for one in replay(watched, frames) if one.severity != "note" and one.under is None]
+    return [one for one in replay(watched or layers(), frames) if one.severity != "note" and one.under is None]
 
 
 def multiply(name: str, factor: float, layer: int = SICK, until: int = 10**9):  # type: ignore[no-untyped-def]
@@ -122,8 +121,7 @@ def test_if_all_layers_are_reached_at_once_the_origin_is_one_of_them() -> None:
             numbers[:, COLUMN["grad_nan"]] = 2
 
     first = replay(layers(), run(layers(), 200, sicken))[0]
-    assert first.layer is None
-    assert first.candidates == tuple(range(8))
+    assert (first.layer, first.candidates) == (None, tuple(range(8)))
 
 
 def test_a_dead_layer_is_named() -> None:
@@ -390,8 +388,7 @@ def test_a_frame_of_scalars_alone_changes_nothing_but_the_loss() -> None:
     frames = run(layers(), 200, multiply("grad_norm", 30.0))
     split: list[Frame] = []
     for frame in frames:
-        split.append(replace(frame, scalars={}))
-        split.append(Frame(frame.seq, frame.step, frame.time, scalars=frame.scalars))
+        split += [replace(frame, scalars={}), Frame(frame.seq, frame.step, frame.time, scalars=frame.scalars)]
     apart, together = ([(one.layer, one.rule, one.since) for one in warnings(f)] for f in (split, frames))
     assert apart == together
 

@@ -154,7 +154,7 @@ train(model, optimizers, 9)
 os.kill(os.getpid(), signal.SIGTERM)
 time.sleep(60)
 """
-    root_folder = Path(__file__).resolve().parents[2]
+    root_folder = Path(__file__).resolve().parents[3]
     environment = os.environ | {"PYTHONPATH": str(root_folder)}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, cwd=root_folder, timeout=120)
     assert ended.returncode == -signal.SIGTERM
