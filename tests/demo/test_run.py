@@ -92,7 +92,10 @@ def test_the_demo_leaves_a_complete_recording(demo_db: Path) -> None:
             for name in statistic_names("statistics"):
                 history = store.history(layer.id, name)
                 assert history.steps.tolist() == list(range(1, 61)), name
-                assert np.isfinite(history.values).all(), (layer.name, name)
+                if name == "nonfinite_step":
+                    assert np.isnan(history.values).all()  # no step had a gradient that was not finite
+                else:
+                    assert np.isfinite(history.values).all(), (layer.name, name)
             for kind in ("histograms", "quantiles", "spectra", "masks"):
                 due = [s for s in range(1, 61) if s == 1 or s % getattr(cadence, kind) == 0]
                 assert store.steps(layer.id, kind).tolist() == due

@@ -263,7 +263,8 @@ class SqliteBackend:
                 raise StoreFull(f"{path}: {cause}") from error
             if code == sqlite3.SQLITE_NOTADB:
                 raise StoreForeign(f"{path} is not a root-dash database") from error
-            raise StoreError(f"{path}: {cause}") from error
+            # SQLite quotes what it could not read, lines and all.
+            raise StoreError(f"{path}: {' '.join(str(cause).split())}") from error
         except OverflowError:
             raise ValueError("ids and steps must be integers of 64 bits") from None
         except UnicodeDecodeError:
