@@ -19,7 +19,7 @@ import os, signal, sys, time, root_dash
 from tests.monitor.training import Model, root, train
 model = Model(); optimizers = root(model)
 {before}
-run = root_dash.watch(model, optimizers, db=sys.argv[1])
+run = root_dash.watch(model, optimizers, db=sys.argv[1], max_overhead=1e9)
 train(model, optimizers, 7)
 print("ready", flush=True)
 {after}
@@ -76,7 +76,7 @@ def test_closing_takes_the_handler_away(tmp_path: Path) -> None:
     """Also where two recorders had it: the process is left as it was found."""
     trainer = start(
         tmp_path / "runs.db",
-        "other = root_dash.watch(model, optimizers, db=sys.argv[1] + '.other')",
+        "other = root_dash.watch(model, optimizers, db=sys.argv[1] + '.other', max_overhead=1e9)",
         "run.close(); assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL; other.close()\n"
         "assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL",
     )

@@ -37,7 +37,7 @@ class Data(Dataset):
 
 if __name__ == "__main__":
     model = Model(); optimizers = root(model)
-    run = root_dash.watch(model, optimizers, db=sys.argv[1])
+    run = root_dash.watch(model, optimizers, db=sys.argv[1], max_overhead=1e9)
     train(model, optimizers, 2, run.log)
     loader = DataLoader(Data(run), batch_size=1, num_workers=int(sys.argv[3]), multiprocessing_context=sys.argv[2])
     for batch in loader:
@@ -71,7 +71,7 @@ import gc, os, sys, threading, time, warnings, root_dash
 from tests.monitor.training import Model, root, train
 warnings.simplefilter("ignore")
 model = Model(); optimizers = root(model)
-run = root_dash.watch(model, optimizers, db=sys.argv[1])
+run = root_dash.watch(model, optimizers, db=sys.argv[1], max_overhead=1e9)
 train(model, optimizers, 2, run.log)
 ended = threading.Event()
 def hog():
@@ -109,7 +109,7 @@ def test_a_copy_of_a_recorder_is_a_closed_one(tmp_path: Path) -> None:
     """By pickle or `copy`: every public name works and does nothing; the original goes on."""
     model = Model()
     optimizers = root(model)
-    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db") as run:
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", max_overhead=1e9) as run:
         train(model, optimizers, 2, run.log)
         for other in (pickle.loads(pickle.dumps(run)), copy.deepcopy(run), copy.copy(run)):  # noqa: S301 (our own)
             other.log(loss=torch.tensor(1.0))

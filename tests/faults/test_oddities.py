@@ -142,7 +142,7 @@ def test_what_is_not_finite_is_recorded_everywhere(
     """In gradients, momenta, weights, the loss and what is logged: no failure, nothing lost, every verb answers."""
     model = Model()
     optimizers = build(model)
-    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP) as run:
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", cadence=EVERY_STEP, max_overhead=1e9) as run:
         train(model, optimizers, 1, run.log)
         model.up.weight.register_hook(lambda grad: grad * poison)
         train(model, optimizers, 2, run.log)  # the gradient and the momentum, then the weights and all that follows
@@ -179,7 +179,9 @@ def test_odd_names_are_kept_or_made_harmless(tmp_path: Path) -> None:
         layers._modules[name.replace(".", "")] = layers._modules.pop(f"place{index}")
     optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
     config = {name: name for name in NAMES} | {"nan": math.nan, "object": object(), "deep": [[[{}]]]}
-    with root_dash.watch(layers, optimizer, db=tmp_path / "runs.db", name=NAMES[1], config=config) as run:
+    with root_dash.watch(
+        layers, optimizer, db=tmp_path / "runs.db", name=NAMES[1], config=config, max_overhead=1e9
+    ) as run:
         for _ in range(2):
             sum(parameter.square().sum() for parameter in layers.parameters()).backward()  # type: ignore[union-attr]
             optimizer.step()
@@ -200,7 +202,7 @@ def test_a_copy_that_fails_is_counted_and_hides_nothing(tmp_path: Path, capfd: p
     """As a device does that has failed before: the tensor cannot be brought here, the step's frame is lost and told."""
     model = Model()
     optimizers = root(model)
-    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db") as run:
+    with root_dash.watch(model, optimizers, db=tmp_path / "runs.db", max_overhead=1e9) as run:
         for index in range(6):
             loss = step(model, optimizers, index)
             run.log(loss=torch.empty((), device="meta") if index == 2 else loss)

@@ -54,7 +54,7 @@ def test_a_failing_sink_is_shown_once_and_given_up_after_three(capfd: pytest.Cap
     model = Model()
     optimizers = root(model)
     positions: dict[torch.Tensor, int] = {parameter: i for i, parameter in enumerate(model.parameters())}
-    recorder = Recorder(optimizers, positions, BrokenSink, cadence=Cadence(), outlier_quantile=0.9)
+    recorder = Recorder(optimizers, positions, BrokenSink, cadence=Cadence(), outlier_quantile=0.9, max_overhead=1e9)
     for index in range(20):
         recorder.log(loss=step(model, optimizers, index))
     recorder.close()
@@ -141,7 +141,7 @@ def test_a_store_that_is_busy_is_waited_for_off_the_training_thread() -> None:
     optimizers = root(model)
     sink = LockedSink()
     positions: dict[torch.Tensor, int] = {parameter: i for i, parameter in enumerate(model.parameters())}
-    recorder = Recorder(optimizers, positions, lambda: sink, cadence=Cadence(), outlier_quantile=0.9)
+    recorder = Recorder(optimizers, positions, lambda: sink, cadence=Cadence(), outlier_quantile=0.9, max_overhead=1e9)
     train(model, optimizers, 10, recorder.log)
     assert (recorder.pending, recorder.active) == (10, True)
     sink.locked = False
