@@ -22,9 +22,12 @@ START_SECONDS = 60
 _REFUSED = "ERROR:    ASGI callable returned without completing handshake.\n"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium; without a Chromium the tests are skipped, and fail under CI."""
+    """Chromium; without a Chromium the tests are skipped, and fail under CI.
+
+    One for each module: while Playwright runs, its event loop counts as running, and `asyncio.run` of other tests fails.
+    """
     path = find()
     if path is None:
         reason = "no Chromium: `python -m tests.browser.chromium` says why none could be had"
