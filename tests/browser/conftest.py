@@ -26,7 +26,7 @@ _REFUSED = "ERROR:    ASGI callable returned without completing handshake.\n"
 def browser() -> Iterator[Browser]:
     """Chromium; without a Chromium the tests are skipped, and fail under CI.
 
-    One for each module: while Playwright runs, its event loop counts as running, and `asyncio.run` of other tests fails.
+    One for each module: while Playwright runs, its event loop counts as running, and `asyncio.run` fails elsewhere.
     """
     path = find()
     if path is None:
