@@ -16,9 +16,6 @@ from root_dash.health import SEVERITIES, Health, Severity, Verdict, to_json
 from root_dash.records import Layer, Run
 from root_dash.store import Replay, Store
 
-PAGE = 1000
-"""Verdicts that are read at a time."""
-
 _STYLES: dict[Severity, str] = {"note": "dim", "warning": "yellow", "critical": "bold red"}
 
 
@@ -47,17 +44,9 @@ def diagnose(store: Store, run_id: int, *, replay: bool = False) -> Diagnosis:
         NotRecorded: there is no such run.
     """
     run, layers = store.run(run_id), tuple(store.layers(run_id))
-    verdicts = judged_anew(store, run_id) if replay or not store.is_judged(run_id) else stored(store, run_id)
+    verdicts = judged_anew(store, run_id) if replay or not store.is_judged(run_id) else store.verdicts(run_id)
     ordered = sorted(verdicts, key=lambda v: (-SEVERITIES.index(v.severity), v.since, v.id))
     return Diagnosis(run, layers, tuple(ordered))
-
-
-def stored(store: Store, run_id: int) -> list[Verdict]:
-    """Return all verdicts that are stored of a run."""
-    found: list[Verdict] = []
-    while page := store.verdicts(run_id, found[-1].id if found else 0, PAGE):
-        found += page
-    return found
 
 
 def judged_anew(store: Store, run_id: int) -> list[Verdict]:

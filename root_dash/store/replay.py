@@ -60,8 +60,8 @@ class Replay:
             for notice in notices:
                 frame = with_severities(frames.frame(connection, notice.id, slots), np.nan)
                 changes = self._fold.update(frame)
-                # A new dictionary: another thread may be reading the old one.
-                self._verdicts = self._verdicts | {one.id: self._placed(one, notice.id) for one in changes.all()}
+                if changes:  # a new dictionary: another thread may be reading the old one
+                    self._verdicts = self._verdicts | {one.id: self._placed(one, notice.id) for one in changes.all()}
                 self.cursor = notice.id
         return len(notices) == limit
 

@@ -140,8 +140,8 @@ class Store(Database):
 
     # Verdicts
 
-    def verdicts(self, run_id: int, after: int = 0, limit: int = 1000) -> list[Verdict]:
-        """Return at most `limit` stored verdicts of a run with an id beyond `after`, by id.
+    def verdicts(self, run_id: int, after: int = 0, limit: int | None = None) -> list[Verdict]:
+        """Return the stored verdicts of a run with an id beyond `after`, by id: all, or the first `limit`.
 
         The layer of a verdict is its place in `layers`. If `is_judged` is false, the run's frames were recorded without
         diagnosis, some or all: `root_dash.health.replay` judges them.

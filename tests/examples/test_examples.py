@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,32 +34,28 @@ def _example(name: str, *arguments: str, folder: Path) -> str:
 
 
 def _assert_recorded(path: Path, steps: int) -> None:
-    """Check that a run of so many steps is stored to its end, with a falling loss.
-
-    The examples are so small that the budget leaves frames out, more of them on a busy machine.
-    """
+    """Check that a run of so many steps is stored whole, with a falling loss."""
     with root_dash.open(path) as store:
         (run,) = store.runs()
         loss = store.scalar(run.id, "loss").values
         assert run.ended_at is not None
-        assert run.last_step == steps
-        assert 6 <= len(loss) <= steps
-        assert np.mean(loss[-3:]) < np.mean(loss[:3])
+        assert len(loss) == steps
+        assert np.mean(loss[-10:]) < np.mean(loss[:10])
 
 
 def test_the_smallest_example_records_what_the_reading_example_prints(tmp_path: Path) -> None:
-    """The one is stored to its last step; the other prints layers and spectra."""
+    """Each step of the one is stored; the other prints layers and spectra."""
     _example("minimal.py", "runs.db", folder=tmp_path)
     _assert_recorded(tmp_path / "runs.db", 100)
     printed = _example("reading_back.py", "runs.db", folder=tmp_path)
-    assert re.search(r"minimal: \d+ frames, newest step 100", printed)
+    assert "minimal: 100 frames, newest step 100" in printed
     assert "2.weight" in printed
     assert "singular values of the update of" in printed
 
 
 @pytest.mark.parametrize(("script", "steps"), [("gradient_accumulation.py", 40), ("muon_and_adamw.py", 60)])
-def test_an_example_is_recorded_to_its_last_step(script: str, steps: int, tmp_path: Path) -> None:
-    """The budget may leave steps out, and says so."""
+def test_an_example_records_each_of_its_steps(script: str, steps: int, tmp_path: Path) -> None:
+    """A run of the example is stored whole, with a falling loss."""
     _example(script, "runs.db", folder=tmp_path)
     _assert_recorded(tmp_path / "runs.db", steps)
 
@@ -83,5 +78,4 @@ def test_the_far_example_arrives_at_its_server(tmp_path: Path) -> None:
         _run("-m", "root_dash.cli", "sync", "--server", server, "--token", WRITE, folder=tmp_path)
     with root_dash.open(tmp_path / "server.db") as store:
         (run,) = store.runs()
-        assert run.last_step == 30
-        assert not run.lost
+        assert run.frames == 30

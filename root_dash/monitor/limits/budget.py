@@ -186,7 +186,7 @@ def _rate(state: Budget, cadence: Cadence, charge: Charge) -> float:
     every = cadence.of(charge)
     rate = 1.0 / every if every else 0.0
     if charge == "statistics" and every > asked.statistics:
-        # They come along with the kinds that are not thinned: see `jitter.due`.
+        # They come along with the kinds that are not thinned: see `jitter.recorded`.
         whole = [asked.of(kind) for kind in THINNED if asked.of(kind) and cadence.of(kind) == asked.of(kind)]
         rate += (1.0 - rate) * max((1.0 / one for one in whole if one % asked.statistics == 0), default=0.0)
     return rate

@@ -66,16 +66,6 @@ def recorded(asked: Cadence, kept: Cadence, seed: int, steps: range) -> dict[int
     return {step: frozenset(kinds) for step, kinds in found.items()}
 
 
-def due(asked: Cadence, kept: Cadence, seed: int, step: int) -> frozenset[Kind]:
-    """Return the kinds that are due at a step of a run that keeps to one cadence and was asked for another."""
-    return recorded(asked, kept, seed, range(step, step + 1)).get(step, frozenset()) - {"scalars"}
-
-
-def scalars_due(asked: Cadence, kept: Cadence, seed: int, step: int) -> bool:
-    """Return whether what is logged at a step is recorded."""
-    return "scalars" in recorded(asked, kept, seed, range(step, step + 1)).get(step, frozenset())
-
-
 def _unit(asked: Cadence, kind: Kind) -> int:
     own, common = asked.of(kind), asked.statistics
     return common if common and own % common == 0 else own

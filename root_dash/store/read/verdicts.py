@@ -16,8 +16,8 @@ from root_dash.store.tables import schema
 from root_dash.store.tables.growth import readable
 
 
-def verdicts(connection: Connection, run_id: int, after: int, limit: int) -> list[Verdict]:
-    """Return at most `limit` verdicts of a run with an id beyond `after`, by id."""
+def verdicts(connection: Connection, run_id: int, after: int, limit: int | None) -> list[Verdict]:
+    """Return the verdicts of a run with an id beyond `after`, by id; at most `limit` of them unless it is None."""
     table = readable(connection, schema.verdicts)
     query = select(table).where(table.c.run_id == run_id, table.c.number > after)
     places = _places(connection, run_id)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from root_dash.monitor.limits.cadence import Cadence
-from root_dash.monitor.limits.jitter import STRETCH, due, phase, scalars_due
+from root_dash.monitor.limits.jitter import STRETCH, phase, recorded
 
 ASKED = Cadence()
 THINNED = replace(ASKED, statistics=16, histograms=160, quantiles=160, spectra=1600, masks=400, scalars=16)
@@ -16,12 +16,13 @@ STEPS = range(1, 64 * STRETCH + 1)
 
 def steps(kept: Cadence, kind: str, seed: int = 7, asked: Cadence = ASKED) -> list[int]:
     """The steps at which a kind is due."""
-    return [step for step in STEPS if kind in due(asked, kept, seed, step)]
+    return [step for step, kinds in sorted(recorded(asked, kept, seed, STEPS).items()) if kind in kinds]
 
 
 def test_a_cadence_that_was_not_thinned_is_kept_to_the_step() -> None:
     """What the user set is not jittered, also beside kinds that were thinned."""
-    assert all(due(ASKED, ASKED, 7, step) == ASKED.due(step) for step in STEPS)
+    found = recorded(ASKED, ASKED, 7, STEPS)
+    assert all(found[step] - {"scalars"} == ASKED.due(step) for step in STEPS)
     partly = replace(ASKED, statistics=4, histograms=20, quantiles=20)
     assert steps(partly, "spectra") == steps(ASKED, "spectra")
     assert steps(partly, "masks") == steps(ASKED, "masks")
@@ -40,8 +41,15 @@ def test_what_was_asked_for_together_comes_together() -> None:
     with_statistics = set(steps(THINNED, "statistics"))
     for kind in ("histograms", "quantiles", "spectra", "masks"):
         assert set(steps(THINNED, kind)) <= with_statistics
-    logged = {step for step in STEPS if scalars_due(ASKED, THINNED, 7, step)}
-    assert logged == with_statistics
+    assert set(steps(THINNED, "scalars")) == with_statistics
+
+
+@pytest.mark.parametrize("ahead", [1, 7, 64])
+def test_steps_that_are_looked_up_in_parts_are_the_same(ahead: int) -> None:
+    """A recorder looks up some steps at a time, from any step on."""
+    few = STEPS[:600]
+    parts = [recorded(ASKED, THINNED, 7, few[start : start + ahead]) for start in range(0, len(few), ahead)]
+    assert {step: kinds for part in parts for step, kinds in part.items()} == recorded(ASKED, THINNED, 7, few)
 
 
 def test_thinning_further_keeps_some_of_the_steps_before() -> None:
