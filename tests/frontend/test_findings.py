@@ -10,7 +10,7 @@ import pytest
 
 from root_dash.frontend.findings import findings, headline, rule_words, said, when
 from root_dash.frontend.judgement import Judgement
-from root_dash.frontend.panels.overview.verdicts import PANEL, words
+from root_dash.frontend.panels.overview.verdicts import FOLDED, PANEL, SHOWN, words
 from root_dash.frontend.theme import LIGHT
 from root_dash.health import RULES, Verdict
 from root_dash.health.baseline import OPENING
@@ -147,6 +147,13 @@ def test_many_findings_are_folded() -> None:
     """The page stays a page: five findings, and the rest behind a line that counts them."""
     tree = card([verdict(at, at % 3, since=at) for at in range(1, 31)])
     assert [text_of(part) for part in components(tree) if type(part).__name__ == "Summary"] == ["25 more"]
+
+
+def test_a_fold_is_bounded_and_says_what_it_leaves_out() -> None:
+    """However long a run was sick, the page has a bounded number of rows."""
+    tree = card([verdict(at, at % 3, since=at) for at in range(1, 1501)])
+    assert sum(type(part).__name__ == "Article" for part in components(tree)) == SHOWN + FOLDED
+    assert f"and {1500 - SHOWN - FOLDED:,} more: root-dash diagnose --run 7 lists them" in text_of(tree)
 
 
 def test_a_sentence_does_not_repeat_what_stands_beside_it() -> None:

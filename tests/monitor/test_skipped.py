@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 import root_dash
 from root_dash.monitor.limits.cadence import Cadence
+from root_dash.monitor.skipped import SkippedSteps, SkipReporter
 from root_dash.optim.root import ROOT
 from root_dash.records import Event
 from tests.monitor.training import EVERY_STEP, Model
@@ -51,6 +52,26 @@ def test_parameters_that_root_skips_are_named_at_their_step(tmp_path: Path) -> N
     assert "down.weight" in event.text
     assert "square" not in event.text
     assert event.text.endswith("nonfinite='skip' found NaN or Inf in the gradient; 1 time so far")
+
+
+def test_skips_of_which_no_frame_told_are_told_with_the_next() -> None:
+    """The counts do not forget: the host reads them after two skipped steps, and after two more."""
+    model = Model()
+    optimizer = ROOT(ROOT.param_groups(model), nonfinite="skip")
+    skipped, reporter = SkippedSteps(optimizer, 0), SkipReporter()
+
+    def told() -> list[str]:
+        return reporter.texts({known: counts.numpy() for known, counts in skipped.counts()})
+
+    for last in ("2 times so far", "4 times so far"):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.arange(12).view(3, 4)).square().mean().backward()
+            assert model.up.weight.grad is not None
+            model.up.weight.grad[1, 1] = torch.nan
+            optimizer.step()
+        assert [text.rpartition("; ")[2] for text in told()] == [last]
+    assert told() == []
 
 
 def test_skips_between_the_steps_of_the_cadence_are_told_at_their_own_step(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ _UNJUDGED: Mapping[str, tuple[str, str]] = {
     "unjudged": ("This run is not judged yet", "root-dash diagnose --run {run} judges it"),
 }
 """The headline of a run whose frames are not all judged, and what is done about it, by how far it is judged."""
-SHOWN, BELOW = 5, 20
-"""Findings that are not folded, and verdicts that are listed below a finding."""
+SHOWN, FOLDED, BELOW = 5, 100, 20
+"""Findings that are not folded, findings in a fold, and verdicts that are listed below a finding, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,10 @@ def words(run: Run, layers: int, found: Findings, progress: str = "stored") -> t
 def _folded(text: str, found: Sequence[Finding], context: _Context, *, opened: bool = False) -> list[Any]:
     if not found:
         return []
-    rows = [_row(finding, context) for finding in found]
+    rows = [_row(finding, context) for finding in found[:FOLDED]]
+    if len(found) > FOLDED:
+        left = f"and {count(len(found) - FOLDED)} more: root-dash diagnose --run {context.run.id} lists them"
+        rows.append(html.P(left, className="second"))
     return [html.Details([html.Summary(text), *rows], open=opened, className="more")]
 
 

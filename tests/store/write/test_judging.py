@@ -303,6 +303,23 @@ def test_a_database_of_before_has_no_verdicts(tmp_path: Path) -> None:
                 store.verdicts(99)
 
 
+def test_no_verdict_of_a_run_is_left_out(tmp_path: Path) -> None:
+    """Thousands are read as one list: a fault after the first thousand is still shown."""
+    path = tmp_path / "x.db"
+    found = append(path, FRAMES)
+    connection = sqlite3.connect(path)
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(verdicts)") if row[1] != "number"]
+    connection.execute(
+        f"WITH RECURSIVE numbers(number) AS (SELECT 1000 UNION ALL SELECT number + 1 FROM numbers WHERE number < 3000) "
+        f"INSERT INTO verdicts(number, {', '.join(columns)}) SELECT numbers.number, {', '.join(columns)} "
+        f"FROM verdicts JOIN numbers WHERE verdicts.number = 1"
+    )
+    connection.commit()
+    connection.close()
+    with Store.open(path) as store:
+        assert len(store.verdicts(1)) == len(found) + 2001
+
+
 def test_verdicts_go_with_their_frames(place: Path | str) -> None:
     """A verdict that ended goes with the frame that ended it; what lasts stays; without frames nothing is left."""
     before = append(place, FRAMES)
