@@ -11,7 +11,7 @@ from dash import Dash
 
 from root_dash.exceptions import NotRecorded
 from root_dash.frontend import callbacks, layout, routing
-from root_dash.frontend.judgement import Replay
+from root_dash.frontend.judgement import JudgeAnew
 from root_dash.frontend.panels import PANELS, Panels
 from root_dash.frontend.static_files import StaticFiles
 
@@ -41,7 +41,7 @@ _INDEX = """<!DOCTYPE html>
 </html>"""
 
 
-def mount(api: FastAPI, store: Store, panels: Panels = PANELS, replay: Replay | None = None) -> None:
+def mount(api: FastAPI, store: Store, panels: Panels = PANELS, replay: JudgeAnew | None = None) -> None:
     """Serve the dashboard on every path that `api` does not answer; `replay` judges runs without stored verdicts.
 
     Register the API's routes first, and a 404 for unknown paths below the API's prefix: Dash answers every other path.
@@ -53,7 +53,7 @@ def mount(api: FastAPI, store: Store, panels: Panels = PANELS, replay: Replay | 
 
 
 def dashboard(
-    api: FastAPI, store: Store, files: StaticFiles, panels: Panels = PANELS, replay: Replay | None = None
+    api: FastAPI, store: Store, files: StaticFiles, panels: Panels = PANELS, replay: JudgeAnew | None = None
 ) -> Any:
     """Make the Dash app on an API, with its layout and its callbacks."""
     dash: Any = Dash(

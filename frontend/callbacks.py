@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State
 
 from root_dash.frontend import bookkeeping, ids, routing
-from root_dash.frontend.judgement import Judgement, Replay, judgement
+from root_dash.frontend.judgement import JudgeAnew, Judgement, judgement
 from root_dash.frontend.once import Once
 from root_dash.frontend.pages import layer, overview
 from root_dash.frontend.panels import PANELS, Panels
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 View = routing.View
 
 
-def register(app: Dash, store: Store, panels: Panels = PANELS, replay: Replay | None = None) -> None:
+def register(app: Dash, store: Store, panels: Panels = PANELS, replay: JudgeAnew | None = None) -> None:
     """Bind every callback of the shell, the pages and the panels to the app."""
 
     runs = Runs(store, replay)
@@ -81,7 +81,7 @@ def _inputs(panel: Panel) -> dict[str, Any]:
 
 def _answer(
     store: Store,
-    replay: Replay | None,
+    replay: JudgeAnew | None,
     once: Once,
     panel: Panel,
     *,

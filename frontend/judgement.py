@@ -11,7 +11,7 @@ from root_dash.records.verdict import Verdict
 if TYPE_CHECKING:
     from root_dash.store import Store
 
-Replay = Callable[[int], tuple[Literal["replayed", "pending", "failed"], Sequence[Verdict]]]
+JudgeAnew = Callable[[int], tuple[Literal["replayed", "pending", "failed"], Sequence[Verdict]]]
 """Judges a run by its number, bit by bit: returns how far the run is judged, and the verdicts so far."""
 
 
@@ -33,7 +33,7 @@ class Judgement:
         return self.progress, len(self.verdicts), max((one.cursor for one in self.verdicts), default=0)
 
 
-def judgement(store: Store, run_id: int, replay: Replay | None = None) -> Judgement:
+def judgement(store: Store, run_id: int, replay: JudgeAnew | None = None) -> Judgement:
     """Return the judgement of a run; `replay` judges runs whose verdicts are not stored.
 
     Raises:

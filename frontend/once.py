@@ -1,4 +1,4 @@
-"""A bounded cache in which every answer is made once, also if many ask for it at the same time."""
+"""A bounded cache of answers: each answer is made once, also if many threads ask at the same time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ BYTES = 64 * 2**20
 
 
 class Once:
-    """Answers by key, the last ones used up to `limit` bytes. Threads that ask for one key wait for one of them."""
+    """Answers by key. The answers used last are kept, up to `limit` bytes.
+
+    If several threads ask for the same key, one makes the answer, and the others wait.
+    """
 
     def __init__(self, limit: int = BYTES) -> None:
         self._limit = limit
@@ -26,7 +29,10 @@ class Once:
         self._size = 0
 
     def __call__(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the kept answer of a key, or make it; an error of `make` goes to all that wait, and is not kept."""
+        """Return the kept answer of a key, or make the answer.
+
+        An error of `make` goes to all waiting threads, and is not kept.
+        """
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)

@@ -13,7 +13,7 @@ SEVERITY, SEVERITY_RULE = "severity", "severity_rule"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about the layers, with the names of the statistics that answer it; the first answers it best."""
+    """A question about the layers, and the names of the statistics with an answer, the best first."""
 
     name: str
     asks: str
@@ -46,11 +46,11 @@ _HIDDEN = (SEVERITY_RULE,)
 
 
 def questions() -> tuple[Question, ...]:
-    """Return the questions with the statistics that there are; the last has the statistics that no question names."""
+    """Return the questions with the known statistics; the last question has the statistics of no other question."""
     there = {statistic.name for statistic in STATISTICS} - set(_HIDDEN)
     named = {name for question in _QUESTIONS for name in question.statistics}
     found = [Question(q.name, q.asks, tuple(name for name in q.statistics if name in there)) for q in _QUESTIONS]
-    # A step that a statistic was read at is no quantity to map.
+    # A step number is no quantity to map.
     rest = tuple(s.name for s in STATISTICS if s.name in there - named and not s.name.endswith("_step"))
     return (*(q for q in found if q.statistics), *((Question("other", "Other statistics", rest),) if rest else ()))
 

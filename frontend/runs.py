@@ -12,7 +12,7 @@ from dash import Output, no_update
 
 from root_dash.frontend import ids
 from root_dash.frontend.findings import findings
-from root_dash.frontend.judgement import Replay, judgement
+from root_dash.frontend.judgement import JudgeAnew, judgement
 from root_dash.frontend.numbers import count, plural, value
 from root_dash.frontend.once import Once
 from root_dash.records import Run
@@ -53,7 +53,7 @@ def found(verdicts: Sequence[Verdict]) -> tuple[str, str]:
 class Runs:
     """The options of the run picker. What a run logged last is read again only when the run has changed."""
 
-    def __init__(self, store: Store, replay: Replay | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store, replay: JudgeAnew | None = None, clock: Callable[[], float] = time.time) -> None:
         self._store, self._replay, self._clock, self._once = store, replay, clock, Once()
 
     def options(self, runs: Sequence[Run]) -> list[dict[str, str | float]]:

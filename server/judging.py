@@ -1,4 +1,4 @@
-"""Verdicts of runs that were recorded without diagnosis: one thread judges a run when its verdicts are asked for."""
+"""Verdicts of runs without stored verdicts: one thread judges a run when a client asks for its verdicts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from root_dash.records.verdict import Verdict
 from root_dash.store import Judge, Replay, Store
 
 Progress = Literal["replayed", "pending", "failed"]
-"""How far a run is judged: to its newest frame, not yet, or not at all since the diagnosis failed."""
+"""How far a run is judged: to its newest frame, in part, or no further because the diagnosis failed."""
 
 _log = logging.getLogger(__name__)
 
 
 class Replays:
-    """Runs that are judged in memory. Nothing is written: the database may belong to somebody else.
+    """Judges runs in memory. Nothing is written: the database may belong to another process.
 
-    A few runs are kept. The run that was asked for longest ago is forgotten, and judged again when it is asked for.
+    At most `kept` runs stay in memory. The run with the oldest request is forgotten, and judged anew when asked for.
     """
 
     def __init__(self, store: Store, stopping: threading.Event, judge: Judge = Health, kept: int = 8) -> None:
@@ -38,7 +38,7 @@ class Replays:
         self._working = False
 
     def verdicts(self, run_id: int) -> tuple[Progress, list[Verdict]]:
-        """Return the verdicts of a run so far, and have the thread judge what is left.
+        """Return the verdicts of a run so far, and let the thread judge the remaining frames.
 
         Raises:
             NotRecorded: the store has no such run.
@@ -67,7 +67,7 @@ class Replays:
             try:
                 while not self._stopping.is_set() and of_run.advance():
                     pass
-            except RootDashError as error:  # it is asked for again
+            except RootDashError as error:  # the next request begins again
                 _log.warning("run %d could not be judged: %s", run_id, error)
             except Exception:
                 _log.exception("the diagnosis of run %d failed", run_id)
@@ -77,7 +77,7 @@ class Replays:
                 self._wanted.remove(run_id)
 
     def _next(self) -> tuple[int, Replay] | None:
-        """Return the run that has waited longest. It waits on while it is judged: nobody has it judged twice."""
+        """Return the run with the oldest request. The run stays listed while it is judged: no run is judged twice."""
         with self._lock:
             self._wanted = [run_id for run_id in self._wanted if run_id in self._runs]
             self._working = bool(self._wanted) and not self._stopping.is_set()
@@ -85,7 +85,7 @@ class Replays:
 
 
 def as_json(verdicts: Iterable[Verdict], layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Return verdicts as the API tells them: layers by their numbers."""
+    """Return verdicts as plain values for the API, with the ids of their layers."""
     return [
         {
             "id": one.id,

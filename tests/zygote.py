@@ -173,7 +173,7 @@ def _requests(asking: socket.socket) -> Iterator[dict[str, Any]]:
 
     Two forks: one is the process, and the other waits for its end and reports it, while the zygote goes on.
     """
-    sys.modules["triton"] = None  # type: ignore[assignment] # cannot be imported: it tells of what is frozen as of leaks
+    sys.modules["triton"] = None  # type: ignore[assignment] # its import would warn of the frozen objects
     exec(IMPORTS, {})  # noqa: S102 (the text above)
     gc.collect()
     gc.freeze()  # a fork does not take apart at its end what it did not make: two thirds of a second less

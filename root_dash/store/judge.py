@@ -1,4 +1,4 @@
-"""What the store asks of a diagnosis. The store knows no rules: whoever composes a store gives it a judge."""
+"""What the store asks of a diagnosis. The store knows no rules: the code that composes a store passes a judge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from root_dash.records.verdict import Changes
 
 
 class Fold(Protocol):
-    """Turns the frames of one run, one after the other, into verdicts. It depends on nothing but these frames."""
+    """Turns the frames of one run, one after the other, into verdicts. Nothing else than the frames matters."""
 
     @property
     def scores(self) -> NDArray[np.floating[Any]]:
@@ -24,13 +24,13 @@ class Fold(Protocol):
         """Number of the rule that each layer's score belongs to, (L,)."""
 
     def update(self, frame: Frame) -> Changes:
-        """Take the run's next frame and return the verdicts that it begins, changes and ends."""
+        """Take the run's next frame and return the verdicts that begin, change or end with the frame."""
 
     def extend(self, layers: Sequence[Layer]) -> None:
-        """Add layers; their positions follow those of the layers that the fold has."""
+        """Add layers, whose positions follow the positions of the layers before."""
 
     def state(self) -> bytes:
-        """Return all that the future depends on."""
+        """Return the whole state of the fold as bytes."""
 
 
 class Judge(Protocol):
@@ -40,7 +40,7 @@ class Judge(Protocol):
         """Return the fold of a run without frames. The positions of the layers are 0, 1, 2, ..."""
 
     def from_state(self, layers: Sequence[Layer], state: bytes) -> Fold:
-        """Return the fold that a state was taken of, for the same layers.
+        """Return a fold with a state, for the same layers.
 
         Raises:
             ValueError: the state is of another version, or damaged.

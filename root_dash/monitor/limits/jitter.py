@@ -1,8 +1,8 @@
-"""Which steps remain of a thinned cadence: pseudo-random ones, so that nothing periodic hides between them.
+"""Which steps remain of a thinned cadence: pseudo-random steps, so that nothing periodic hides between them.
 
-The steps follow from the run's seed and the step alone, so all processes of a run choose the same. All thinned kinds
-are shifted alike, so that what was asked for in one step still comes in one step. A cadence that was not thinned
-keeps to the multiples of its interval.
+The steps follow from the run's seed alone, so all processes of a run choose the same steps. All thinned kinds are
+shifted alike: kinds that were asked for in one step still come in one step. If a cadence was not thinned, its steps are
+the multiples of its interval.
 """
 
 from __future__ import annotations

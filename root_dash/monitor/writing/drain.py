@@ -1,4 +1,4 @@
-"""What must be stored before a process ends: the frames that wait, and the sentinels that no frame has yet."""
+"""The end of a process: waiting frames are stored, and sentinels that belong to no frame yet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from root_dash.monitor.writing.writer import Writer
 class Drain:
     """Hands over the last sentinels, and closes the writer.
 
-    It holds neither the recorder nor the model, and another thread than the training's may close it: when a signal ends
-    the process, the training's may hang.
+    A drain holds neither the recorder nor the model. Any thread may close a drain: when a signal ends the process, the
+    training thread may hang.
     """
 
     def __init__(self, writer: Writer, sentinels: Sentinels) -> None:
@@ -28,17 +28,17 @@ class Drain:
         return self._writer.pending
 
     def flush(self) -> None:
-        """Hand over the sentinels that wait as a frame of the last step that they speak of."""
+        """Hand over the waiting sentinels as a frame of their last step."""
         if rows := self._sentinels.take():
             self._writer.put(PendingFrame(rows[-1].step, time.time(), (), send({}), {}, 0.0, sentinels=rows))
 
     def close(self, timeout: float) -> bool:
-        """Store what waits, for at most `timeout` seconds; return whether all was stored."""
+        """Store all waiting frames, for at most `timeout` seconds; return whether all were stored."""
         self.flush()
         return self._writer.close(timeout)
 
     def release(self) -> None:
-        """Let what waits be stored, without waiting for it."""
+        """Let the writer store the waiting frames, and return at once."""
         forget(self)
         self.flush()
         self._writer.release()
